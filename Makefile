@@ -1,0 +1,40 @@
+# What a stranger needs: demo, test, lint, bench, fuzz. CI calls the same.
+
+CARGO ?= cargo
+VENV := target/venv
+OPENAI_VERSION := 3.52.0
+
+.PHONY: demo test lint bench fuzz soak openai-client
+
+demo:
+	$(CARGO) build --release --quiet
+	./target/release/tollgate demo $(DEMO_ARGS)
+
+# One binary of integration tests; the OpenAI client's own tests need Python with the package.
+test: openai-client
+	TOLLGATE_TEST_PYTHON=$(abspath $(VENV))/bin/python $(CARGO) test --all-targets -- --quiet
+	$(CARGO) test --doc -- --quiet
+
+openai-client: $(VENV)/.openai-$(OPENAI_VERSION)
+
+$(VENV)/.openai-$(OPENAI_VERSION):
+	./tests/install-openai-client.sh $(VENV) $(OPENAI_VERSION)
+	touch $@
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --quiet -- -D warnings
+	@command -v cargo-deny >/dev/null || $(CARGO) install cargo-deny --locked --quiet
+	./.ci/deny
+
+bench:
+	$(CARGO) bench --bench gateway -- $(BENCH_ARGS)
+	$(CARGO) bench --bench micro
+
+# Bounded: property tests with many more cases than `make test` runs.
+fuzz:
+	PROPTEST_CASES=20000 $(CARGO) test --release --lib -- --quiet
+
+# Thirty minutes of mixed load with clients that leave: see tests/it/soak.rs.
+soak:
+	TOLLGATE_SOAK_SECONDS=$(or $(SECONDS),1800) $(CARGO) test --release --test it soak -- --nocapture

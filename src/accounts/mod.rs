@@ -1,0 +1,330 @@
+//! Who may call: users, their sessions and keys, staff, and the address rules that staff makes.
+//!
+//! Owns every rule about identities and the one order in which a change of standing or credentials happens: on disk, then
+//! in force in memory, then answered. Never speaks HTTP, never touches a meter but through its user's actor.
+
+pub mod addresses;
+pub mod blocks;
+pub mod keys;
+pub mod operator;
+pub mod passwords;
+pub mod secrets;
+pub mod sessions;
+pub mod staff;
+#[cfg(test)]
+pub(crate) mod tests;
+pub mod users;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
+
+use crate::actors::user::registry::Registry;
+use crate::actors::writer::Journal;
+use crate::clock::Clock;
+use crate::config::{self, Access, Config, Plan};
+use crate::domain::ids::{SecretMac, UserId};
+use crate::domain::user::User;
+use crate::error::Reject;
+use crate::store::committer::Committer;
+use crate::store::{Batch, MAX_VALUE_BYTES, Store, StoreError, tables};
+use crate::telemetry::metrics::Metrics;
+
+use addresses::AddressBook;
+use blocks::{AddressBlocks, Failures};
+use operator::Operator;
+use passwords::PasswordPool;
+use secrets::Pepper;
+
+/// The parts of the config that accounts go by; a reload swaps them.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub accounts: config::Accounts,
+    pub plans: Vec<Plan>,
+    pub access: Access,
+}
+
+impl From<&Config> for Settings {
+    fn from(config: &Config) -> Self {
+        Self { accounts: config.accounts.clone(), plans: config.plans.clone(), access: config.access.clone() }
+    }
+}
+
+impl Settings {
+    fn plan(&self, name: &str) -> Option<&Plan> {
+        self.plans.iter().find(|plan| &*plan.name == name)
+    }
+
+    fn lockout(&self) -> Duration {
+        Duration::try_from_secs_f64(self.accounts.lockout_hours * 3600.0).unwrap_or_default()
+    }
+}
+
+/// What the service is made of.
+pub struct AccountsParts {
+    pub committer: Committer,
+    pub users: Arc<Registry>,
+    pub journal: Journal,
+    pub metrics: Arc<Metrics>,
+    pub clock: Clock,
+    pub settings: Settings,
+    pub pepper: Pepper,
+}
+
+/// The service. Shared by the public API, the side port and, for its lookups, the request path.
+pub struct Accounts {
+    committer: Committer,
+    users: Arc<Registry>,
+    journal: Journal,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+    settings: ArcSwap<Settings>,
+    pepper: Pepper,
+    passwords: PasswordPool,
+    /// Wrong passwords per account, or rather per name that was tried: names that do not exist lock just the same.
+    lockouts: Failures<SecretMac>,
+    /// Password checks of one name come one after the other, so that parallel guesses cannot outrun the count.
+    login_turns: Vec<tokio::sync::Mutex<()>>,
+    blocks: Arc<AddressBlocks>,
+    addresses: Arc<AddressBook>,
+    in_force: Arc<InForce>,
+    operator: ArcSwapOption<Operator>,
+}
+
+/// Names whose failures are remembered at once.
+const MAX_TRACKED_NAMES: usize = 65_536;
+const LOGIN_TURNS: usize = 256;
+/// How often a change is tried again when another one came first.
+const MAX_TRIES: usize = 64;
+
+impl Accounts {
+    /// # Errors
+    /// [`StoreError`] when the address rules cannot be read.
+    pub fn new(parts: AccountsParts) -> Result<Self, StoreError> {
+        let AccountsParts { committer, users, journal, metrics, clock, settings, pepper } = parts;
+        let accounts = &settings.accounts;
+        Ok(Self {
+            passwords: PasswordPool::new(accounts.hash_concurrency, accounts.hash_queue),
+            lockouts: Failures::new(accounts.max_failed_logins, settings.lockout(), MAX_TRACKED_NAMES),
+            login_turns: (0..LOGIN_TURNS).map(|_| tokio::sync::Mutex::default()).collect(),
+            blocks: Arc::new(AddressBlocks::new(&settings.access)),
+            addresses: Arc::new(AddressBook::open(committer.clone(), metrics.clone(), &settings.access)?),
+            in_force: Arc::new(InForce::new(committer.clone(), users.clone())),
+            operator: ArcSwapOption::empty(),
+            settings: ArcSwap::from_pointee(settings),
+            committer,
+            users,
+            journal,
+            metrics,
+            clock,
+            pepper,
+        })
+    }
+
+    /// Takes the settings of a reloaded config. The size of the password pool stays as it was at the start.
+    pub fn reconfigure(&self, settings: Settings) {
+        self.lockouts.reconfigure(settings.accounts.max_failed_logins, settings.lockout(), MAX_TRACKED_NAMES);
+        self.blocks.reconfigure(&settings.access);
+        self.addresses.reconfigure(&settings.access);
+        self.settings.store(Arc::new(settings));
+    }
+
+    /// Removes what has run out: failures, blocks, address rules. To be called every few seconds.
+    pub async fn sweep(&self) {
+        let now = self.clock.monotonic();
+        self.blocks.sweep(now);
+        self.lockouts.sweep(now);
+        if let Err(error) = self.addresses.expire(self.clock.now()).await {
+            tracing::warn!(%error, "expired address rules could not be removed; they do not count any more");
+        }
+    }
+
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.load_full()
+    }
+
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    pub fn pepper(&self) -> &Pepper {
+        &self.pepper
+    }
+
+    /// Addresses that sent wrong credentials.
+    pub fn blocks(&self) -> &Arc<AddressBlocks> {
+        &self.blocks
+    }
+
+    /// The address rules in force.
+    pub fn addresses(&self) -> &Arc<AddressBook> {
+        &self.addresses
+    }
+
+    fn store(&self) -> &dyn Store {
+        self.committer.store()
+    }
+
+    /// A row with its bytes, so that a change can require that nobody else has changed it.
+    fn load<T: DeserializeOwned>(&self, key: Vec<u8>) -> Result<Option<Loaded<T>>, Reject> {
+        let read = || {
+            let Some(raw) = self.store().get(&key)? else { return Ok(None) };
+            tables::decode(&raw).map(|value| Some((raw, value)))
+        };
+        let found = read().map_err(|error| self.failed(&error))?;
+        Ok(found.map(|(raw, value)| Loaded { key, raw, value }))
+    }
+
+    /// What a client is told of a store that failed; the cause goes to the log.
+    fn failed(&self, error: &StoreError) -> Reject {
+        tracing::error!(%error, "accounts: the store failed");
+        self.metrics.store_error();
+        Reject::StoreUnavailable
+    }
+
+    /// Commits a change of a user's row or credentials and puts it in force. Goes on to the end even when the caller is
+    /// dropped in between: a client that leaves must not leave memory behind the disk.
+    async fn commit_for_user(&self, user: UserId, batch: Batch, forget: Forget) -> Result<(), StoreError> {
+        let (committer, in_force) = (self.committer.clone(), self.in_force.clone());
+        let task = tokio::spawn(async move {
+            committer.commit(batch).await?;
+            in_force.apply(user, forget)
+        });
+        task.await.unwrap_or_else(|_| Err(StoreError::Failed("a commit was given up".into())))
+    }
+
+    /// Changes a user's row, trying again when somebody else changed it in between. `edit` may add to the batch what
+    /// belongs together with the row.
+    async fn change_user(
+        &self,
+        id: UserId,
+        forget: Forget,
+        mut edit: impl FnMut(&mut User, &mut Batch) -> Result<(), Reject> + Send,
+    ) -> Result<User, Reject> {
+        for _ in 0..MAX_TRIES {
+            let row = self.load::<User>(tables::user(id))?.ok_or(Reject::NotFound)?;
+            let (mut user, mut batch) = (row.value.clone(), row.unchanged());
+            edit(&mut user, &mut batch)?;
+            batch.put(row.key, encode_bounded(&user)?);
+            match self.commit_for_user(id, batch, forget).await {
+                Ok(()) => return Ok(user),
+                Err(error) => self.judge_conflict(&error)?,
+            }
+        }
+        Err(too_busy())
+    }
+
+    /// Returns when a lost race may be run again.
+    fn judge_conflict(&self, error: &StoreError) -> Result<(), Reject> {
+        match error {
+            StoreError::Conflict { key } if key.starts_with(b"un/") => {
+                Err(Reject::Conflict("This username is already taken".into()))
+            }
+            StoreError::Conflict { key } if key.starts_with(b"ue/") => {
+                Err(Reject::Conflict("This email is already registered".into()))
+            }
+            StoreError::Conflict { key } if key.starts_with(b"sn/") => {
+                Err(Reject::Conflict("This username is already taken".into()))
+            }
+            StoreError::Conflict { .. } => Ok(()),
+            other => Err(self.failed(other)),
+        }
+    }
+
+    /// The next number of a sequence; `batch` takes it only if nobody else does.
+    fn next_number(&self, counter: &str, batch: &mut Batch) -> Result<u64, Reject> {
+        next_number(self.store(), counter, batch).map_err(|error| self.failed(&error))
+    }
+}
+
+/// Whether a change concerns credentials that workers may have in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Forget {
+    Nothing,
+    Credentials,
+}
+
+/// A row as it was read.
+struct Loaded<T> {
+    key: Vec<u8>,
+    raw: Vec<u8>,
+    value: T,
+}
+
+impl<T> Loaded<T> {
+    /// A batch that is applied only while the row is still this one.
+    fn unchanged(&self) -> Batch {
+        let mut batch = Batch::default();
+        batch.require_equal(self.key.clone(), self.raw.clone());
+        batch
+    }
+}
+
+fn next_number(store: &dyn Store, counter: &str, batch: &mut Batch) -> Result<u64, StoreError> {
+    let key = tables::counter(counter);
+    let last = store.get(&key)?;
+    let next = match &last {
+        Some(raw) => tables::decode::<u64>(raw)? + 1,
+        None => 1,
+    };
+    match last {
+        Some(raw) => batch.require_equal(key.clone(), raw),
+        None => batch.require_absent(key.clone()),
+    };
+    batch.put(key, tables::encode(&next)?);
+    Ok(next)
+}
+
+/// A row's bytes, if they are few enough for every backend.
+fn encode_bounded<T: serde::Serialize>(row: &T) -> Result<Vec<u8>, Reject> {
+    let bytes = tables::encode(row).map_err(|_| Reject::Internal)?;
+    if bytes.len() > MAX_VALUE_BYTES {
+        return Err(Reject::Invalid(vec!["about_me, hobbies: too long together".into()]));
+    }
+    Ok(bytes)
+}
+
+fn too_busy() -> Reject {
+    Reject::Overloaded("Too many changes at once; try again")
+}
+
+fn no_randomness(error: &std::io::Error) -> Reject {
+    tracing::error!(%error, "nothing secret can be made");
+    Reject::Internal
+}
+
+/// Puts a user's row in force for the workers.
+///
+/// Changes of one user are on disk in some order; here each reads the row anew under a lock, so that whichever comes last
+/// puts the newest one in force, not its own.
+struct InForce {
+    committer: Committer,
+    users: Arc<Registry>,
+    turns: Vec<Mutex<()>>,
+}
+
+impl InForce {
+    const TURNS: usize = 64;
+
+    fn new(committer: Committer, users: Arc<Registry>) -> Self {
+        Self { committer, users, turns: (0..Self::TURNS).map(|_| Mutex::default()).collect() }
+    }
+
+    fn apply(&self, id: UserId, forget: Forget) -> Result<(), StoreError> {
+        let _turn = self.turns[id.0 as usize % Self::TURNS].lock();
+        if forget == Forget::Credentials {
+            self.users.forget_credentials(id);
+        }
+        if let Some(user) = tables::read::<User>(self.committer.store(), &tables::user(id))? {
+            self.users.set_standing(&user);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,258 @@
+//! Secrets: the pepper under which they are stored, and the minting of new ones.
+//!
+//! Owns the only ways from a credential's text to what the store may hold ([`Pepper::mac`]) and from the system's random
+//! generator to a credential. Never writes a secret anywhere but the pepper's own file, and never prints one.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+use crate::clock;
+use crate::domain::ids::{CredentialId, SecretMac};
+use crate::domain::key::{KEY_PREFIX, KEY_RANDOM_LEN};
+
+/// The least a pepper must have, in bytes.
+pub const MIN_PEPPER_BYTES: usize = 32;
+/// Longest text that is looked at as a credential.
+pub const MAX_CREDENTIAL_BYTES: usize = 512;
+
+const SESSION_PREFIX: &str = "ts-";
+const REFRESH_PREFIX: &str = "tr-";
+/// 43 × 5.95 bits: as much as SHA-256 keeps.
+const TOKEN_RANDOM_LEN: usize = 43;
+
+/// The server-side key under which credentials become MACs. Without it a stolen store opens nothing.
+#[derive(Clone)]
+pub struct Pepper {
+    /// Inner and outer state after the key's block, so that a MAC of a credential costs two compressions.
+    keyed: Hmac<Sha256>,
+}
+
+impl fmt::Debug for Pepper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pepper(…)")
+    }
+}
+
+impl Pepper {
+    /// # Errors
+    /// It is shorter than [`MIN_PEPPER_BYTES`].
+    pub fn new(key: &[u8]) -> Result<Self, String> {
+        if key.len() < MIN_PEPPER_BYTES {
+            return Err(format!("accounts.pepper: {} bytes are too few; at least {MIN_PEPPER_BYTES}", key.len()));
+        }
+        let keyed = Hmac::new_from_slice(key).map_err(|_| "accounts.pepper: cannot be used as a key".to_owned())?;
+        Ok(Self { keyed })
+    }
+
+    /// Reads the pepper of a data directory, or makes it there on the first start.
+    ///
+    /// # Errors
+    /// The file cannot be read or made, or holds too little: a store whose pepper is lost must not be started with a new
+    /// one as if nothing had happened.
+    pub fn load_or_create(data_dir: &Path) -> io::Result<Self> {
+        let dir = data_dir.join("secrets");
+        let file = dir.join("pepper");
+        match fs::read(&file) {
+            Ok(text) => {
+                Self::new(text.trim_ascii()).map_err(|why| io::Error::other(format!("{}: {why}", file.display())))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let text = clock::random_alphanumerics(TOKEN_RANDOM_LEN)?;
+                create_private_dir(&dir)?;
+                write_private(&file, text.as_bytes())?;
+                Self::new(text.as_bytes()).map_err(io::Error::other)
+            }
+            Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", file.display()))),
+        }
+    }
+
+    /// The MAC under which a credential is stored and looked up.
+    pub fn mac(&self, secret: &[u8]) -> SecretMac {
+        let mut mac = self.keyed.clone();
+        mac.update(secret);
+        SecretMac(mac.finalize().into_bytes().into())
+    }
+
+    /// A MAC of something that is no credential, in a space of its own.
+    pub fn mac_in(&self, space: &str, text: &[u8]) -> SecretMac {
+        let mut mac = self.keyed.clone();
+        // No credential begins with a zero byte.
+        mac.update(&[0]);
+        mac.update(space.as_bytes());
+        mac.update(&[0]);
+        mac.update(text);
+        SecretMac(mac.finalize().into_bytes().into())
+    }
+}
+
+/// A secret on its way to the one who may see it, once.
+pub struct Minted(String);
+
+impl Minted {
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Minted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Minted(…)")
+    }
+}
+
+/// A new API key.
+///
+/// # Errors
+/// The system has no random bytes to give; nothing may be minted then.
+pub fn mint_api_key() -> io::Result<Minted> {
+    mint(KEY_PREFIX, KEY_RANDOM_LEN)
+}
+
+/// A new session token.
+///
+/// # Errors
+/// As [`mint_api_key`].
+pub fn mint_session_token() -> io::Result<Minted> {
+    mint(SESSION_PREFIX, TOKEN_RANDOM_LEN)
+}
+
+/// A new refresh token.
+///
+/// # Errors
+/// As [`mint_api_key`].
+pub fn mint_refresh_token() -> io::Result<Minted> {
+    mint(REFRESH_PREFIX, TOKEN_RANDOM_LEN)
+}
+
+/// A new token without a prefix, for the operator's file.
+///
+/// # Errors
+/// As [`mint_api_key`].
+pub fn mint_operator_token() -> io::Result<Minted> {
+    mint("op-", TOKEN_RANDOM_LEN)
+}
+
+fn mint(prefix: &str, len: usize) -> io::Result<Minted> {
+    Ok(Minted(format!("{prefix}{}", clock::random_alphanumerics(len)?)))
+}
+
+/// A new number for a key or session: random, so that making one needs no counter; exact in JSON.
+///
+/// # Errors
+/// As [`mint_api_key`].
+pub fn mint_credential_id() -> io::Result<CredentialId> {
+    let mut raw = [0u8; 8];
+    clock::random_bytes(&mut raw)?;
+    Ok(CredentialId((u64::from_le_bytes(raw) >> 11).max(1)))
+}
+
+/// A MAC as rows that point to it hold it.
+pub fn mac_to_hex(mac: &SecretMac) -> String {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let digits = mac.0.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits.map(|digit| char::from(HEX[usize::from(digit)])).collect()
+}
+
+/// The reverse of [`mac_to_hex`].
+pub fn mac_from_hex(text: &str) -> Option<SecretMac> {
+    let mut mac = [0u8; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    for (at, byte) in mac.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok()?;
+    }
+    Some(SecretMac(mac))
+}
+
+/// Makes a directory that only we may enter, and its parents.
+pub(super) fn create_private_dir(dir: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::DirBuilderExt;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+    }
+    #[cfg(not(unix))]
+    fs::create_dir_all(dir)
+}
+
+/// Writes a file that only we may read, all of it or nothing, and has it on disk when it returns.
+pub(super) fn write_private(file: &Path, content: &[u8]) -> io::Result<()> {
+    let draft = file.with_extension(format!("{}.tmp", std::process::id()));
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.mode(0o600);
+    }
+    let mut out = options.open(&draft)?;
+    out.write_all(content)?;
+    out.sync_all()?;
+    fs::rename(&draft, file)?;
+    if let Some(dir) = file.parent() {
+        // The new name is durable only with its directory.
+        fs::File::open(dir)?.sync_all()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mac_is_hmac_sha_256() {
+        // RFC 4231, test case 6, has a key longer than a block: the precomputed states must agree with it too.
+        let pepper = Pepper::new(&[0xaa; 131]).unwrap();
+        let mac = pepper.mac(b"Test Using Larger Than Block-Size Key - Hash Key First");
+        assert_eq!(mac_to_hex(&mac), "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54");
+        assert_eq!(mac_from_hex(&mac_to_hex(&mac)), Some(mac));
+        assert_eq!(mac_from_hex("60"), None);
+        assert_ne!(pepper.mac_in("lock", b"x"), pepper.mac(b"x"));
+    }
+
+    #[test]
+    fn a_pepper_is_made_once_and_kept_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Pepper::load_or_create(dir.path()).unwrap();
+        let again = Pepper::load_or_create(dir.path()).unwrap();
+        assert_eq!(first.mac(b"x"), again.mac(b"x"));
+        let file = dir.path().join("secrets/pepper");
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(text.len() >= MIN_PEPPER_BYTES && !format!("{first:?}").contains(&text));
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        fs::write(&file, "short").unwrap();
+        assert!(Pepper::load_or_create(dir.path()).is_err(), "a damaged pepper is not replaced");
+    }
+
+    #[test]
+    fn what_is_minted_has_its_form_and_does_not_print() {
+        let key = mint_api_key().unwrap();
+        assert!(key.expose().starts_with("pe-") && key.expose().len() == 35);
+        assert!(!format!("{key:?}").contains(key.expose()));
+        assert_eq!(mint_session_token().unwrap().expose().len(), 46);
+    }
+
+    /// Prints the cost of a MAC; run in release with `--ignored --nocapture`.
+    #[test]
+    #[ignore = "measures"]
+    fn how_long_a_mac_takes() {
+        let (pepper, key) = (Pepper::new(&[7; 43]).unwrap(), mint_api_key().unwrap());
+        let began = std::time::Instant::now();
+        let mut sum = 0u64;
+        for _ in 0..1_000_000 {
+            sum += u64::from(pepper.mac(std::hint::black_box(key.expose().as_bytes())).0[0]);
+        }
+        println!("{:.0} ns a MAC ({sum})", began.elapsed().as_nanos() as f64 / 1e6);
+    }
+}

@@ -1,0 +1,317 @@
+//! Sessions of users: login, refresh, logout.
+//!
+//! Owns the rows of sessions and the count of wrong passwords that locks an account. Tokens are opaque and stored as MACs;
+//! the row is the truth, so that a logout works at once. Never opens the side port; staff has [`super::staff`].
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::passwords::Password;
+use super::secrets::{self, Minted};
+use super::{Accounts, Forget, LOGIN_TURNS, Loaded, MAX_TRIES, no_randomness, too_busy};
+use crate::clock::UnixMillis;
+use crate::domain::ids::{SecretMac, UserId};
+use crate::domain::session::{Principal, Session};
+use crate::domain::user::{Status, User};
+use crate::error::Reject;
+use crate::store::{Batch, StoreError, tables};
+use crate::telemetry::metrics::Login;
+
+/// Sessions a user may have; a further login ends the oldest.
+pub const MAX_SESSIONS: usize = 64;
+const MAX_AGENT_BYTES: usize = 256;
+
+/// Who wants in, and from where.
+#[derive(Debug)]
+pub struct LoginRequest {
+    /// An email or a username.
+    pub identifier: String,
+    pub password: Password,
+    pub address: IpAddr,
+    pub user_agent: Option<String>,
+}
+
+/// Tokens of a new session, shown once.
+#[derive(Debug)]
+pub struct SessionView {
+    pub session_token: Minted,
+    pub refresh_token: Option<Minted>,
+    pub expires_at: UnixMillis,
+    pub refresh_expires_at: Option<UnixMillis>,
+}
+
+impl Accounts {
+    /// Opens a session with email (or username) and password.
+    ///
+    /// # Errors
+    /// [`Reject::Unauthenticated`], the same for an unknown name and a wrong password; [`Reject::Locked`] after too many of
+    /// them; [`Reject::Forbidden`] for an account that may not come in; [`Reject::Overloaded`] in a flood.
+    pub async fn login(&self, request: LoginRequest) -> Result<(User, SessionView), Reject> {
+        let LoginRequest { identifier, password, address, user_agent } = request;
+        let id = self.find_user(&identifier)?;
+        let hash = || Ok(self.live_user(id)?.and_then(|row| row.value.password_hash));
+        let verified = self.check_password("user", &identifier, id.map(|id| id.0), address, password, hash).await?;
+        let Some(id) = id else { return Err(Reject::Unauthenticated) };
+        for _ in 0..MAX_TRIES {
+            let row = self.live_user(Some(id))?.ok_or(Reject::Unauthenticated)?;
+            // Changed since it was verified: the old password opens nothing any more.
+            if row.value.password_hash != verified {
+                return Err(Reject::Unauthenticated);
+            }
+            may_enter(&row.value)?;
+            let (mut user, mut batch) = (row.value.clone(), row.unchanged());
+            user.last_login = Some(self.clock.now());
+            batch.put(row.key, super::encode_bounded(&user)?);
+            let forget = self.make_room_for_session(id, &mut batch)?;
+            let view = self.open_session(id, address, user_agent.as_deref(), &mut batch)?;
+            match self.commit_for_user(id, batch, forget).await {
+                Ok(()) => {
+                    self.metrics.login(Login::Ok);
+                    return Ok((user, view));
+                }
+                Err(error) => self.judge_conflict(&error)?,
+            }
+        }
+        Err(too_busy())
+    }
+
+    /// Checks a password and keeps the count of wrong ones. Answers the hash that was verified.
+    pub(super) async fn check_password(
+        &self,
+        space: &str,
+        identifier: &str,
+        known: Option<u64>,
+        address: IpAddr,
+        password: Password,
+        hash: impl FnOnce() -> Result<Option<String>, Reject> + Send,
+    ) -> Result<Option<String>, Reject> {
+        // An account is counted under its number, whichever of its names was tried; other names under themselves.
+        let subject = match known {
+            Some(id) => self.pepper.mac_in(space, &id.to_be_bytes()),
+            None => self.pepper.mac_in(space, identifier.trim().to_lowercase().as_bytes()),
+        };
+        self.refuse_locked(&subject)?;
+        let place = self.passwords.enter()?;
+        let turn = usize::from(subject.0[0]) % LOGIN_TURNS;
+        let _turn = self.login_turns[turn].lock().await;
+        // Guesses that waited here have been overtaken by those before them.
+        self.refuse_locked(&subject)?;
+        let hash = hash()?;
+        if place.verify(password, hash.clone()).await? {
+            self.lockouts.succeeded(&subject);
+            // The address's failures stay: who has one account of his own must not buy guesses at others with it.
+            return Ok(hash);
+        }
+        let now = self.clock.monotonic();
+        self.lockouts.failed(subject, now);
+        self.blocks.failed(address, now);
+        self.metrics.login(Login::Failed);
+        Err(Reject::Unauthenticated)
+    }
+
+    fn refuse_locked(&self, subject: &SecretMac) -> Result<(), Reject> {
+        match self.lockouts.blocked_for(subject, self.clock.monotonic()) {
+            None => Ok(()),
+            Some(retry_after) => {
+                self.metrics.login(Login::Locked);
+                Err(Reject::Locked { retry_after })
+            }
+        }
+    }
+
+    /// The user of a session token, who must be allowed in.
+    ///
+    /// # Errors
+    /// [`Reject::Unauthenticated`] for a token that opens nothing, [`Reject::Forbidden`] for one of a suspended account.
+    pub fn user_of_session(&self, token: &str) -> Result<User, Reject> {
+        let (session, _) = self.session_of_token(token)?;
+        let Principal::User(id) = session.value.principal else { return Err(Reject::Unauthenticated) };
+        let user = self.live_user(Some(id))?.ok_or(Reject::Unauthenticated)?.value;
+        may_enter(&user)?;
+        Ok(user)
+    }
+
+    /// Ends a session: token and refresh token are dead before this returns.
+    ///
+    /// # Errors
+    /// [`Reject::Unauthenticated`] for a token that opens nothing.
+    pub async fn logout(&self, token: &str) -> Result<(), Reject> {
+        let (session, mac) = self.session_of_token(token)?;
+        let Principal::User(id) = session.value.principal else { return Err(Reject::Unauthenticated) };
+        let mut batch = session.unchanged();
+        close_session(&mac, &session.value, &mut batch);
+        match self.commit_for_user(id, batch, Forget::Credentials).await {
+            Ok(()) => Ok(()),
+            // Refreshed or ended at this moment: this token opens nothing any more either way.
+            Err(StoreError::Conflict { .. }) => Err(Reject::Unauthenticated),
+            Err(error) => Err(self.failed(&error)),
+        }
+    }
+
+    /// Exchanges a refresh token for new tokens; the old ones are dead before this returns. The session ends when it would
+    /// have ended: refreshing does not prolong it for ever.
+    ///
+    /// # Errors
+    /// [`Reject::Unauthenticated`] for a token that is unknown, used or expired.
+    pub async fn refresh(&self, refresh_token: &str) -> Result<SessionView, Reject> {
+        let now = self.clock.now();
+        let mac = self.credential_mac(refresh_token)?;
+        let pointer = self.load::<String>(tables::session_by_refresh(&mac))?.ok_or(Reject::Unauthenticated)?;
+        let session_mac = secrets::mac_from_hex(&pointer.value).ok_or(Reject::Unauthenticated)?;
+        let session = self.load::<Session>(tables::session(&session_mac))?.ok_or(Reject::Unauthenticated)?;
+        let Principal::User(id) = session.value.principal else { return Err(Reject::Unauthenticated) };
+        let Some(ends) = session.value.refresh_expires_at.filter(|at| now < *at) else {
+            return Err(Reject::Unauthenticated);
+        };
+        for _ in 0..MAX_TRIES {
+            let row = self.live_user(Some(id))?.ok_or(Reject::Unauthenticated)?;
+            may_enter(&row.value)?;
+            let mut batch = row.unchanged();
+            batch.require_equal(session.key.clone(), session.raw.clone());
+            close_session(&session_mac, &session.value, &mut batch);
+            let renewed = Session { refresh_expires_at: Some(ends), ..session.value.clone() };
+            let view = self.write_session(renewed, &mut batch)?;
+            match self.commit_for_user(id, batch, Forget::Credentials).await {
+                Ok(()) => return Ok(view),
+                Err(StoreError::Conflict { key }) if key == session.key => return Err(Reject::Unauthenticated),
+                Err(error) => self.judge_conflict(&error)?,
+            }
+        }
+        Err(too_busy())
+    }
+
+    /// The MAC of something that may be a credential.
+    pub(super) fn credential_mac(&self, token: &str) -> Result<SecretMac, Reject> {
+        if token.is_empty() || token.len() > secrets::MAX_CREDENTIAL_BYTES {
+            return Err(Reject::Unauthenticated);
+        }
+        Ok(self.pepper.mac(token.as_bytes()))
+    }
+
+    /// The row of a session token of a user or of the staff, unless it has expired.
+    pub(super) fn session_of_token(&self, token: &str) -> Result<(Loaded<Session>, SecretMac), Reject> {
+        let mac = self.credential_mac(token)?;
+        let session = self.load::<Session>(tables::session(&mac))?.filter(|s| self.clock.now() < s.value.expires_at);
+        Ok((session.ok_or(Reject::Unauthenticated)?, mac))
+    }
+
+    /// The row of a user who is not deleted.
+    pub(super) fn live_user(&self, id: Option<UserId>) -> Result<Option<Loaded<User>>, Reject> {
+        let Some(id) = id else { return Ok(None) };
+        Ok(self.load::<User>(tables::user(id))?.filter(|row| row.value.status != Status::Deleted))
+    }
+
+    /// The user of an email or username.
+    ///
+    /// # Errors
+    /// [`Reject::StoreUnavailable`].
+    pub fn find_user(&self, identifier: &str) -> Result<Option<UserId>, Reject> {
+        let key =
+            if identifier.contains('@') { tables::user_by_email(identifier) } else { tables::user_by_name(identifier) };
+        Ok(self.load::<UserId>(key)?.map(|row| row.value))
+    }
+
+    fn open_session(
+        &self,
+        user: UserId,
+        address: IpAddr,
+        agent: Option<&str>,
+        batch: &mut Batch,
+    ) -> Result<SessionView, Reject> {
+        let settings = self.settings.load();
+        let now = self.clock.now();
+        let session = Session {
+            id: secrets::mint_credential_id().map_err(|error| no_randomness(&error))?,
+            principal: Principal::User(user),
+            created_at: now,
+            expires_at: now,
+            refresh_expires_at: Some(now.plus(days(settings.accounts.refresh_days))),
+            refresh_mac: None,
+            address: Some(address),
+            user_agent: agent.map(|text| cut(text, MAX_AGENT_BYTES).to_owned()),
+        };
+        self.write_session(session, batch)
+    }
+
+    /// Gives a user's session fresh tokens and adds its rows to a batch.
+    fn write_session(&self, mut session: Session, batch: &mut Batch) -> Result<SessionView, Reject> {
+        let token = secrets::mint_session_token().map_err(|error| no_randomness(&error))?;
+        let refresh = secrets::mint_refresh_token().map_err(|error| no_randomness(&error))?;
+        let mac = self.pepper.mac(token.expose().as_bytes());
+        let refresh_mac = self.pepper.mac(refresh.expose().as_bytes());
+        session.expires_at = self.clock.now().plus(hours(self.settings.load().accounts.session_hours));
+        session.refresh_mac = Some(secrets::mac_to_hex(&refresh_mac));
+        let encoded = (|| Ok((tables::encode(&session)?, tables::encode(&secrets::mac_to_hex(&mac))?)))();
+        let (row, pointer) = encoded.map_err(|error: StoreError| self.failed(&error))?;
+        batch.put(tables::session(&mac), row).put(tables::session_by_refresh(&refresh_mac), pointer.clone());
+        if let Principal::User(user) = session.principal {
+            batch.put(tables::session_of_user(user, session.id), pointer);
+        }
+        Ok(SessionView {
+            session_token: token,
+            refresh_token: Some(refresh),
+            expires_at: session.expires_at,
+            refresh_expires_at: session.refresh_expires_at,
+        })
+    }
+
+    /// Ends a user's dead sessions, and his oldest ones when he has too many.
+    fn make_room_for_session(&self, user: UserId, batch: &mut Batch) -> Result<Forget, Reject> {
+        let now = self.clock.now();
+        let mut sessions = self.load_sessions(user)?;
+        sessions.sort_by_key(|(_, row)| row.value.created_at);
+        let is_dead = |s: &Session| s.expires_at <= now && s.refresh_expires_at.is_none_or(|at| at <= now);
+        let (dead, alive): (Vec<_>, Vec<_>) = sessions.into_iter().partition(|(_, row)| is_dead(&row.value));
+        let too_many = (alive.len() + 1).saturating_sub(MAX_SESSIONS);
+        for (mac, row) in dead.iter().chain(alive.iter().take(too_many)) {
+            close_session(mac, &row.value, batch);
+        }
+        Ok(if too_many > 0 { Forget::Credentials } else { Forget::Nothing })
+    }
+
+    pub(super) fn load_sessions(&self, user: UserId) -> Result<Vec<(SecretMac, Loaded<Session>)>, Reject> {
+        // Twice as many as there should be: logins at the same moment may go over the bound together.
+        let macs = self.credential_macs(&tables::sessions_of_user(user), 2 * MAX_SESSIONS)?;
+        let rows =
+            macs.into_iter().map(|(_, mac)| Ok(self.load::<Session>(tables::session(&mac))?.map(|row| (mac, row))));
+        rows.filter_map(Result::transpose).collect()
+    }
+}
+
+/// Removes all rows of a session.
+pub(super) fn close_session(mac: &SecretMac, session: &Session, batch: &mut Batch) {
+    batch.delete(tables::session(mac));
+    if let Some(refresh) = session.refresh_mac.as_deref().and_then(secrets::mac_from_hex) {
+        batch.delete(tables::session_by_refresh(&refresh));
+    }
+    if let Principal::User(user) = session.principal {
+        batch.delete(tables::session_of_user(user, session.id));
+    }
+}
+
+/// Whether the standing of an account lets its owner use his own pages.
+fn may_enter(user: &User) -> Result<(), Reject> {
+    match user.status {
+        Status::Active | Status::Pending => Ok(()),
+        Status::Suspended => Err(Reject::Forbidden("This account is suspended")),
+        Status::Banned => Err(Reject::Forbidden("This account is banned")),
+        Status::Deleted => Err(Reject::Unauthenticated),
+    }
+}
+
+pub(super) fn hours(n: u64) -> Duration {
+    Duration::from_secs(n.saturating_mul(3600))
+}
+
+fn days(n: u64) -> Duration {
+    hours(n.saturating_mul(24))
+}
+
+/// The first bytes of a text, at a character's border.
+fn cut(text: &str, bytes: usize) -> &str {
+    let mut end = text.len().min(bytes);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}

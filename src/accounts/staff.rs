@@ -1,0 +1,223 @@
+//! Staff: admins and support, their logins, and what each role may do.
+//!
+//! Owns the rows of staff and of their sessions. A session is read from the store on every call, so that a demotion holds
+//! from the next one on. Never opens the public side; users have [`super::sessions`].
+
+use std::net::IpAddr;
+
+use super::passwords::Password;
+use super::secrets;
+use super::sessions::{SessionView, hours};
+use super::{Accounts, MAX_TRIES, no_randomness, too_busy};
+use crate::domain::ids::StaffId;
+use crate::domain::session::{Principal, Session, Staff, StaffRole};
+use crate::error::Reject;
+use crate::store::{Batch, StoreError, tables};
+use crate::telemetry::metrics::Login;
+
+/// Sequence of the numbers of staff; while it is not there, there never was any staff.
+const COUNTER: &str = "staff";
+/// What the log and the rows call who acts through the operator's file.
+const OPERATOR: &str = "operator";
+
+/// A new member of the staff.
+#[derive(Debug)]
+pub struct NewStaff {
+    pub username: String,
+    pub name: String,
+    pub email: String,
+    pub password: Password,
+    pub role: StaffRole,
+}
+
+/// Who acts on the side port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaffIdentity {
+    /// None for the operator.
+    pub id: Option<StaffId>,
+    pub username: String,
+    pub role: StaffRole,
+}
+
+impl Accounts {
+    /// Makes the first superadmin, if there has never been any staff. `None`: there has, and nothing was done.
+    ///
+    /// # Errors
+    /// [`Reject::Invalid`] for a name or password that does not fit.
+    pub async fn first_superadmin(
+        &self,
+        username: &str,
+        password: Password,
+        email: Option<&str>,
+    ) -> Result<Option<StaffId>, Reject> {
+        if self.has_staff()? {
+            return Ok(None);
+        }
+        let new = NewStaff {
+            username: username.to_owned(),
+            name: username.to_owned(),
+            email: email.unwrap_or_default().to_owned(),
+            password,
+            role: StaffRole::Superadmin,
+        };
+        match self.insert_staff(new, true).await {
+            Ok(staff) => Ok(Some(staff.id)),
+            // Somebody else was the first at this moment.
+            Err(Reject::Conflict(_)) => Ok(None),
+            Err(reject) => Err(reject),
+        }
+    }
+
+    /// Whether there has ever been any staff.
+    ///
+    /// # Errors
+    /// [`Reject::StoreUnavailable`].
+    pub fn has_staff(&self) -> Result<bool, Reject> {
+        Ok(self.load::<u64>(tables::counter(COUNTER))?.is_some())
+    }
+
+    /// Makes a member of the staff.
+    ///
+    /// # Errors
+    /// [`Reject::Invalid`]; [`Reject::Conflict`] for a username that is taken.
+    pub async fn create_staff(&self, new: NewStaff) -> Result<Staff, Reject> {
+        self.insert_staff(new, false).await
+    }
+
+    async fn insert_staff(&self, new: NewStaff, must_be_first: bool) -> Result<Staff, Reject> {
+        let NewStaff { username, name, email, password, role } = new;
+        let fits = (3..=50).contains(&username.len())
+            && username.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
+        let faults = [
+            (!fits).then(|| "username: 3 to 50 letters, digits, dots, hyphens or underscores".to_owned()),
+            (name.is_empty() || name.chars().count() > 100).then(|| "name: 1 to 100 characters".to_owned()),
+            (email.len() > 254 || (!email.is_empty() && !email.contains('@')))
+                .then(|| "email: not a valid email address".to_owned()),
+        ];
+        let faults: Vec<String> = faults.into_iter().flatten().chain(password.faults()).collect();
+        if !faults.is_empty() {
+            return Err(Reject::Invalid(faults));
+        }
+        let password_hash = self.passwords.enter()?.hash(password).await?;
+        let created_at = self.clock.now();
+        let mut staff = Staff {
+            id: StaffId(0),
+            username,
+            name,
+            email,
+            role,
+            password_hash,
+            active: true,
+            created_at,
+            last_login: None,
+        };
+        for _ in 0..MAX_TRIES {
+            let mut batch = Batch::default();
+            let by_name = tables::staff_by_name(&staff.username);
+            batch.require_absent(by_name.clone());
+            if must_be_first && self.has_staff()? {
+                return Err(Reject::Conflict("There is staff already".into()));
+            }
+            // Requires that the counter is as it was read: of two firsts, one finds itself second and looks again.
+            staff.id = StaffId(self.next_number(COUNTER, &mut batch)?);
+            if must_be_first && staff.id != StaffId(1) {
+                return Err(Reject::Conflict("There is staff already".into()));
+            }
+            let encoded = (|| Ok((tables::encode(&staff)?, tables::encode(&staff.id)?)))();
+            let (row, id) = encoded.map_err(|error: StoreError| self.failed(&error))?;
+            batch.put(tables::staff(staff.id), row).put(by_name, id);
+            match self.committer.commit(batch).await {
+                Ok(()) => {
+                    tracing::info!(staff = %staff.id, username = %staff.username, role = staff.role.as_str(), "staff created");
+                    return Ok(staff);
+                }
+                Err(error) => self.judge_conflict(&error)?,
+            }
+        }
+        Err(too_busy())
+    }
+
+    /// Opens a session on the side port.
+    ///
+    /// # Errors
+    /// As [`Accounts::login`]; [`Reject::AddressDenied`] for an address that has failed too often.
+    pub async fn staff_login(
+        &self,
+        username: &str,
+        password: Password,
+        address: IpAddr,
+    ) -> Result<(Staff, SessionView), Reject> {
+        // The public side asks this before anything else; here nobody has.
+        if self.blocks.is_blocked(address, self.clock.monotonic()) {
+            return Err(Reject::AddressDenied);
+        }
+        let id = self.load::<StaffId>(tables::staff_by_name(username))?.map(|row| row.value);
+        let read = || match id {
+            Some(id) => self.load::<Staff>(tables::staff(id)),
+            None => Ok(None),
+        };
+        let hash = || Ok(read()?.filter(|row| row.value.active).map(|row| row.value.password_hash));
+        let verified = self.check_password("staff", username, id.map(|id| id.0), address, password, hash).await?;
+        for _ in 0..MAX_TRIES {
+            let row = read()?.ok_or(Reject::Unauthenticated)?;
+            if !row.value.active || Some(&row.value.password_hash) != verified.as_ref() {
+                return Err(Reject::Unauthenticated);
+            }
+            let (mut staff, mut batch) = (row.value.clone(), row.unchanged());
+            staff.last_login = Some(self.clock.now());
+            batch.put(row.key, tables::encode(&staff).map_err(|error| self.failed(&error))?);
+            let view = self.open_staff_session(&staff, address, &mut batch)?;
+            match self.committer.commit(batch).await {
+                Ok(()) => {
+                    self.metrics.login(Login::Ok);
+                    return Ok((staff, view));
+                }
+                Err(error) => self.judge_conflict(&error)?,
+            }
+        }
+        Err(too_busy())
+    }
+
+    fn open_staff_session(&self, staff: &Staff, address: IpAddr, batch: &mut Batch) -> Result<SessionView, Reject> {
+        let settings = self.settings();
+        let lasts = if staff.role >= StaffRole::Admin {
+            settings.accounts.admin_session_hours
+        } else {
+            settings.accounts.support_session_hours
+        };
+        let token = secrets::mint_session_token().map_err(|error| no_randomness(&error))?;
+        let now = self.clock.now();
+        let session = Session {
+            id: secrets::mint_credential_id().map_err(|error| no_randomness(&error))?,
+            principal: Principal::Staff(staff.id),
+            created_at: now,
+            expires_at: now.plus(hours(lasts)),
+            refresh_expires_at: None,
+            refresh_mac: None,
+            address: Some(address),
+            user_agent: None,
+        };
+        let row = tables::encode(&session).map_err(|error| self.failed(&error))?;
+        batch.put(tables::session(&self.pepper.mac(token.expose().as_bytes())), row);
+        let expires_at = session.expires_at;
+        Ok(SessionView { session_token: token, refresh_token: None, expires_at, refresh_expires_at: None })
+    }
+
+    /// Who a token of the side port belongs to, if his role reaches `least`. The operator's token is a superadmin's.
+    ///
+    /// # Errors
+    /// [`Reject::Unauthenticated`] for a token that opens nothing, [`Reject::Forbidden`] for a role below.
+    pub fn staff_of_token(&self, token: &str, least: StaffRole) -> Result<StaffIdentity, Reject> {
+        if self.is_operator(token) {
+            return Ok(StaffIdentity { id: None, username: OPERATOR.into(), role: StaffRole::Superadmin });
+        }
+        let (session, _) = self.session_of_token(token)?;
+        let Principal::Staff(id) = session.value.principal else { return Err(Reject::Unauthenticated) };
+        let staff =
+            self.load::<Staff>(tables::staff(id))?.filter(|row| row.value.active).ok_or(Reject::Unauthenticated)?.value;
+        if staff.role < least {
+            return Err(Reject::Forbidden("Your role does not allow this"));
+        }
+        Ok(StaffIdentity { id: Some(id), username: staff.username, role: staff.role })
+    }
+}

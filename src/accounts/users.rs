@@ -1,0 +1,687 @@
+//! Users: registration, profile, standing, and what staff does to them.
+//!
+//! Owns the users' rows and the rules of their fields. Username and email are unique without case, by preconditions and not
+//! by looking first. Meters belong to the user's actor and are only ever changed by asking it.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use super::passwords::Password;
+use super::secrets::Minted;
+use super::{Accounts, Forget, MAX_TRIES, sessions, too_busy};
+use crate::actors::user::actor::UserActor;
+use crate::actors::user::ledger::{self, Account, Command, Meter, Recovery, Reply};
+use crate::actors::writer::Page as JournalPage;
+use crate::clock::UnixMillis;
+use crate::config::Plan;
+use crate::domain::ids::UserId;
+use crate::domain::meters::{MeterName, Micro, ResetHour};
+use crate::domain::user::{Status, User, UserType};
+use crate::error::Reject;
+use crate::store::committer::Epoch;
+use crate::store::{Batch, Order, Store, StoreError, prefix_end, tables};
+
+/// The most a page of any list holds.
+pub const MAX_PAGE_SIZE: usize = 200;
+const MAX_EMAIL: usize = 254;
+const MAX_TEXT: usize = 1000;
+const MAX_REASON: usize = 500;
+/// Rows read at once by a search.
+const CHUNK: usize = 1000;
+/// How long a reader of the journal waits for what has just been said.
+const JOURNAL_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// What a new user says of himself.
+#[derive(Debug)]
+pub struct Registration {
+    pub username: String,
+    pub name: String,
+    pub email: String,
+    pub password: Password,
+    pub user_type: UserType,
+    pub about_me: String,
+    pub hobbies: String,
+}
+
+/// A user who has just come to be.
+#[derive(Debug)]
+pub struct Registered {
+    pub user: User,
+    pub api_key: Minted,
+    pub verification_required: bool,
+}
+
+/// What a user may change of himself.
+#[derive(Debug, Default)]
+pub struct ProfileUpdate {
+    pub name: Option<String>,
+    pub about_me: Option<String>,
+    pub hobbies: Option<String>,
+    pub user_type: Option<UserType>,
+}
+
+/// What staff may change of a user.
+#[derive(Debug, Default)]
+pub struct AdminUpdate {
+    pub profile: ProfileUpdate,
+    pub email: Option<String>,
+    pub email_verified: Option<bool>,
+    pub plan: Option<String>,
+    /// The meter `credits`.
+    pub credits: Option<MeterUpdate>,
+    /// The meter `conversations`.
+    pub conversations: Option<MeterUpdate>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MeterUpdate {
+    pub balance: Option<Micro>,
+    pub reset: Option<Micro>,
+}
+
+/// A user and his meters as they stand.
+pub struct UserDetails {
+    pub user: User,
+    pub meters: Vec<MeterView>,
+}
+
+/// One meter as it stands, with the resets that are due.
+#[derive(Clone, Debug)]
+pub struct MeterView {
+    pub name: MeterName,
+    pub meter: Meter,
+    pub resets_at: Option<UnixMillis>,
+}
+
+/// One page of a list.
+#[derive(Debug)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    pub page: usize,
+    pub page_size: usize,
+    pub total: u64,
+}
+
+/// Counts over all users.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    pub total: u64,
+    pub active: u64,
+    pub pending: u64,
+    pub suspended: u64,
+    pub banned: u64,
+    pub deleted: u64,
+    pub verified: u64,
+    pub live: u64,
+    pub holds_open: i64,
+}
+
+/// What a name must look like; each returns what is wrong.
+fn username_fault(text: &str) -> Option<String> {
+    let fits =
+        (3..=50).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    if !fits {
+        return Some("username: 3 to 50 letters, digits, hyphens or underscores".into());
+    }
+    // A path may name a user by number or by name.
+    text.bytes().all(|b| b.is_ascii_digit()).then(|| "username: must not be a number".into())
+}
+
+fn name_fault(text: &str) -> Option<String> {
+    let fits = (2..=100).contains(&text.chars().count()) && !text.chars().any(char::is_control);
+    (!fits).then(|| "name: 2 to 100 characters".into())
+}
+
+fn text_fault(field: &str, text: &str) -> Option<String> {
+    let printable = |c: char| !c.is_control() || matches!(c, '\n' | '\r' | '\t');
+    let fits = text.chars().count() <= MAX_TEXT && text.chars().all(printable);
+    (!fits).then(|| format!("{field}: at most {MAX_TEXT} printable characters"))
+}
+
+fn email_fault(text: &str) -> Option<String> {
+    (!is_email(text)).then(|| "email: not a valid email address".into())
+}
+
+/// The form that mail servers in use accept: a dot-atom, and a host name with at least two labels.
+fn is_email(text: &str) -> bool {
+    let Some((local, host)) = text.rsplit_once('@') else { return false };
+    let atom = |part: &str| {
+        !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+/=?^_`{|}~-".contains(&b))
+    };
+    let label = |part: &str| {
+        let inner = part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        (1..=63).contains(&part.len()) && inner && !part.starts_with('-') && !part.ends_with('-')
+    };
+    text.len() <= MAX_EMAIL
+        && local.len() <= 64
+        && local.split('.').all(atom)
+        && host.contains('.')
+        && host.split('.').all(label)
+}
+
+/// Plans that other systems call by another word.
+fn canonical_plan(word: &str) -> &str {
+    match word {
+        "premium" | "pro" => "professional",
+        other => other,
+    }
+}
+
+fn fold_changed(old: &str, new: &str) -> bool {
+    tables::user_by_email(old) != tables::user_by_email(new)
+}
+
+impl Accounts {
+    /// Makes a user with the default plan's meters and one API key, all in one commit.
+    ///
+    /// # Errors
+    /// [`Reject::Invalid`] with one line per field, [`Reject::Conflict`] for a name or email that is taken,
+    /// [`Reject::Forbidden`] while registration is closed.
+    pub async fn register(&self, mut new: Registration) -> Result<Registered, Reject> {
+        let settings = self.settings();
+        if !settings.accounts.registration {
+            return Err(Reject::Forbidden("Registration is closed"));
+        }
+        new.name = new.name.trim().to_owned();
+        new.email = new.email.trim().to_owned();
+        let faults = [
+            username_fault(&new.username),
+            name_fault(&new.name),
+            email_fault(&new.email),
+            text_fault("about_me", &new.about_me),
+            text_fault("hobbies", &new.hobbies),
+        ];
+        let faults: Vec<String> = faults.into_iter().flatten().chain(new.password.faults()).collect();
+        if !faults.is_empty() {
+            return Err(Reject::Invalid(faults));
+        }
+        let plan = settings.plan(&settings.accounts.default_plan).ok_or(Reject::Internal)?;
+        let verification_required = settings.accounts.email_verification;
+        let mut user = User {
+            id: UserId(0),
+            username: Arc::from(new.username),
+            name: new.name,
+            email: Arc::from(new.email),
+            user_type: new.user_type,
+            about_me: new.about_me,
+            hobbies: new.hobbies,
+            plan: plan.name.clone(),
+            status: if verification_required { Status::Pending } else { Status::Active },
+            suspended_reason: None,
+            email_verified: false,
+            password_hash: None,
+            created_at: self.clock.now(),
+            last_login: None,
+        };
+        // Both before the hash: what is refused anyway should not cost one.
+        super::encode_bounded(&user)?;
+        self.refuse_taken(&user)?;
+        user.password_hash = Some(self.passwords.enter()?.hash(new.password).await?);
+        let meters = self.fresh_account(plan)?;
+        let (user, api_key) = self.insert_user(user, &meters).await?;
+        Ok(Registered { user, api_key, verification_required })
+    }
+
+    fn refuse_taken(&self, user: &User) -> Result<(), Reject> {
+        for key in [tables::user_by_name(&user.username), tables::user_by_email(&user.email)] {
+            if self.store().get(&key).map_err(|error| self.failed(&error))?.is_some() {
+                self.judge_conflict(&StoreError::Conflict { key })?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn insert_user(&self, mut user: User, meters: &Account) -> Result<(User, Minted), Reject> {
+        for _ in 0..MAX_TRIES {
+            let mut batch = Batch::default();
+            let (by_name, by_email) = (tables::user_by_name(&user.username), tables::user_by_email(&user.email));
+            // Names first, so that a name that is taken is not mistaken for a race for the number.
+            batch.require_absent(by_name.clone()).require_absent(by_email.clone());
+            user.id = UserId(self.next_number("user", &mut batch)?);
+            let row = super::encode_bounded(&user)?;
+            let encoded = (|| Ok((tables::encode(&user.id)?, tables::encode(&meters.to_row())?)))();
+            let (id, account) = encoded.map_err(|error: StoreError| self.failed(&error))?;
+            batch.put(tables::user(user.id), row).put(by_name, id.clone()).put(by_email, id);
+            batch.put(tables::meters(user.id), account);
+            let api_key = self.add_key(user.id, super::keys::DEFAULT_KEY, &mut batch)?;
+            match self.commit_for_user(user.id, batch, Forget::Nothing).await {
+                Ok(()) => return Ok((user, api_key)),
+                Err(error) => self.judge_conflict(&error)?,
+            }
+        }
+        Err(too_busy())
+    }
+
+    fn fresh_account(&self, plan: &Plan) -> Result<Account, Reject> {
+        let mut account = Account::default();
+        for meter in &plan.meters {
+            let set = Command::Set {
+                meter: &meter.name,
+                balance: Some(meter.grant),
+                reset: Some(meter.reset),
+                period: Some(meter.period),
+            };
+            // Nobody has an actor yet, so the pure turn is run here.
+            let (reply, _) = ledger::step(&mut account, self.clock.now(), self.reset_hour(), Recovery::Charge, set);
+            if reply == Reply::OutOfRange {
+                return Err(Reject::Internal);
+            }
+        }
+        Ok(account)
+    }
+
+    fn reset_hour(&self) -> ResetHour {
+        self.users.around().reset_hour
+    }
+
+    /// A user by number, deleted ones included.
+    ///
+    /// # Errors
+    /// [`Reject::NotFound`].
+    pub fn user(&self, id: UserId) -> Result<User, Reject> {
+        Ok(self.load::<User>(tables::user(id))?.ok_or(Reject::NotFound)?.value)
+    }
+
+    /// A user with his meters.
+    ///
+    /// # Errors
+    /// [`Reject::NotFound`].
+    pub fn user_details(&self, id: UserId) -> Result<UserDetails, Reject> {
+        self.details(self.user(id)?)
+    }
+
+    /// Adds the meters to a user's row.
+    ///
+    /// # Errors
+    /// [`Reject::StoreUnavailable`].
+    pub fn details(&self, user: User) -> Result<UserDetails, Reject> {
+        Ok(UserDetails { meters: self.meters(user.id)?, user })
+    }
+
+    /// A user's meters as they stand.
+    ///
+    /// # Errors
+    /// [`Reject::NotFound`].
+    pub fn meters(&self, id: UserId) -> Result<Vec<MeterView>, Reject> {
+        let account = self.actor(id)?.account().map_err(|_| Reject::Internal)?;
+        let (now, hour) = (self.clock.now(), self.reset_hour());
+        let view = |(name, meter): (&MeterName, &Meter)| MeterView {
+            name: name.clone(),
+            meter: *meter,
+            resets_at: meter.period.next(now, hour).map(|second| UnixMillis(second.max(0) as u64 * 1000)),
+        };
+        Ok(account.meters().map(view).collect())
+    }
+
+    fn actor(&self, id: UserId) -> Result<Arc<UserActor>, Reject> {
+        self.users.actor(id)?.ok_or(Reject::NotFound)
+    }
+
+    /// One page of users by number; with `search`, those whose username, name or email contains it.
+    ///
+    /// # Errors
+    /// [`Reject::StoreUnavailable`].
+    pub async fn list_users(&self, page: usize, page_size: usize, search: Option<&str>) -> Result<Page<User>, Reject> {
+        let page = page.max(1);
+        let page_size = page_size.clamp(1, MAX_PAGE_SIZE);
+        let search = search.map(|text| text.trim().to_lowercase()).filter(|text| !text.is_empty());
+        let committer = self.committer.clone();
+        let read = move || match search {
+            None => page_of_users(committer.store(), page, page_size),
+            Some(text) => search_users(committer.store(), page, page_size, &text),
+        };
+        let (items, total) = self.reading(read).await?;
+        Ok(Page { items, page, page_size, total })
+    }
+
+    /// Runs a long read where blocking is allowed.
+    async fn reading<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Reject> {
+        let result = tokio::task::spawn_blocking(read).await.map_err(|_| Reject::Internal)?;
+        result.map_err(|error| self.failed(&error))
+    }
+
+    /// Changes what a user may change of himself.
+    ///
+    /// # Errors
+    /// [`Reject::Invalid`], [`Reject::NotFound`].
+    pub async fn update_profile(&self, id: UserId, update: ProfileUpdate) -> Result<User, Reject> {
+        self.update_user(id, AdminUpdate { profile: update, ..AdminUpdate::default() }).await
+    }
+
+    /// Changes a user as staff: first his row, then his meters. A new plan brings its reset amounts and periods and raises
+    /// balances to its grants, never lowers them; balances that the update names come after that.
+    ///
+    /// # Errors
+    /// [`Reject::Invalid`], [`Reject::Conflict`] for an email that is taken, [`Reject::NotFound`] also for deleted users.
+    pub async fn update_user(&self, id: UserId, mut update: AdminUpdate) -> Result<User, Reject> {
+        let settings = self.settings();
+        update.profile.name = update.profile.name.map(|name| name.trim().to_owned());
+        update.email = update.email.map(|email| email.trim().to_owned());
+        let plan = update.plan.as_deref().map(|word| settings.plan(canonical_plan(word)));
+        let profile = &update.profile;
+        let faults = [
+            profile.name.as_deref().and_then(name_fault),
+            update.email.as_deref().and_then(email_fault),
+            profile.about_me.as_deref().and_then(|text| text_fault("about_me", text)),
+            profile.hobbies.as_deref().and_then(|text| text_fault("hobbies", text)),
+            matches!(plan, Some(None)).then(|| "subscription_plan: there is no such plan".into()),
+        ];
+        let faults: Vec<String> = faults.into_iter().flatten().collect();
+        if !faults.is_empty() {
+            return Err(Reject::Invalid(faults));
+        }
+        let plan = plan.flatten();
+        let mut plan_changed = false;
+        let edit = |user: &mut User, batch: &mut Batch| {
+            refuse_deleted(user)?;
+            plan_changed = plan.is_some_and(|plan| plan.name != user.plan);
+            apply_update(user, &update, plan, batch)
+        };
+        let user = self.change_user(id, Forget::Nothing, edit).await?;
+        let epoch = self.update_meters(id, &update, plan.filter(|_| plan_changed))?;
+        if let Some(epoch) = epoch {
+            self.committer.wait(epoch).await.map_err(|error| self.failed(&error))?;
+        }
+        Ok(user)
+    }
+
+    fn update_meters(
+        &self,
+        id: UserId,
+        update: &AdminUpdate,
+        new_plan: Option<&Plan>,
+    ) -> Result<Option<Epoch>, Reject> {
+        if new_plan.is_none() && update.credits.is_none() && update.conversations.is_none() {
+            return Ok(None);
+        }
+        let actor = self.actor(id)?;
+        let mut last = None;
+        let mut set = |meter: &MeterName, balance, reset, period| {
+            let answer = actor.ask(Command::Set { meter, balance, reset, period }).map_err(|_| Reject::Internal)?;
+            if answer.reply == Reply::OutOfRange {
+                return Err(Reject::Invalid(vec![format!("{meter}: the amount is too large")]));
+            }
+            last = Some(answer.epoch);
+            Ok(())
+        };
+        if let Some(plan) = new_plan {
+            let account = actor.account().map_err(|_| Reject::Internal)?;
+            for meter in &plan.meters {
+                let present = account.meter(&meter.name).map_or(Micro::ZERO, |m| m.balance);
+                let raised = (present < meter.grant).then_some(meter.grant);
+                set(&meter.name, raised, Some(meter.reset), Some(meter.period))?;
+            }
+        }
+        for (name, change) in [("credits", update.credits), ("conversations", update.conversations)] {
+            let Some(change) = change else { continue };
+            let meter = MeterName::parse(name).ok_or(Reject::Internal)?;
+            set(&meter, change.balance, change.reset, None)?;
+        }
+        Ok(last)
+    }
+
+    /// Stops a user's calls until [`Accounts::activate`].
+    ///
+    /// # Errors
+    /// [`Reject::NotFound`].
+    pub async fn suspend(&self, id: UserId, reason: Option<String>) -> Result<User, Reject> {
+        self.set_status(id, Status::Suspended, reason).await
+    }
+
+    /// As [`Accounts::suspend`], in another word: for good.
+    ///
+    /// # Errors
+    /// [`Reject::NotFound`].
+    pub async fn ban(&self, id: UserId, reason: Option<String>) -> Result<User, Reject> {
+        self.set_status(id, Status::Banned, reason).await
+    }
+
+    /// Lets a user call again, or for the first time.
+    ///
+    /// # Errors
+    /// [`Reject::NotFound`].
+    pub async fn activate(&self, id: UserId) -> Result<User, Reject> {
+        self.set_status(id, Status::Active, None).await
+    }
+
+    async fn set_status(&self, id: UserId, status: Status, reason: Option<String>) -> Result<User, Reject> {
+        if reason.as_ref().is_some_and(|text| text.chars().count() > MAX_REASON) {
+            return Err(Reject::Invalid(vec![format!("reason: at most {MAX_REASON} characters")]));
+        }
+        let edit = |user: &mut User, _: &mut Batch| {
+            refuse_deleted(user)?;
+            user.status = status;
+            user.suspended_reason.clone_from(&reason);
+            Ok(())
+        };
+        self.change_user(id, Forget::Nothing, edit).await
+    }
+
+    /// Deletes a user: his credentials are dead and his names free before this returns. The row stays, marked.
+    ///
+    /// # Errors
+    /// [`Reject::NotFound`], also for one who is deleted already.
+    pub async fn delete_user(&self, id: UserId, reason: Option<String>) -> Result<User, Reject> {
+        let edit = |user: &mut User, batch: &mut Batch| {
+            refuse_deleted(user)?;
+            user.status = Status::Deleted;
+            user.suspended_reason.clone_from(&reason);
+            user.password_hash = None;
+            batch.delete(tables::user_by_name(&user.username)).delete(tables::user_by_email(&user.email));
+            self.close_credentials(id, batch)
+        };
+        let user = self.change_user(id, Forget::Credentials, edit).await?;
+        // What was made while the deletion was on its way. Nothing can be made any more: it would need a live user's row.
+        let mut leftover = Batch::default();
+        self.close_credentials(id, &mut leftover)?;
+        if !leftover.ops.is_empty() {
+            let done = self.commit_for_user(id, leftover, Forget::Credentials).await;
+            done.map_err(|error| self.failed(&error))?;
+        }
+        Ok(user)
+    }
+
+    fn close_credentials(&self, id: UserId, batch: &mut Batch) -> Result<(), Reject> {
+        for key in self.load_keys(id)? {
+            batch.delete(key.key).delete(tables::key_of_user(id, key.value.id));
+        }
+        for (mac, session) in self.load_sessions(id)? {
+            sessions::close_session(&mac, &session.value, batch);
+        }
+        Ok(())
+    }
+
+    /// Sets the meters of one user, or of all, to their reset amounts now. Answers how many users that were.
+    ///
+    /// # Errors
+    /// [`Reject::NotFound`] for one that is not there.
+    pub async fn reset_limits(&self, user: Option<UserId>) -> Result<u64, Reject> {
+        let (from, to) = match user {
+            Some(id) => (id.0, id.0),
+            None => (1, self.last_user()?),
+        };
+        let (mut count, mut epoch) = (0, None);
+        for id in from..=to {
+            let actor = match self.users.actor(UserId(id))? {
+                Some(actor) => actor,
+                None if user.is_some() => return Err(Reject::NotFound),
+                None => continue,
+            };
+            epoch = Some(actor.ask(Command::ResetAll).map_err(|_| Reject::Internal)?.epoch);
+            count += 1;
+            // Actors can only make room for others once their rows are written.
+            if let Some(epoch) = epoch.filter(|_| count % 256 == 0) {
+                drop(actor);
+                self.committer.wait(epoch).await.map_err(|error| self.failed(&error))?;
+            }
+        }
+        if let Some(epoch) = epoch {
+            self.committer.wait(epoch).await.map_err(|error| self.failed(&error))?;
+        }
+        Ok(count)
+    }
+
+    fn last_user(&self) -> Result<u64, Reject> {
+        last_user(self.store()).map_err(|error| self.failed(&error))
+    }
+
+    /// Counts over all users.
+    ///
+    /// # Errors
+    /// [`Reject::StoreUnavailable`].
+    pub async fn statistics(&self) -> Result<Statistics, Reject> {
+        let committer = self.committer.clone();
+        let mut counts = self.reading(move || count_users(committer.store())).await?;
+        counts.live = self.users.live() as u64;
+        counts.holds_open = self.users.holds_open();
+        Ok(counts)
+    }
+
+    /// One page of a user's conversations, newest first, with those that have just ended if the disk is not behind.
+    ///
+    /// # Errors
+    /// [`Reject::NotFound`] for a user who never was, [`Reject::StoreUnavailable`] when the journal cannot be read.
+    pub async fn message_log(&self, id: UserId, page: usize, page_size: usize) -> Result<Page<String>, Reject> {
+        self.user(id)?;
+        let page = page.max(1);
+        let page_size = page_size.clamp(1, MAX_PAGE_SIZE);
+        let journal = self.journal.clone();
+        let read = move || {
+            if let Err(error) = journal.flush_within(JOURNAL_PATIENCE) {
+                tracing::warn!(%error, "message logs are shown without those that wait for the disk");
+            }
+            journal.page(id.0, page as u64, page_size)
+        };
+        let found = tokio::task::spawn_blocking(read).await.map_err(|_| Reject::Internal)?;
+        let JournalPage { items, total, .. } = found.map_err(|error| {
+            tracing::error!(%error, "the journal cannot be read");
+            Reject::StoreUnavailable
+        })?;
+        Ok(Page { items, page, page_size, total })
+    }
+}
+
+fn refuse_deleted(user: &User) -> Result<(), Reject> {
+    if user.status == Status::Deleted { Err(Reject::NotFound) } else { Ok(()) }
+}
+
+fn apply_update(user: &mut User, update: &AdminUpdate, plan: Option<&Plan>, batch: &mut Batch) -> Result<(), Reject> {
+    let profile = &update.profile;
+    if let Some(name) = &profile.name {
+        user.name.clone_from(name);
+    }
+    if let Some(text) = &profile.about_me {
+        user.about_me.clone_from(text);
+    }
+    if let Some(text) = &profile.hobbies {
+        user.hobbies.clone_from(text);
+    }
+    if let Some(kind) = profile.user_type {
+        user.user_type = kind;
+    }
+    if let Some(verified) = update.email_verified {
+        user.email_verified = verified;
+    }
+    if let Some(plan) = plan {
+        user.plan = plan.name.clone();
+    }
+    if let Some(email) = &update.email {
+        if fold_changed(&user.email, email) {
+            let (old, new) = (tables::user_by_email(&user.email), tables::user_by_email(email));
+            batch.require_absent(new.clone()).delete(old);
+            batch.put(new, tables::encode(&user.id).map_err(|_| Reject::Internal)?);
+        }
+        user.email = Arc::from(email.as_str());
+    }
+    Ok(())
+}
+
+/// The number of the user who came last. Numbers are given in the commit that makes the user, so none is left out.
+fn last_user(store: &dyn Store) -> Result<u64, StoreError> {
+    Ok(tables::read::<u64>(store, &tables::counter("user"))?.unwrap_or(0))
+}
+
+fn page_of_users(store: &dyn Store, page: usize, page_size: usize) -> Result<(Vec<User>, u64), StoreError> {
+    let first = ((page - 1) as u64).saturating_mul(page_size as u64).saturating_add(1);
+    let rows = store.range(&tables::user(UserId(first)), &prefix_end(tables::USERS), page_size, Order::Ascending)?;
+    let users = rows.iter().map(|(_, row)| tables::decode(row)).collect::<Result<_, _>>()?;
+    Ok((users, last_user(store)?))
+}
+
+fn search_users(store: &dyn Store, page: usize, page_size: usize, text: &str) -> Result<(Vec<User>, u64), StoreError> {
+    let skip = ((page - 1) as u64).saturating_mul(page_size as u64);
+    let (mut items, mut total) = (Vec::new(), 0u64);
+    each_user(store, |user: User| {
+        let fields = [&*user.username, &user.name, &*user.email];
+        if fields.iter().any(|field| field.to_lowercase().contains(text)) {
+            if total >= skip && items.len() < page_size {
+                items.push(user);
+            }
+            total += 1;
+        }
+    })?;
+    Ok((items, total))
+}
+
+fn count_users(store: &dyn Store) -> Result<Statistics, StoreError> {
+    /// Only what is counted.
+    #[derive(Deserialize)]
+    struct Row {
+        status: Status,
+        email_verified: bool,
+    }
+    let mut counts = Statistics::default();
+    each_user(store, |row: Row| {
+        counts.total += 1;
+        counts.verified += u64::from(row.email_verified);
+        *match row.status {
+            Status::Active => &mut counts.active,
+            Status::Pending => &mut counts.pending,
+            Status::Suspended => &mut counts.suspended,
+            Status::Banned => &mut counts.banned,
+            Status::Deleted => &mut counts.deleted,
+        } += 1;
+    })?;
+    Ok(counts)
+}
+
+fn each_user<T: serde::de::DeserializeOwned>(store: &dyn Store, mut visit: impl FnMut(T)) -> Result<(), StoreError> {
+    let (mut from, end) = (tables::USERS.to_vec(), prefix_end(tables::USERS));
+    loop {
+        let rows = store.range(&from, &end, CHUNK, Order::Ascending)?;
+        let Some((last, _)) = rows.last() else { return Ok(()) };
+        from = [last.as_slice(), &[0]].concat();
+        for (_, row) in &rows {
+            visit(tables::decode(row)?);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_judged() {
+        for good in ["abc", "john-doe_7", "7up"] {
+            assert_eq!(username_fault(good), None, "{good}");
+        }
+        for bad in ["ab", "12345", "john doe", "jöhn", "a\0bc", &"a".repeat(51)] {
+            assert!(username_fault(bad).is_some(), "{bad}");
+        }
+        for good in ["john@example.com", "a.b+c@sub.example.co"] {
+            assert!(is_email(good), "{good}");
+        }
+        for bad in
+            ["john", "@example.com", "a@b", "a..b@example.com", "a b@example.com", "a@-x.com", "a@x..com", "a@x.com\n"]
+        {
+            assert!(!is_email(bad), "{bad}");
+        }
+        assert!(!is_email(&format!("a@{}.com", "x".repeat(250))));
+        assert_eq!((canonical_plan("premium"), canonical_plan("free")), ("professional", "free"));
+    }
+}

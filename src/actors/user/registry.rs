@@ -1,0 +1,162 @@
+//! The registry: the one place where a user's actor is found, made and sent to sleep.
+//!
+//! Owns the promise that there is never more than one actor of a user, and never more of them than configured. A load and a
+//! change of standing of the same user never cross: both hold the user's shard.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+use super::actor::{Surroundings, UserActor};
+use super::ledger::{Account, AccountRow};
+use crate::clock::UnixMillis;
+use crate::domain::ids::UserId;
+use crate::domain::user::{Standing, User};
+use crate::error::Reject;
+use crate::store::{StoreError, tables};
+
+const SHARDS: usize = 64;
+
+/// User ids are small counted numbers; one multiplication spreads them.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte) ^ self.0);
+        }
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        self.0 = id.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+type ActorMap = HashMap<UserId, Arc<UserActor>, BuildHasherDefault<IdHasher>>;
+
+pub struct Registry {
+    shards: Vec<Mutex<ActorMap>>,
+    around: Arc<Surroundings>,
+    live: AtomicUsize,
+    max_live: usize,
+    idle_ms: u64,
+}
+
+impl Registry {
+    pub fn new(around: Arc<Surroundings>, max_live: usize, idle_ms: u64) -> Self {
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Self { shards, around, live: AtomicUsize::new(0), max_live, idle_ms }
+    }
+
+    pub fn around(&self) -> &Arc<Surroundings> {
+        &self.around
+    }
+
+    fn shard(&self, user: UserId) -> &Mutex<ActorMap> {
+        &self.shards[user.0 as usize % SHARDS]
+    }
+
+    /// The user's actor, from memory or from the store; `None` when there is no such user.
+    ///
+    /// # Errors
+    /// [`Reject::StoreUnavailable`], or [`Reject::Overloaded`] when no actor can be sent to sleep to make room.
+    pub fn actor(&self, user: UserId) -> Result<Option<Arc<UserActor>>, Reject> {
+        let mut shard = self.shard(user).lock();
+        if let Some(actor) = shard.get(&user) {
+            return Ok(Some(actor.clone()));
+        }
+        if self.live.load(Ordering::Relaxed) >= self.max_live {
+            // The own shard's share of room is enough, and needs no other lock.
+            self.sleep_idle(&mut shard, self.around.clock.now(), 0);
+            if self.live.load(Ordering::Relaxed) >= self.max_live {
+                return Err(Reject::Overloaded("Too many users at once"));
+            }
+        }
+        let loaded = self.load(user).map_err(|error| {
+            tracing::error!(%user, %error, "a user could not be loaded");
+            self.around.metrics.store_error();
+            Reject::StoreUnavailable
+        })?;
+        let Some(actor) = loaded else { return Ok(None) };
+        shard.insert(user, actor.clone());
+        self.live.fetch_add(1, Ordering::Relaxed);
+        Ok(Some(actor))
+    }
+
+    fn load(&self, id: UserId) -> Result<Option<Arc<UserActor>>, StoreError> {
+        let store = self.around.committer.store();
+        let Some(user) = tables::read::<User>(store, &tables::user(id))? else { return Ok(None) };
+        let row = tables::read::<AccountRow>(store, &tables::meters(id))?;
+        let mut account = row.map(Account::from_row).unwrap_or_default();
+        if !account.conserves() {
+            return Err(StoreError::Corrupt(format!("the account of user {id} does not add up")));
+        }
+        // A sleeping actor has no holds, so these are a crash's.
+        let found = account.recover_holds(self.around.recovery);
+        let actor = Arc::new(UserActor::new(Standing::from(&user), account, self.around.clone()));
+        if !found.is_empty() {
+            tracing::warn!(user = %id, holds = ?found, how = ?self.around.recovery, "holds found open were ended");
+            actor.write_now();
+        }
+        Ok(Some(actor))
+    }
+
+    /// Puts a user's new standing in force. The row must be on disk already: a load that runs at this moment has either
+    /// read it or is finished and is corrected here.
+    pub fn set_standing(&self, user: &User) {
+        if let Some(actor) = self.shard(user.id).lock().get(&user.id) {
+            actor.set_standing(Standing::from(user));
+        }
+    }
+
+    /// Makes every credential of the user be read again. The change must be on disk already.
+    pub fn forget_credentials(&self, user: UserId) {
+        if let Some(actor) = self.shard(user).lock().get(&user) {
+            actor.forget_credentials();
+        }
+    }
+
+    /// Sends idle actors to sleep and has others write back what waits for an occasion. To be called every few seconds.
+    pub fn sweep(&self) {
+        let now = self.around.clock.now();
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            for actor in shard.values() {
+                actor.write_back();
+            }
+            self.sleep_idle(&mut shard, now, self.idle_ms);
+        }
+    }
+
+    fn sleep_idle(&self, shard: &mut ActorMap, now: UnixMillis, idle_ms: u64) {
+        let before = shard.len();
+        // An actor that somebody else holds must stay the only one of its user.
+        shard.retain(|_, actor| Arc::strong_count(actor) > 1 || !actor.is_idle(now, idle_ms));
+        self.live.fetch_sub(before - shard.len(), Ordering::Relaxed);
+    }
+
+    /// Has everything written that still waits: before the store thread stops.
+    pub fn write_back_all(&self) {
+        for shard in &self.shards {
+            for actor in shard.lock().values() {
+                actor.write_back();
+            }
+        }
+    }
+
+    pub fn live(&self) -> usize {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    pub fn holds_open(&self) -> i64 {
+        self.around.holds_open.load(Ordering::Relaxed)
+    }
+}

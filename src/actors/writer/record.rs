@@ -1,0 +1,393 @@
+//! One conversation: what a caller hands over, and the JSON that is kept of it.
+//!
+//! Owns the record's shape and its encoding. It never reads a clock, touches a file or runs on the request path:
+//! the caller only moves buffers into a [`ConversationEntry`]; checking, escaping and formatting happen on the
+//! journal's thread.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+
+/// Longest request or response text kept, in bytes; what is longer is cut and the record says `truncated`.
+pub const MAX_TEXT_BYTES: usize = 4 << 20;
+
+/// Longest short field kept (model, route, names, ids), in bytes. These come from clients too.
+const MAX_FIELD_BYTES: usize = 1024;
+
+/// Deepest nesting kept as JSON. Readers stop at 128 levels, and the record itself adds two.
+const MAX_JSON_DEPTH: u8 = 100;
+
+/// One finished call, as the request path hands it over. Building it costs moves and reference counts only.
+#[derive(Debug, Clone)]
+pub struct ConversationEntry {
+    /// Whose conversation it is; pages are read by this.
+    pub user_id: u64,
+    /// The user's name at the time of the call.
+    pub username: Arc<str>,
+    /// The user's address at the time of the call.
+    pub email: Arc<str>,
+    /// The AI model that was asked.
+    pub model: Arc<str>,
+    /// Raw JSON text of the request's messages. Kept as a JSON string when it is cut or does not parse.
+    pub request: Vec<u8>,
+    /// The answer's text. Invalid UTF-8 is replaced, not refused.
+    pub response: Vec<u8>,
+    /// The seeds' `research_enabled` flag.
+    pub research_enabled: bool,
+    /// The seeds' `r_type` (`"bpe"`, …).
+    pub r_type: Option<Arc<str>>,
+    /// Tokens charged for the call.
+    pub tokens_used: u64,
+    /// Tokens of the prompt.
+    pub input_tokens: u64,
+    /// Tokens of the answer.
+    pub output_tokens: u64,
+    /// From the request's first byte to the answer's last, in milliseconds.
+    pub processing_time_ms: u64,
+    /// The client's address, after trusted proxies were taken away.
+    pub ip_address: IpAddr,
+    /// When the call ended, in Unix milliseconds.
+    pub timestamp_ms: u64,
+    /// The configured route that served the call.
+    pub route: Arc<str>,
+    /// The id that the client got in its answer's head.
+    pub request_id: Box<str>,
+    /// The HTTP status that the client got.
+    pub status: u16,
+    /// True when the request or response text was cut before it came here.
+    pub truncated: bool,
+    /// How the call ended: `"ok"`, `"client_left"`, …
+    pub outcome: &'static str,
+}
+
+impl ConversationEntry {
+    /// Bytes of memory this entry holds while it waits; the queue's bound counts these. Shared strings count in
+    /// full, so the bound errs on the safe side.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        size_of::<Self>()
+            + self.username.len()
+            + self.email.len()
+            + self.model.len()
+            + self.route.len()
+            + self.request_id.len()
+            + self.r_type.as_ref().map_or(0, |kind| kind.len())
+            + self.request.capacity()
+            + self.response.capacity()
+    }
+
+    /// Appends the record's JSON to `out`: one object on one line, without a NUL byte (recovery relies on that).
+    pub(super) fn encode(&self, id: u64, out: &mut Vec<u8>) {
+        let request = KeptText::of(&self.request);
+        let response = KeptText::of(&self.response);
+        let truncated = self.truncated || request.cut || response.cut;
+
+        push_field(out, b"{\"id\":", id);
+        push_field(out, b",\"user_id\":", self.user_id);
+        push_text(out, b",\"username\":", &self.username);
+        push_text(out, b",\"email\":", &self.email);
+        push_text(out, b",\"model\":", &self.model);
+        out.extend_from_slice(b",\"messages\":{\"request\":");
+        push_request(out, &request);
+        out.extend_from_slice(b",\"response\":{\"role\":\"assistant\",\"content\":");
+        push_string(out, &String::from_utf8_lossy(response.bytes));
+        out.extend_from_slice(b"}},\"research_enabled\":");
+        push_bool(out, self.research_enabled);
+        match &self.r_type {
+            Some(kind) => push_text(out, b",\"r_type\":", kind),
+            None => out.extend_from_slice(b",\"r_type\":null"),
+        }
+        push_field(out, b",\"tokens_used\":", self.tokens_used);
+        push_field(out, b",\"processing_time_ms\":", self.processing_time_ms);
+        push_text(out, b",\"ip_address\":", &self.ip_address.to_string());
+        push_text(out, b",\"timestamp\":", &rfc3339_seconds(self.timestamp_ms));
+        push_field(out, b",\"input_tokens\":", self.input_tokens);
+        push_field(out, b",\"output_tokens\":", self.output_tokens);
+        push_text(out, b",\"route\":", &self.route);
+        push_text(out, b",\"request_id\":", &self.request_id);
+        push_field(out, b",\"status\":", u64::from(self.status));
+        out.extend_from_slice(b",\"truncated\":");
+        push_bool(out, truncated);
+        push_text(out, b",\"outcome\":", self.outcome);
+        out.push(b'}');
+    }
+}
+
+/// A long text after its limit was applied.
+struct KeptText<'a> {
+    bytes: &'a [u8],
+    cut: bool,
+}
+
+impl<'a> KeptText<'a> {
+    fn of(bytes: &'a [u8]) -> Self {
+        match bytes.get(..MAX_TEXT_BYTES) {
+            Some(kept) if kept.len() < bytes.len() => Self { bytes: kept, cut: true },
+            _ => Self { bytes, cut: false },
+        }
+    }
+}
+
+/// The request goes in as the JSON it is; whatever is not whole JSON goes in as a string, so that the record
+/// always parses.
+fn push_request(out: &mut Vec<u8>, request: &KeptText<'_>) {
+    if request.bytes.is_empty() {
+        return out.extend_from_slice(b"null");
+    }
+    match std::str::from_utf8(request.bytes) {
+        Ok(text) if !request.cut && is_whole_json(text) => push_on_one_line(out, text.as_bytes()),
+        Ok(text) => push_string(out, text),
+        Err(_) => push_string(out, &String::from_utf8_lossy(request.bytes)),
+    }
+}
+
+/// Copies valid JSON without the line breaks a client may have put between its tokens: exports are JSON Lines.
+/// Inside a string a raw line break cannot occur, so dropping them all changes nothing.
+fn push_on_one_line(out: &mut Vec<u8>, json: &[u8]) {
+    for line in json.split(|byte| matches!(byte, b'\n' | b'\r')) {
+        out.extend_from_slice(line);
+    }
+}
+
+fn push_field(out: &mut Vec<u8>, name: &[u8], value: u64) {
+    out.extend_from_slice(name);
+    push_number(out, value);
+}
+
+fn push_text(out: &mut Vec<u8>, name: &[u8], value: &str) {
+    out.extend_from_slice(name);
+    push_string(out, value.get(..value.floor_char_boundary(MAX_FIELD_BYTES)).unwrap_or(value));
+}
+
+fn push_bool(out: &mut Vec<u8>, value: bool) {
+    out.extend_from_slice(if value { b"true" } else { b"false" });
+}
+
+fn push_string(out: &mut Vec<u8>, text: &str) {
+    let start = out.len();
+    // Writing to memory cannot fail; should it ever, the record still has to parse.
+    if serde_json::to_writer(&mut *out, text).is_err() {
+        out.truncate(start);
+        out.extend_from_slice(b"\"\"");
+    }
+}
+
+fn push_number(out: &mut Vec<u8>, mut value: u64) {
+    let start = out.len();
+    loop {
+        out.push(b'0' + (value % 10) as u8);
+        value /= 10;
+        if value == 0 {
+            break;
+        }
+    }
+    if let Some(digits) = out.get_mut(start..) {
+        digits.reverse();
+    }
+}
+
+/// `2024-01-15T12:00:00Z` from Unix milliseconds; the part below a second is dropped, as the seeds show it.
+#[must_use]
+pub fn rfc3339_seconds(unix_ms: u64) -> String {
+    let seconds = unix_ms / 1000;
+    let (year, month, day) = civil_date(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar. The year is taken to begin in
+/// March, so that the leap day is its last day and month lengths follow one formula.
+fn civil_date(days_since_1970: u64) -> (u64, u64, u64) {
+    const DAYS_FROM_0000_03_01: u64 = 719_468;
+    const DAYS_PER_400_YEARS: u64 = 146_097;
+    let days = days_since_1970 + DAYS_FROM_0000_03_01;
+    let (era, day_of_era) = (days / DAYS_PER_400_YEARS, days % DAYS_PER_400_YEARS);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let march_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    (year, month, day)
+}
+
+/// Whether `text` is one JSON value that a strict reader will take: escapes, numbers and depth are checked, and
+/// nothing is built.
+fn is_whole_json(text: &str) -> bool {
+    let mut json = serde_json::Deserializer::from_str(text);
+    Check { depth: 0 }.deserialize(&mut json).is_ok() && json.end().is_ok()
+}
+
+/// Walks a JSON value without keeping it. `IgnoredAny` would be shorter, but it lets lone surrogates and any
+/// depth pass, and a later reader would then refuse the whole record.
+struct Check {
+    depth: u8,
+}
+
+impl<'de> DeserializeSeed<'de> for Check {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+        json.deserialize_any(self)
+    }
+}
+
+impl Check {
+    fn deeper<E: serde::de::Error>(&self) -> Result<u8, E> {
+        if self.depth < MAX_JSON_DEPTH { Ok(self.depth + 1) } else { Err(E::custom("nested too deeply")) }
+    }
+}
+
+impl<'de> Visitor<'de> for Check {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        let depth = self.deeper::<A::Error>()?;
+        while items.next_element_seed(Check { depth })?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+        let depth = self.deeper::<A::Error>()?;
+        while entries.next_key_seed(Check { depth })?.is_some() {
+            entries.next_value_seed(Check { depth })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+    use super::*;
+    use serde_json::Value;
+
+    /// 2024-01-15T12:00:00Z, the seeds' example.
+    pub(in super::super) const NOON: u64 = 1_705_320_000_000;
+
+    pub(in super::super) fn entry(user_id: u64, text: &str) -> ConversationEntry {
+        ConversationEntry {
+            user_id,
+            username: "johndoe".into(),
+            email: "john@example.com".into(),
+            model: "gpt-4o".into(),
+            request: br#"[{"role": "user", "content": "Hello"}]"#.to_vec(),
+            response: text.as_bytes().to_vec(),
+            research_enabled: false,
+            r_type: Some("bpe".into()),
+            tokens_used: 25,
+            input_tokens: 5,
+            output_tokens: 20,
+            processing_time_ms: 1500,
+            ip_address: "192.168.1.100".parse().unwrap(),
+            timestamp_ms: NOON,
+            route: "chat".into(),
+            request_id: "req-1".into(),
+            status: 200,
+            truncated: false,
+            outcome: "ok",
+        }
+    }
+
+    fn encoded(entry: &ConversationEntry) -> (String, Value) {
+        let mut out = Vec::new();
+        entry.encode(1, &mut out);
+        let text = String::from_utf8(out).unwrap();
+        let value = serde_json::from_str(&text).unwrap();
+        (text, value)
+    }
+
+    #[test]
+    fn has_the_documented_shape() {
+        let (text, value) = encoded(&entry(1, "Hello! How can I help you today?"));
+        let seed = r#"{"id":1,"user_id":1,"username":"johndoe","email":"john@example.com","model":"gpt-4o","messages":{"request":[{"role": "user", "content": "Hello"}],"response":{"role":"assistant","content":"Hello! How can I help you today?"}},"research_enabled":false,"r_type":"bpe","tokens_used":25,"processing_time_ms":1500,"ip_address":"192.168.1.100","timestamp":"2024-01-15T12:00:00Z","#;
+        assert!(text.starts_with(seed), "{text}");
+        assert_eq!((&value["status"], &value["outcome"]), (&200.into(), &"ok".into()));
+        assert_eq!((&value["input_tokens"], &value["output_tokens"]), (&5.into(), &20.into()));
+    }
+
+    #[test]
+    fn whatever_is_not_whole_json_is_kept_as_a_string() {
+        let deep = "[".repeat(500) + &"]".repeat(500);
+        let broken: [&[u8]; 7] =
+            [b"[{\"a\":", b"\"\\ud800\"", b"\xff\xfe", b"[1] 2", b"1e999", b"{\"a\" 1}", deep.as_bytes()];
+        for request in broken {
+            let mut entry = entry(1, "x");
+            entry.request = request.to_vec();
+            let (_, value) = encoded(&entry);
+            assert_eq!(value["messages"]["request"], String::from_utf8_lossy(request).as_ref());
+        }
+    }
+
+    #[test]
+    fn a_record_is_one_line_without_nul() {
+        let mut entry = entry(1, "two\nlines\0");
+        entry.request = b"[\r\n {\"a\": \"b\\nc\"}\n]\n".to_vec();
+        let (text, value) = encoded(&entry);
+        assert!(!text.contains(['\n', '\r', '\0']));
+        assert_eq!(value["messages"]["request"][0]["a"], "b\nc");
+        assert_eq!(value["messages"]["response"]["content"], "two\nlines\0");
+    }
+
+    #[test]
+    fn texts_and_fields_have_a_limit() {
+        let mut entry = entry(1, &"x".repeat(MAX_TEXT_BYTES + 1));
+        entry.model = "é".repeat(2000).into();
+        let (_, value) = encoded(&entry);
+        assert_eq!(value["truncated"], true);
+        assert_eq!(value["messages"]["response"]["content"].as_str().unwrap().len(), MAX_TEXT_BYTES);
+        assert_eq!(value["model"].as_str().unwrap().len(), MAX_FIELD_BYTES);
+    }
+
+    #[test]
+    fn dates_are_civil() {
+        let known = [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_400_000, "2000-02-29T00:00:00Z"),
+            (1_709_251_199_999, "2024-02-29T23:59:59Z"),
+            (1_735_689_600_000, "2025-01-01T00:00:00Z"),
+            (4_107_542_400_000, "2100-03-01T00:00:00Z"),
+        ];
+        for (ms, text) in known {
+            assert_eq!(rfc3339_seconds(ms), text);
+        }
+    }
+
+    #[test]
+    fn weight_counts_the_buffers() {
+        let mut big = entry(1, "");
+        big.request = Vec::with_capacity(10_000);
+        assert!(big.weight() >= 10_000 + size_of::<ConversationEntry>());
+    }
+}

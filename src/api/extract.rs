@@ -1,0 +1,289 @@
+//! From a request to what a service wants to know.
+//!
+//! Owns the reading of credentials, queries and JSON bodies, each with a bound, and the message about each field that does
+//! not fit. Unknown fields are ignored. Never repeats a value in a message: it might be a password.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr;
+
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, header};
+use bytes::Bytes;
+use serde_json::{Map, Value};
+
+use super::render::Refused;
+use crate::accounts::passwords::Password;
+use crate::clock::UnixMillis;
+use crate::domain::addresses::ClientAddress;
+use crate::domain::meters::Micro;
+use crate::error::Reject;
+
+/// The most a request's body may hold.
+pub const MAX_BODY_BYTES: usize = 256 << 10;
+const DEFAULT_PAGE_SIZE: usize = 50;
+/// Far beyond any list, and far from any overflow.
+const MAX_PAGE: usize = 1 << 40;
+
+/// A request, read.
+pub struct Call {
+    pub address: IpAddr,
+    pub user_agent: Option<String>,
+    credential: Result<Option<String>, Reject>,
+    query: HashMap<String, String>,
+    path: HashMap<String, String>,
+    body: Bytes,
+}
+
+impl<S: Send + Sync> FromRequest<S> for Call {
+    type Rejection = Refused;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Refused> {
+        let (mut parts, body) = request.into_parts();
+        let path = path_of(&mut parts, state).await;
+        let query = Query::try_from_uri(&parts.uri).map(|Query(map)| map);
+        let query = query.map_err(|_| Refused(Reject::BadRequest("The query string cannot be read".into())))?;
+        let body = axum::body::to_bytes(body, MAX_BODY_BYTES).await.map_err(|error| Refused(broken_body(error)))?;
+        Ok(Self {
+            address: parts.extensions.get::<ClientAddress>().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |client| client.0),
+            user_agent: parts.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).map(str::to_owned),
+            credential: credential(&parts.headers),
+            query,
+            path,
+            body,
+        })
+    }
+}
+
+async fn path_of<S: Send + Sync>(parts: &mut Parts, state: &S) -> HashMap<String, String> {
+    Path::from_request_parts(parts, state).await.map(|Path(map)| map).unwrap_or_default()
+}
+
+fn broken_body(error: axum::Error) -> Reject {
+    let mut cause: Option<&dyn std::error::Error> = Some(&error);
+    while let Some(error) = cause {
+        if error.is::<http_body_util::LengthLimitError>() {
+            return Reject::BodyTooLarge { limit: MAX_BODY_BYTES as u64 };
+        }
+        cause = error.source();
+    }
+    Reject::BadRequest("The request body broke off".into())
+}
+
+/// The bearer token, or the `X-API-Key`; never two that differ.
+fn credential(headers: &HeaderMap) -> Result<Option<String>, Reject> {
+    let mut found: Option<&str> = None;
+    let bearers = headers.get_all(header::AUTHORIZATION).iter().map(|value| {
+        let (scheme, token) = value.to_str().ok()?.trim().split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    });
+    let keys = headers.get_all("x-api-key").iter().map(|value| value.to_str().ok().map(str::trim));
+    for token in bearers.chain(keys) {
+        let token = token.filter(|t| !t.is_empty()).ok_or(Reject::Unauthenticated)?;
+        if found.is_some_and(|other| other != token) {
+            return Err(Reject::BadRequest("Two different credentials in one request".into()));
+        }
+        found = Some(token);
+    }
+    Ok(found.map(str::to_owned))
+}
+
+impl Call {
+    /// The credential the call came with.
+    ///
+    /// # Errors
+    /// [`Reject::Unauthenticated`] without one, [`Reject::BadRequest`] with two.
+    pub fn token(&self) -> Result<&str, Reject> {
+        match &self.credential {
+            Ok(Some(token)) => Ok(token),
+            Ok(None) => Err(Reject::Unauthenticated),
+            Err(reject) => Err(reject.clone()),
+        }
+    }
+
+    /// A part of the path; empty when the route has no such part.
+    pub fn part(&self, name: &str) -> &str {
+        self.path.get(name).map_or("", String::as_str)
+    }
+
+    /// A number in the path. What is no number is not there.
+    ///
+    /// # Errors
+    /// [`Reject::NotFound`].
+    pub fn number(&self, name: &str) -> Result<u64, Reject> {
+        self.part(name).parse().map_err(|_| Reject::NotFound)
+    }
+
+    pub fn query(&self, name: &str) -> Option<&str> {
+        self.query.get(name).map(String::as_str)
+    }
+
+    /// `page` and `page_size`, cut to what makes sense.
+    ///
+    /// # Errors
+    /// [`Reject::Invalid`] for what is no whole number.
+    pub fn page(&self) -> Result<(usize, usize), Reject> {
+        let read = |name: &str, default: usize, most: usize| match self.query(name) {
+            None => Ok(default),
+            Some(text) => match i128::from_str(text) {
+                Ok(n) => Ok(n.clamp(1, most as i128) as usize),
+                Err(_) => Err(Reject::Invalid(vec![format!("{name}: must be a whole number")])),
+            },
+        };
+        let most = crate::accounts::users::MAX_PAGE_SIZE;
+        Ok((read("page", 1, MAX_PAGE)?, read("page_size", DEFAULT_PAGE_SIZE, most)?))
+    }
+
+    /// The body's fields.
+    ///
+    /// # Errors
+    /// [`Reject::BadRequest`] when it is no JSON object.
+    pub fn fields(&self) -> Result<Fields, Reject> {
+        let value: Value = serde_json::from_slice(&self.body).map_err(|error| {
+            Reject::BadRequest(format!("The body is not valid JSON (line {}, column {})", error.line(), error.column()))
+        })?;
+        match value {
+            Value::Object(map) => Ok(Fields { map, path: String::new(), faults: Vec::new() }),
+            _ => Err(Reject::BadRequest("The body must be a JSON object".into())),
+        }
+    }
+
+    /// As [`Call::fields`]; no body at all is an object without fields.
+    ///
+    /// # Errors
+    /// As [`Call::fields`].
+    pub fn optional_fields(&self) -> Result<Fields, Reject> {
+        if self.body.trim_ascii().is_empty() {
+            return Ok(Fields { map: Map::new(), path: String::new(), faults: Vec::new() });
+        }
+        self.fields()
+    }
+}
+
+/// The fields of a JSON object, taken one by one. What does not fit is collected and told at the end, all at once.
+pub struct Fields {
+    map: Map<String, Value>,
+    path: String,
+    faults: Vec<String>,
+}
+
+impl Fields {
+    fn fault(&mut self, name: &str, what: &str) {
+        self.faults.push(format!("{}{name}: {what}", self.path));
+    }
+
+    /// A field that may be left out or null.
+    fn take(&mut self, name: &str) -> Option<Value> {
+        self.map.remove(name).filter(|value| !value.is_null())
+    }
+
+    pub fn optional_text(&mut self, name: &str) -> Option<String> {
+        match self.take(name)? {
+            Value::String(text) => Some(text),
+            _ => {
+                self.fault(name, "must be a string");
+                None
+            }
+        }
+    }
+
+    pub fn text(&mut self, name: &str) -> String {
+        if self.map.get(name).is_none_or(Value::is_null) {
+            self.fault(name, "is required");
+        }
+        self.optional_text(name).unwrap_or_default()
+    }
+
+    /// A password; empty when it is missing, which [`Fields::done`] refuses.
+    ///
+    /// # Errors
+    /// [`Reject::Invalid`] when it is absurdly long.
+    pub fn password(&mut self, name: &str) -> Result<Password, Reject> {
+        Password::new(self.text(name))
+    }
+
+    pub fn optional_flag(&mut self, name: &str) -> Option<bool> {
+        match self.take(name)? {
+            Value::Bool(flag) => Some(flag),
+            _ => {
+                self.fault(name, "must be true or false");
+                None
+            }
+        }
+    }
+
+    pub fn optional_number(&mut self, name: &str) -> Option<u64> {
+        let number = self.take(name)?;
+        if number.as_u64().is_none() {
+            self.fault(name, "must be a whole number");
+        }
+        number.as_u64()
+    }
+
+    /// An amount on a meter: a number that is not negative.
+    pub fn optional_amount(&mut self, name: &str) -> Option<Micro> {
+        let amount = self.take(name)?;
+        // Whole numbers go by a way that keeps all their digits.
+        let micros = match amount.as_u64() {
+            Some(whole) => i64::try_from(whole).ok().and_then(Micro::units),
+            None => amount.as_f64().and_then(Micro::from_decimal),
+        };
+        if micros.is_none() {
+            self.fault(name, "must be a number between 0 and 9 million million");
+        }
+        micros
+    }
+
+    pub fn optional_time(&mut self, name: &str) -> Option<UnixMillis> {
+        let text = self.optional_text(name)?;
+        let time = UnixMillis::parse_rfc3339(&text);
+        if time.is_none() {
+            self.fault(name, "must be a time such as 2026-12-31T23:59:59Z");
+        }
+        time
+    }
+
+    /// A field that `parse` must understand.
+    pub fn optional_parsed<T>(&mut self, name: &str, what: &str, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
+        let text = self.optional_text(name)?;
+        let parsed = parse(&text);
+        if parsed.is_none() {
+            self.fault(name, what);
+        }
+        parsed
+    }
+
+    /// As [`Fields::optional_parsed`], for a field that must be there.
+    pub fn parsed<T>(&mut self, name: &str, what: &str, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
+        if self.map.get(name).is_none_or(Value::is_null) {
+            self.fault(name, "is required");
+            return None;
+        }
+        self.optional_parsed(name, what, parse)
+    }
+
+    /// An object within the object.
+    pub fn optional_object<T>(&mut self, name: &str, read: impl FnOnce(&mut Self) -> T) -> Option<T> {
+        match self.take(name)? {
+            Value::Object(map) => {
+                let mut inner = Self { map, path: format!("{}{name}.", self.path), faults: Vec::new() };
+                let value = read(&mut inner);
+                self.faults.append(&mut inner.faults);
+                Some(value)
+            }
+            _ => {
+                self.fault(name, "must be an object");
+                None
+            }
+        }
+    }
+
+    /// Ends the reading; other fields are ignored.
+    ///
+    /// # Errors
+    /// [`Reject::Invalid`] with everything that did not fit.
+    pub fn done(self) -> Result<(), Reject> {
+        if self.faults.is_empty() { Ok(()) } else { Err(Reject::Invalid(self.faults)) }
+    }
+}

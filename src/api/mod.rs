@@ -1,0 +1,34 @@
+//! The HTTP faces of the accounts: the public API of users and the side port of admins.
+//!
+//! Owns paths, and the way from a request to a call of one service and back. A handler decodes, calls and encodes; what is
+//! refused goes through the one error body. Never decides anything about accounts, never reads the store, and knows
+//! nothing of the gateway: who serves these routers puts the request's id and the client's address into the extensions.
+
+pub mod admin;
+pub mod extract;
+pub mod health;
+pub mod public;
+pub mod render;
+pub mod serve;
+#[cfg(test)]
+mod tests;
+
+use axum::Router;
+use axum::middleware::from_fn_with_state;
+
+use crate::clock::Clock;
+use crate::error::Reject;
+use render::Refused;
+
+pub use admin::{SideState, side_router};
+pub use health::Readiness;
+pub use public::public_router;
+
+/// What both faces have in common: unknown paths, wrong methods, and the body of every refusal.
+fn finish<S: Clone + Send + Sync + 'static>(router: Router<S>, state: S, clock: Clock) -> Router {
+    router
+        .fallback(|| async { Refused(Reject::NotFound) })
+        .method_not_allowed_fallback(|| async { Refused(Reject::MethodNotAllowed) })
+        .with_state(state)
+        .layer(from_fn_with_state(clock, render::refusals))
+}

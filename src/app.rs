@@ -1,0 +1,623 @@
+//! The composition root: config → store → actors → services → listeners → drain.
+//!
+//! Owns the order in which things start and stop, and is the only place that names a storage backend. Never holds a rule of
+//! its own.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use axum::Router;
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tower::ServiceExt;
+
+use crate::accounts::passwords::Password;
+use crate::accounts::secrets::Pepper;
+use crate::accounts::{Accounts, AccountsParts, Settings};
+use crate::actors::user::actor::Surroundings;
+use crate::actors::user::ledger::Recovery;
+use crate::actors::user::registry::Registry;
+use crate::actors::writer::{Journal, JournalConfig};
+use crate::api;
+use crate::clock::Clock;
+use crate::config::{Backend, Config, Durability, RecoverOpenHolds};
+use crate::error::Reject;
+use crate::gateway::authenticate::Authenticator;
+use crate::gateway::buffers::Budget;
+use crate::gateway::deadline::Deadlines;
+use crate::gateway::pipeline::{Shared, Worker};
+use crate::gateway::policy::Policy;
+use crate::gateway::rate::RateStates;
+use crate::gateway::{LocalApi, accept, upstream};
+use crate::store::committer::{CommitPace, Committer};
+use crate::store::memory::MemoryStore;
+use crate::store::sled::SledStore;
+use crate::store::{Store, StoreError};
+use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::metrics::{Exposition, Metrics};
+
+/// How often states that have run out are cleared away.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// Why the process cannot start.
+#[derive(Debug)]
+pub enum StartError {
+    Io { what: String, error: io::Error },
+    Store(StoreError),
+    Config(String),
+}
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Io { what, error } => write!(f, "{what}: {error}"),
+            Self::Store(error) => error.fmt(f),
+            Self::Config(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
+    let what = what.into();
+    move |error| StartError::Io { what, error }
+}
+
+/// The first superadmin, made when the store has no staff yet.
+pub struct FirstAdmin {
+    pub username: String,
+    pub password: String,
+    pub email: Option<String>,
+}
+
+/// State without listeners: what commands on a stopped server need.
+pub struct Core {
+    pub accounts: Arc<Accounts>,
+    pub users: Arc<Registry>,
+    pub journal: Journal,
+    pub committer: Committer,
+    pub metrics: Arc<Metrics>,
+    pub clock: Clock,
+    pub pepper: Pepper,
+}
+
+impl Core {
+    /// Opens the store and starts what lives on it.
+    ///
+    /// # Errors
+    /// See [`StartError`]; [`StoreError::Busy`] when a server is running on this data.
+    pub fn open(config: &Config, clock: Clock, workers: usize) -> Result<Self, StartError> {
+        std::fs::create_dir_all(&config.data_dir)
+            .map_err(io_error(format!("cannot create data_dir {}", config.data_dir.display())))?;
+        let store: Arc<dyn Store> = match config.store.backend {
+            Backend::Sled => {
+                let folder = config.data_dir.join("store");
+                Arc::new(SledStore::open(&folder, config.store.cache_bytes).map_err(StartError::Store)?)
+            }
+            Backend::Memory => Arc::new(MemoryStore::default()),
+        };
+        Self::on(store, config, clock, workers)
+    }
+
+    /// As [`Core::open`], on a store that is open already.
+    ///
+    /// # Errors
+    /// As [`Core::open`].
+    pub fn on(store: Arc<dyn Store>, config: &Config, clock: Clock, workers: usize) -> Result<Self, StartError> {
+        let metrics = Arc::new(Metrics::new(workers));
+        let row_gap = match config.ledger.durability {
+            Durability::BeforeResponse => config.ledger.min_commit_gap.0,
+            Durability::Interval => config.ledger.interval.0,
+        };
+        let pace = CommitPace { gap: config.ledger.min_commit_gap.0, row_gap, max_pending: config.ledger.max_pending };
+        let committer =
+            Committer::start(store, pace, metrics.clone()).map_err(io_error("cannot start the store thread"))?;
+        let around = Arc::new(Surroundings {
+            clock: clock.clone(),
+            committer: committer.clone(),
+            metrics: metrics.clone(),
+            reset_hour: config.ledger.reset_hour,
+            recovery: match config.ledger.recover_open_holds {
+                RecoverOpenHolds::Charge => Recovery::Charge,
+                RecoverOpenHolds::Refund => Recovery::Refund,
+            },
+            holds_open: AtomicI64::new(0),
+            generations: AtomicU64::new(0),
+        });
+        let idle_ms = config.limits.user_idle.0.as_millis() as u64;
+        let users = Arc::new(Registry::new(around, config.limits.max_live_users, idle_ms));
+        let journal = start_journal(config, &clock)?;
+        let pepper = load_pepper(config)?;
+        let accounts = Accounts::new(AccountsParts {
+            committer: committer.clone(),
+            users: users.clone(),
+            journal: journal.clone(),
+            metrics: metrics.clone(),
+            clock: clock.clone(),
+            settings: Settings::from(config),
+            pepper: pepper.clone(),
+        })
+        .map_err(StartError::Store)?;
+        Ok(Self { accounts: Arc::new(accounts), users, journal, committer, metrics, clock, pepper })
+    }
+
+    /// Writes everything that waits and ends the threads. The order matters: accounts last, as holds settle into them.
+    pub fn close(&self) {
+        self.users.write_back_all();
+        if let Err(error) = self.journal.stop() {
+            tracing::error!(%error, "the journal could not be written to its end");
+        }
+        self.committer.stop();
+    }
+}
+
+fn start_journal(config: &Config, clock: &Clock) -> Result<Journal, StartError> {
+    let settings = &config.journal;
+    let journal = JournalConfig {
+        enabled: settings.enabled,
+        batch_records: settings.batch_size as u64,
+        flush_interval: settings.flush_interval.0,
+        queue_bytes: settings.queue_bytes as u64,
+        segment_bytes: settings.segment_bytes,
+        segment_age: settings.segment_age.0,
+        retention: settings.retention_days.map(|days| Duration::from_secs(days * 86_400)),
+        retention_bytes: settings.retention_bytes,
+        ..JournalConfig::new(journal_dir(&config.data_dir))
+    };
+    let clock = clock.clone();
+    Journal::start(journal, Arc::new(move || clock.now().0)).map_err(io_error("cannot open the conversation journal"))
+}
+
+pub fn journal_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("journal")
+}
+
+fn load_pepper(config: &Config) -> Result<Pepper, StartError> {
+    match &config.accounts.pepper {
+        Some(source) => {
+            let key = source.read().map_err(|why| StartError::Config(format!("accounts.pepper: {why}")))?;
+            Pepper::new(key.as_bytes()).map_err(|why| StartError::Config(format!("accounts.pepper: {why}")))
+        }
+        None => Pepper::load_or_create(&config.data_dir).map_err(io_error("cannot load or create the pepper")),
+    }
+}
+
+/// A running gateway.
+pub struct App {
+    core: Core,
+    shared: Arc<Shared>,
+    control: Option<Runtime>,
+    workers: Vec<JoinHandle<()>>,
+    deadlines: Vec<Arc<Deadlines>>,
+    /// `true`: accept no more.
+    stop_accepting: watch::Sender<bool>,
+    /// `true`: end the workers, whatever still runs.
+    end_workers: watch::Sender<bool>,
+    end_side_port: watch::Sender<bool>,
+    ready: Arc<AtomicBool>,
+    public: SocketAddr,
+    admin: SocketAddr,
+    config: Config,
+}
+
+/// The local API on the control runtime, as the gateway sees it.
+struct Local(Router);
+
+impl LocalApi for Local {
+    fn call(&self, request: http::Request<Bytes>) -> Pin<Box<dyn Future<Output = http::Response<Bytes>> + Send>> {
+        let router = self.0.clone();
+        Box::pin(async move {
+            let request = request.map(axum::body::Body::from);
+            let response = match router.oneshot(request).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            };
+            let (parts, body) = response.into_parts();
+            let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+            http::Response::from_parts(parts, body)
+        })
+    }
+}
+
+impl App {
+    /// Starts everything and returns when both ports listen.
+    ///
+    /// # Errors
+    /// See [`StartError`]. What was started is stopped again.
+    pub fn start(config: Config, clock: Clock, first_admin: Option<FirstAdmin>) -> Result<Self, StartError> {
+        let workers = config.worker_count();
+        let core = Core::open(&config, clock, workers)?;
+        Self::start_on(core, config, first_admin)
+    }
+
+    /// As [`App::start`], on a core that is open already.
+    ///
+    /// # Errors
+    /// As [`App::start`].
+    pub fn start_on(core: Core, config: Config, first_admin: Option<FirstAdmin>) -> Result<Self, StartError> {
+        let control = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .max_blocking_threads(config.accounts.hash_concurrency + 16)
+            .thread_name("tollgate-control")
+            .enable_all()
+            .build()
+            .map_err(io_error("cannot start the control runtime"))?;
+        if let Some(admin) = first_admin {
+            control.block_on(make_first_admin(&core.accounts, admin))?;
+        }
+        let workers = config.worker_count();
+        let policy = Arc::new(Policy::new(&config, &core.metrics, workers, &[]));
+        let ready = Arc::new(AtomicBool::new(true));
+        let shared = Arc::new(share(&core, &config, policy.clone(), control.handle().clone()));
+        watch_health(&control, &policy, &core.clock);
+        add_probes(&core, &shared);
+
+        let (stop_accepting, stopped) = watch::channel(false);
+        let (end_workers, ended) = watch::channel(false);
+        let (end_side_port, side_ended) = watch::channel(false);
+        let admin = start_side_port(&control, &core, &config, ready.clone(), side_ended)?;
+        core.accounts
+            .open_operator(&config.data_dir, admin)
+            .map_err(io_error("cannot write the operator's file into data_dir/run"))?;
+        let mut app = Self {
+            public: config.listen.public,
+            core,
+            shared,
+            control: Some(control),
+            workers: Vec::new(),
+            deadlines: Vec::new(),
+            stop_accepting,
+            end_workers,
+            end_side_port,
+            ready,
+            admin,
+            config,
+        };
+        app.start_workers(&stopped, &ended)?;
+        app.start_sweeper();
+        tracing::info!(public = %app.public, admin = %app.admin, workers, "listening");
+        Ok(app)
+    }
+
+    fn start_workers(
+        &mut self,
+        stopped: &watch::Receiver<bool>,
+        ended: &watch::Receiver<bool>,
+    ) -> Result<(), StartError> {
+        for index in 0..self.config.worker_count() {
+            let listener = accept::bind(self.public, self.config.listen.backlog)
+                .map_err(io_error(format!("cannot listen on listen.public {}", self.public)))?;
+            // Port 0 becomes the first one's choice.
+            self.public = listener.local_addr().map_err(io_error("cannot read the public address"))?;
+            let deadlines = Deadlines::new(self.core.clock.clone());
+            self.deadlines.push(deadlines.clone());
+            let mut seed = [0u8; 12];
+            crate::clock::random_bytes(&mut seed).map_err(io_error("cannot start a worker"))?;
+            let [a, b, c, d, low @ ..] = seed;
+            let worker = Arc::new(Worker {
+                index,
+                shared: self.shared.clone(),
+                shard: self.core.metrics.shard(index),
+                gate: self.core.committer.gate(),
+                deadlines,
+                request_high: u32::from_le_bytes([a, b, c, d]),
+                request_low: AtomicU64::new(u64::from_le_bytes(low)),
+            });
+            let (stopped, ended) = (stopped.clone(), ended.clone());
+            let thread = std::thread::Builder::new()
+                .name(format!("tollgate-worker-{index}"))
+                .spawn(move || run_worker(worker, listener, stopped, ended))
+                .map_err(io_error("cannot start a worker"))?;
+            self.workers.push(thread);
+        }
+        Ok(())
+    }
+
+    fn start_sweeper(&self) {
+        let Some(control) = &self.control else { return };
+        let (shared, accounts) = (self.shared.clone(), self.core.accounts.clone());
+        control.spawn(async move {
+            let mut ticks = tokio::time::interval(SWEEP);
+            loop {
+                ticks.tick().await;
+                shared.users.sweep();
+                shared.rates.sweep(shared.clock.monotonic());
+                accounts.sweep().await;
+            }
+        });
+    }
+
+    pub fn public_addr(&self) -> SocketAddr {
+        self.public
+    }
+
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// The parts that tests and commands look into.
+    pub fn core(&self) -> &Core {
+        &self.core
+    }
+
+    /// Puts a new config in force for all requests that begin from now on. What belongs to the process's start (ports,
+    /// folder, backend, workers) stays as it is, and is said to.
+    pub fn reload(&mut self, config: Config) {
+        for (key, changed) in [
+            ("listen", config.listen.public != self.config.listen.public && self.config.listen.public.port() != 0),
+            ("listen.workers", config.listen.workers != self.config.listen.workers),
+            ("data_dir", config.data_dir != self.config.data_dir),
+            ("store", config.store.backend != self.config.store.backend),
+        ] {
+            if changed {
+                tracing::warn!(key, "this change takes effect at the next start");
+            }
+        }
+        let known = self.shared.policy.load().endpoints();
+        let policy = Arc::new(Policy::new(&config, &self.core.metrics, self.workers.len(), &known));
+        if let Some(control) = &self.control {
+            watch_health(control, &policy, &self.core.clock);
+        }
+        self.core.accounts.reconfigure(Settings::from(&config));
+        self.shared.budget.set_limit(config.limits.in_flight_bytes);
+        self.shared.policy.store(policy);
+        self.core.metrics.config_reloaded(true);
+        tracing::info!("the config was reloaded");
+        self.config = Config { listen: self.config.listen.clone(), data_dir: self.config.data_dir.clone(), ..config };
+    }
+
+    /// Says that a reload was refused; the old config stays.
+    pub fn reload_refused(&self, reason: &str) {
+        self.core.metrics.config_reloaded(false);
+        tracing::error!(reason, "the new config was refused; the old one stays in force");
+    }
+
+    /// Runs `future` on the control runtime.
+    ///
+    /// # Errors
+    /// The app is stopping.
+    pub fn block_on<F: Future>(&self, future: F) -> io::Result<F::Output> {
+        let control = self.control.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        Ok(control.block_on(future))
+    }
+
+    /// Accepts no more, lets running calls end within the grace time, writes everything, and returns.
+    pub fn stop(mut self) {
+        let grace = self.config.listen.drain_grace.0;
+        tracing::info!(?grace, "draining");
+        self.ready.store(false, Ordering::Release);
+        self.shared.draining.store(true, Ordering::Release);
+        self.stop_accepting.send_replace(true);
+        let began = Instant::now();
+        while self.shared.connections.load(Ordering::Acquire) > 0 && began.elapsed() < grace {
+            // Again and again: a connection may have become idle since.
+            for deadlines in &self.deadlines {
+                deadlines.wake_all();
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let cut = self.shared.connections.load(Ordering::Acquire);
+        if cut > 0 {
+            tracing::warn!(connections = cut, "the grace time is over; these are cut");
+        }
+        self.end_workers.send_replace(true);
+        for worker in self.workers.drain(..) {
+            if worker.join().is_err() {
+                tracing::error!("a worker thread had panicked");
+            }
+        }
+        self.core.accounts.close_operator();
+        self.end_side_port.send_replace(true);
+        self.core.close();
+        self.shared.access_log.stop();
+        if let Some(control) = self.control.take() {
+            control.shutdown_timeout(Duration::from_secs(2));
+        }
+        tracing::info!("stopped");
+    }
+}
+
+async fn make_first_admin(accounts: &Accounts, admin: FirstAdmin) -> Result<(), StartError> {
+    let refused = |reject: Reject| {
+        StartError::Config(format!("TOLLGATE_ADMIN_USERNAME, TOLLGATE_ADMIN_PASSWORD: {}", reject.describe()))
+    };
+    let password = Password::new(admin.password).map_err(refused)?;
+    let made = accounts.first_superadmin(&admin.username, password, admin.email.as_deref()).await.map_err(refused)?;
+    if made.is_some() {
+        tracing::info!(username = admin.username, "the first superadmin was made");
+    }
+    Ok(())
+}
+
+fn share(core: &Core, config: &Config, policy: Arc<Policy>, control: tokio::runtime::Handle) -> Shared {
+    let auth = Authenticator::new(
+        core.pepper.clone(),
+        core.users.clone(),
+        core.accounts.blocks().clone(),
+        config.limits.max_cached_credentials,
+    );
+    Shared {
+        clock: core.clock.clone(),
+        policy: ArcSwap::new(policy),
+        auth,
+        users: core.users.clone(),
+        addresses: core.accounts.addresses().clone(),
+        blocks: core.accounts.blocks().clone(),
+        rates: RateStates::new(config.limits.max_tracked_rates),
+        budget: Budget::new(config.limits.in_flight_bytes),
+        committer: core.committer.clone(),
+        journal: core.journal.clone(),
+        metrics: core.metrics.clone(),
+        access_log: AccessLog::start(&config.telemetry, io::stdout()),
+        local: Arc::new(Local(api::public_router(core.accounts.clone()))),
+        control,
+        draining: AtomicBool::new(false),
+        connections: AtomicUsize::new(0),
+    }
+}
+
+fn watch_health(control: &Runtime, policy: &Arc<Policy>, clock: &Clock) {
+    for upstream in &policy.upstreams {
+        // Weak: the check ends with the policy it belongs to.
+        control.spawn(upstream::check_health(Arc::downgrade(upstream), clock.clone()));
+    }
+}
+
+/// A worker's thread, from its first to its last task.
+fn run_worker(
+    worker: Arc<Worker>,
+    listener: std::net::TcpListener,
+    stopped: watch::Receiver<bool>,
+    mut ended: watch::Receiver<bool>,
+) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().event_interval(61).build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "a worker has no runtime; its port stays silent");
+            return;
+        }
+    };
+    runtime.block_on(async {
+        let listener = match tokio::net::TcpListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!(%error, "a worker cannot use its listener");
+                return;
+            }
+        };
+        let (gate, deadlines) = (worker.gate.clone(), worker.deadlines.clone());
+        tokio::spawn(async move { gate.run().await });
+        tokio::spawn(async move { deadlines.run().await });
+        tokio::spawn(prune_pools(worker.clone()));
+        tokio::spawn(accept::run(worker, listener, stopped));
+        // An error means that the app itself is gone.
+        let _ = ended.wait_for(|ended| *ended).await;
+    });
+    // Dropping the runtime drops the calls that still run; their holds settle as they go.
+}
+
+async fn prune_pools(worker: Arc<Worker>) {
+    let mut ticks = tokio::time::interval(SWEEP);
+    loop {
+        ticks.tick().await;
+        let now = worker.shared.clock.monotonic();
+        for upstream in &worker.shared.policy.load().upstreams {
+            for endpoint in &upstream.endpoints {
+                endpoint.prune(worker.index, now, &upstream.config);
+            }
+        }
+    }
+}
+
+fn start_side_port(
+    control: &Runtime,
+    core: &Core,
+    config: &Config,
+    ready: Arc<AtomicBool>,
+    ended: watch::Receiver<bool>,
+) -> Result<SocketAddr, StartError> {
+    let committer = core.committer.clone();
+    let readiness: api::Readiness = Arc::new(move || {
+        if committer.has_failed() {
+            return Err("the store has failed");
+        }
+        if ready.load(Ordering::Acquire) { Ok(()) } else { Err("draining") }
+    });
+    let router = api::side_router(api::SideState { accounts: core.accounts.clone(), readiness });
+    let listener = control
+        .block_on(tokio::net::TcpListener::bind(config.listen.admin))
+        .map_err(io_error(format!("cannot listen on listen.admin {}", config.listen.admin)))?;
+    let address = listener.local_addr().map_err(io_error("cannot read the side port's address"))?;
+    control.spawn(api::serve::serve(listener, router, ended));
+    Ok(address)
+}
+
+/// Gauges that are read when somebody asks.
+fn add_probes(core: &Core, shared: &Arc<Shared>) {
+    let weak = Arc::downgrade(shared);
+    let accounts = Arc::downgrade(&core.accounts);
+    core.metrics.probe(move |out: &mut Exposition| {
+        let Some(shared) = weak.upgrade() else { return };
+        out.gauge("tollgate_holds_open", "Holds that are not settled yet.", shared.users.holds_open() as f64);
+        out.gauge("tollgate_actors_live", "Users held in memory.", shared.users.live() as f64);
+        out.gauge(
+            "tollgate_mailbox_depth",
+            "Rows and batches that wait for the store thread.",
+            shared.committer.pending() as f64,
+        );
+        out.gauge("tollgate_in_flight_bytes", "Bytes held for calls in flight.", shared.budget.used() as f64);
+        out.gauge(
+            "tollgate_rates_tracked",
+            "Addresses and keys whose rate is remembered.",
+            shared.rates.tracked() as f64,
+        );
+        out.gauge("tollgate_credentials_cached", "Credentials in memory.", shared.auth.cached() as f64);
+        out.counter(
+            "tollgate_access_log_dropped_total",
+            "Lines of the access log lost to a slow terminal.",
+            shared.access_log.dropped() as f64,
+        );
+        let mut healthy = Vec::new();
+        let now = shared.clock.monotonic();
+        for upstream in &shared.policy.load().upstreams {
+            for endpoint in &upstream.endpoints {
+                let labels = vec![
+                    ("upstream", upstream.config.name.to_string()),
+                    ("endpoint", endpoint.address.authority.to_string()),
+                ];
+                healthy.push((labels, f64::from(u8::from(endpoint.is_well(now)))));
+            }
+        }
+        out.labelled_gauges("tollgate_upstream_healthy", "Whether calls go to this endpoint.", healthy);
+        if let Some(accounts) = accounts.upgrade() {
+            out.gauge(
+                "tollgate_addresses_blocked",
+                "Addresses blocked for failed credentials.",
+                accounts.blocks().blocked() as f64,
+            );
+            out.gauge(
+                "tollgate_address_failures_tracked",
+                "Addresses whose failures are remembered.",
+                accounts.blocks().tracked() as f64,
+            );
+        }
+    });
+    let counters = core.journal.counters();
+    core.metrics.probe(move |out: &mut Exposition| {
+        let read = |n: &AtomicU64| n.load(Ordering::Relaxed) as f64;
+        let state = |name: &str, n: &AtomicU64| (vec![("state", name.to_owned())], read(n));
+        out.counters(
+            "tollgate_journal_records_total",
+            "Conversation records.",
+            vec![
+                state("emitted", &counters.emitted),
+                state("written", &counters.written),
+                state("spilled", &counters.spilled),
+                state("dropped", &counters.dropped),
+            ],
+        );
+        out.gauge(
+            "tollgate_journal_queue_bytes",
+            "Bytes of records that wait to be written.",
+            read(&counters.queue_bytes),
+        );
+        out.gauge("tollgate_journal_queue_records", "Records that wait to be written.", read(&counters.queue_records));
+        out.gauge("tollgate_journal_segments", "Segment files.", read(&counters.segments));
+        out.counter(
+            "tollgate_journal_write_errors_total",
+            "Failed writes and syncs of the journal.",
+            read(&counters.write_errors),
+        );
+    });
+}

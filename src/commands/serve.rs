@@ -1,0 +1,97 @@
+//! `serve`, `check-config` and `mock-upstream`.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::{Failure, load_config};
+use crate::app::{App, FirstAdmin};
+use crate::clock::Clock;
+use crate::config::{self, Config};
+use crate::mock_upstream;
+use crate::telemetry;
+
+/// Runs the gateway until a signal ends it.
+///
+/// # Errors
+/// It cannot start.
+pub fn run(file: Option<&Path>) -> Result<(), Failure> {
+    let config = load_config(file)?;
+    telemetry::tracing::install(&config.telemetry);
+    if config.routes.is_empty() {
+        tracing::warn!("no [[routes]]: only the local API answers");
+    }
+    let mut app = App::start(config, Clock::system(), first_admin())?;
+    // Made once: a signal that comes while a reload runs must not be lost.
+    let mut signals = app.block_on(async { Signals::new() })??;
+    loop {
+        match app.block_on(signals.next())? {
+            Asked::Reload => match Config::load(file, std::env::vars()) {
+                Ok(config) => app.reload(config),
+                Err(error) => app.reload_refused(&error.to_string()),
+            },
+            Asked::Stop => {
+                app.stop();
+                return Ok(());
+            }
+        }
+    }
+}
+
+enum Asked {
+    Reload,
+    Stop,
+}
+
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.hangup.recv() => Asked::Reload,
+            _ = self.terminate.recv() => Asked::Stop,
+            _ = self.interrupt.recv() => Asked::Stop,
+        }
+    }
+}
+
+fn first_admin() -> Option<FirstAdmin> {
+    let read = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
+    Some(FirstAdmin {
+        username: read("TOLLGATE_ADMIN_USERNAME")?,
+        password: read("TOLLGATE_ADMIN_PASSWORD")?,
+        email: read("TOLLGATE_ADMIN_EMAIL"),
+    })
+}
+
+/// Validates a config and prints what is in force.
+///
+/// # Errors
+/// The config is refused.
+pub fn check_config(file: Option<&Path>) -> Result<(), Failure> {
+    load_config(file)?;
+    print!("{}", config::effective_toml(file, std::env::vars())?);
+    Ok(())
+}
+
+/// Runs the simulated AI service.
+///
+/// # Errors
+/// The address is taken.
+pub fn mock_upstream(listen: SocketAddr) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(mock_upstream::serve(listen))?)
+}

@@ -1,0 +1,582 @@
+//! The config: read, overridden from the environment, checked, and turned into what the rest can use without checking.
+//!
+//! Owns the path from text to [`Config`] and every message about what is wrong with it. Never opens a socket or a store.
+
+mod env;
+pub mod raw;
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use raw::{
+    Access, Accounts, Backend, Durability, Journal, Ledger, Limits, Listen, LogFormat, MissingUsage, RawConfig,
+    RecoverOpenHolds, Store, Telemetry,
+};
+
+use crate::domain::meters::{MeterName, Micro, Price, ResetPeriod};
+
+/// The defaults, as a file an operator can read.
+pub const DEFAULT_TOML: &str = include_str!("../../config/default.toml");
+
+/// A config that has been checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub data_dir: PathBuf,
+    pub public_base_url: Option<String>,
+    pub listen: Listen,
+    pub upstreams: Vec<UpstreamConfig>,
+    pub routes: Vec<RouteConfig>,
+    pub access: Access,
+    pub limits: Limits,
+    pub plans: Vec<Plan>,
+    pub accounts: Accounts,
+    pub ledger: Ledger,
+    pub journal: Journal,
+    pub store: Store,
+    pub telemetry: Telemetry,
+}
+
+/// One upstream application and how to reach it.
+#[derive(Clone)]
+pub struct UpstreamConfig {
+    pub name: Arc<str>,
+    pub endpoints: Vec<EndpointAddress>,
+    /// Header name (lower case) and value.
+    pub credential: Option<(String, String)>,
+    pub connect_timeout: Duration,
+    pub first_byte_timeout: Duration,
+    pub idle_timeout: Duration,
+    pub total_timeout: Duration,
+    pub max_in_flight: usize,
+    pub pool_idle: usize,
+    pub pool_idle_timeout: Duration,
+    pub retries: u32,
+    pub eject_after: u32,
+    pub eject_time: Duration,
+    pub health_path: Option<String>,
+    pub health_interval: Duration,
+}
+
+impl std::fmt::Debug for UpstreamConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UpstreamConfig")
+            .field("name", &self.name)
+            .field("endpoints", &self.endpoints)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `http://host:port` in its parts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct EndpointAddress {
+    /// Host and port as the `Host` header names them.
+    pub authority: Arc<str>,
+    pub host: Arc<str>,
+    pub port: u16,
+}
+
+/// One line of the route table.
+#[derive(Clone, Debug)]
+pub struct RouteConfig {
+    /// As in the file; the label in metrics and logs.
+    pub pattern: Arc<str>,
+    pub path: PathPattern,
+    pub upstream: Arc<str>,
+    pub methods: Vec<String>,
+    pub cost: Vec<(MeterName, Price)>,
+    pub scope: Option<String>,
+    pub models: Vec<String>,
+    pub verified: bool,
+    pub log: bool,
+    pub include_usage: bool,
+    pub compression: bool,
+    pub preserve_host: bool,
+    pub assumed_output_tokens: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PathPattern {
+    Exact(String),
+    /// All paths that begin so; ends in `/`.
+    Prefix(String),
+}
+
+/// What a plan gives its users.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub name: Arc<str>,
+    pub meters: Vec<PlanMeter>,
+    pub storage_mb: Option<u64>,
+    pub price: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct PlanMeter {
+    pub name: MeterName,
+    pub grant: Micro,
+    pub reset: Micro,
+    pub period: ResetPeriod,
+}
+
+/// Why a config is refused: where, what, and how to mend it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    pub file: String,
+    pub line: Option<usize>,
+    pub reason: String,
+}
+
+impl std::fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}: {}", self.file, self.reason),
+            None => write!(f, "{}: {}", self.file, self.reason),
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads `file`, or the embedded defaults, with the overrides of `variables` (name and value pairs).
+    ///
+    /// # Errors
+    /// The file cannot be read, is not TOML, has an unknown key or a value that does not fit.
+    pub fn load(file: Option<&Path>, variables: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
+        let (label, text) = match file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|e| ConfigError {
+                    file: path.display().to_string(),
+                    line: None,
+                    reason: format!("cannot be read: {e}"),
+                })?;
+                (path.display().to_string(), text)
+            }
+            None => ("(embedded defaults)".to_owned(), DEFAULT_TOML.to_owned()),
+        };
+        Self::parse(&label, &text, variables)
+    }
+
+    /// As [`Config::load`], from text.
+    pub fn parse(
+        label: &str,
+        text: &str,
+        variables: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let refuse = |line, reason| ConfigError { file: label.to_owned(), line, reason };
+        // Once from the text, so that an error can name its line; again with the overrides, which have no lines.
+        let located = |e: toml::de::Error| {
+            let line = e.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+            refuse(line, with_nearest_name(e.message()))
+        };
+        let mut raw: RawConfig = toml::from_str(text).map_err(located)?;
+        let mut table: toml::Table = toml::from_str(text).map_err(located)?;
+        if env::apply(&mut table, variables).map_err(|reason| refuse(None, reason))? {
+            raw = table.try_into().map_err(|e: toml::de::Error| {
+                refuse(None, format!("after the overrides from the environment: {}", with_nearest_name(e.message())))
+            })?;
+        }
+        Self::from_raw(raw).map_err(|reason| {
+            let line = line_of_key(text, &reason);
+            refuse(line, reason)
+        })
+    }
+
+    /// Checks what the types cannot: that names refer to something, and that values make sense together.
+    ///
+    /// # Errors
+    /// A sentence that begins with the key it is about.
+    pub fn from_raw(raw: RawConfig) -> Result<Self, String> {
+        let upstreams = raw.upstreams.into_iter().map(check_upstream).collect::<Result<Vec<_>, _>>()?;
+        let mut names = HashSet::new();
+        if let Some(twice) = upstreams.iter().find(|u| !names.insert(u.name.clone())) {
+            return Err(format!("upstreams.name: \"{}\" is there twice; give each upstream its own name", twice.name));
+        }
+        let routes = raw.routes.into_iter().map(|route| check_route(route, &names)).collect::<Result<Vec<_>, _>>()?;
+        // A file that describes one plan does not take the others away from the users who have them.
+        let mut described = raw::default_plans();
+        described.extend(raw.plans);
+        let plans = described.into_iter().map(|(name, plan)| check_plan(&name, plan)).collect::<Result<Vec<_>, _>>()?;
+        let config = Self {
+            data_dir: raw.data_dir,
+            public_base_url: raw.public_base_url,
+            listen: raw.listen,
+            upstreams,
+            routes,
+            access: raw.access,
+            limits: raw.limits,
+            plans,
+            accounts: raw.accounts,
+            ledger: raw.ledger,
+            journal: raw.journal,
+            store: raw.store,
+            telemetry: raw.telemetry,
+        };
+        config.check_sections()?;
+        Ok(config)
+    }
+
+    fn check_sections(&self) -> Result<(), String> {
+        if !self.listen.admin.ip().is_loopback() && !self.listen.admin_insecure {
+            return Err(format!(
+                "listen.admin: {} is not on loopback and the side port has no TLS; use 127.0.0.1, or set \
+                 listen.admin_insecure = true if the network is trusted",
+                self.listen.admin
+            ));
+        }
+        if self.listen.workers > 1024 {
+            return Err(format!("listen.workers: {} is more than 1024; 0 means one per core", self.listen.workers));
+        }
+        if self.plan(&self.accounts.default_plan).is_none() {
+            return Err(format!(
+                "accounts.default_plan: there is no plan \"{}\"; add [plans.{0}] or name one that exists",
+                self.accounts.default_plan
+            ));
+        }
+        let at_least = |key: &str, value: u64, least: u64| {
+            if value < least { Err(format!("{key}: {value} is too small; at least {least}")) } else { Ok(()) }
+        };
+        at_least("limits.max_head_bytes", self.limits.max_head_bytes as u64, 1024)?;
+        if self.limits.max_head_bytes > 1 << 20 {
+            return Err(format!("limits.max_head_bytes: {} is over 1 MiB", self.limits.max_head_bytes));
+        }
+        at_least("limits.in_flight_bytes", self.limits.in_flight_bytes as u64, 1 << 20)?;
+        at_least("limits.max_connections", self.limits.max_connections as u64, 1)?;
+        at_least("limits.max_live_users", self.limits.max_live_users as u64, 1)?;
+        at_least("limits.max_requests_per_connection", self.limits.max_requests_per_connection, 1)?;
+        at_least("journal.batch_size", self.journal.batch_size as u64, 1)?;
+        at_least("journal.segment_bytes", self.journal.segment_bytes, 64 << 10)?;
+        at_least("accounts.hash_concurrency", self.accounts.hash_concurrency as u64, 1)?;
+        for (key, span) in [
+            ("limits.header_timeout", self.limits.header_timeout),
+            ("limits.body_timeout", self.limits.body_timeout),
+            ("limits.idle_timeout", self.limits.idle_timeout),
+            ("limits.write_timeout", self.limits.write_timeout),
+        ] {
+            at_least(key, span.0.as_millis() as u64, 1)?;
+        }
+        if !(0.0..=1.0).contains(&self.telemetry.access_log_sample) {
+            return Err(format!(
+                "telemetry.access_log_sample: {} is not a share between 0 and 1",
+                self.telemetry.access_log_sample
+            ));
+        }
+        if !(0.0..=8760.0).contains(&self.accounts.lockout_hours) {
+            return Err(format!("accounts.lockout_hours: {} is not between 0 and 8760", self.accounts.lockout_hours));
+        }
+        Ok(())
+    }
+
+    pub fn plan(&self, name: &str) -> Option<&Plan> {
+        self.plans.iter().find(|plan| &*plan.name == name)
+    }
+
+    pub fn worker_count(&self) -> usize {
+        match self.listen.workers {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => n,
+        }
+    }
+}
+
+/// The effective config as TOML with secrets masked: what `check-config` prints.
+///
+/// # Errors
+/// As [`Config::load`].
+pub fn effective_toml(
+    file: Option<&Path>,
+    variables: impl Iterator<Item = (String, String)>,
+) -> Result<String, ConfigError> {
+    let (label, text) = match file {
+        Some(path) => (path.display().to_string(), std::fs::read_to_string(path).unwrap_or_default()),
+        None => ("(embedded defaults)".to_owned(), DEFAULT_TOML.to_owned()),
+    };
+    let fail = |reason: String| ConfigError { file: label.clone(), line: None, reason };
+    let mut table: toml::Table = toml::from_str(&text).map_err(|e| fail(e.message().to_owned()))?;
+    env::apply(&mut table, variables).map_err(&fail)?;
+    let raw: RawConfig = table.try_into().map_err(|e: toml::de::Error| fail(e.message().to_owned()))?;
+    toml::to_string_pretty(&raw).map_err(|e| fail(e.to_string()))
+}
+
+fn check_upstream(raw: raw::RawUpstream) -> Result<UpstreamConfig, String> {
+    let named = |key: &str, why: String| format!("upstreams.{key}: {why} (in upstream \"{}\")", raw.name);
+    if raw.name.is_empty() || raw.name.len() > 64 {
+        return Err(named("name", "must have 1 to 64 characters".into()));
+    }
+    if raw.endpoints.is_empty() {
+        return Err(named("endpoints", "is empty; name at least one, such as \"http://127.0.0.1:9100\"".into()));
+    }
+    let endpoints = raw
+        .endpoints
+        .iter()
+        .map(|text| parse_endpoint(text).map_err(|why| named("endpoints", why)))
+        .collect::<Result<Vec<_>, _>>()?;
+    let credential = match &raw.credential {
+        None => None,
+        Some(c) => {
+            let value = c.value.read().map_err(|why| named("credential.value", why))?;
+            let header = http::HeaderName::from_bytes(c.header.as_bytes())
+                .map_err(|_| named("credential.header", format!("\"{}\" is not a header name", c.header)))?;
+            http::HeaderValue::from_str(&value)
+                .map_err(|_| named("credential.value", "has characters no header may carry".into()))?;
+            Some((header.as_str().to_owned(), value))
+        }
+    };
+    if let Some(path) = raw.health_path.as_deref().filter(|p| !p.starts_with('/')) {
+        return Err(named("health_path", format!("\"{path}\" must begin with /")));
+    }
+    Ok(UpstreamConfig {
+        name: Arc::from(raw.name.as_str()),
+        endpoints,
+        credential,
+        connect_timeout: raw.connect_timeout.0,
+        first_byte_timeout: raw.first_byte_timeout.0,
+        idle_timeout: raw.idle_timeout.0,
+        total_timeout: raw.total_timeout.0,
+        max_in_flight: raw.max_in_flight,
+        pool_idle: raw.pool_idle,
+        pool_idle_timeout: raw.pool_idle_timeout.0,
+        retries: raw.retries.min(10),
+        eject_after: raw.eject_after,
+        eject_time: raw.eject_time.0,
+        health_path: raw.health_path,
+        health_interval: raw.health_interval.0.max(Duration::from_millis(100)),
+    })
+}
+
+fn parse_endpoint(text: &str) -> Result<EndpointAddress, String> {
+    let example = "write it as http://host:port";
+    let uri: http::Uri = text.parse().map_err(|_| format!("\"{text}\" is not a URL; {example}"))?;
+    match uri.scheme_str() {
+        Some("http") => {}
+        Some("https") => {
+            return Err(format!(
+                "\"{text}\": TLS to upstreams is not built yet; put a local TLS proxy in between or use http://"
+            ));
+        }
+        _ => return Err(format!("\"{text}\" has no scheme; {example}")),
+    }
+    if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+        return Err(format!("\"{text}\" has a path; the client's path is passed on as it is; {example}"));
+    }
+    let host = uri.host().filter(|h| !h.is_empty()).ok_or_else(|| format!("\"{text}\" has no host; {example}"))?;
+    let port = uri.port_u16().unwrap_or(80);
+    let authority = if port == 80 { host.to_owned() } else { format!("{host}:{port}") };
+    Ok(EndpointAddress {
+        authority: Arc::from(authority),
+        host: Arc::from(host.trim_start_matches('[').trim_end_matches(']')),
+        port,
+    })
+}
+
+fn check_route(raw: raw::RawRoute, upstreams: &HashSet<Arc<str>>) -> Result<RouteConfig, String> {
+    let named = |key: &str, why: String| format!("routes.{key}: {why} (in route \"{}\")", raw.path);
+    let path = match raw.path.strip_suffix('*') {
+        Some(prefix) if prefix.ends_with('/') && !prefix.contains('*') => PathPattern::Prefix(prefix.to_owned()),
+        None if raw.path.starts_with('/') => PathPattern::Exact(raw.path.clone()),
+        _ => return Err(named("path", "must begin with / and may end in /*".into())),
+    };
+    if !raw.path.starts_with('/') {
+        return Err(named("path", "must begin with /".into()));
+    }
+    let Some(upstream) = upstreams.get(raw.upstream.as_str()) else {
+        return Err(named(
+            "upstream",
+            format!("there is no upstream \"{}\"; define it under [[upstreams]]", raw.upstream),
+        ));
+    };
+    let mut cost = Vec::new();
+    for (meter, price) in &raw.cost {
+        let name = MeterName::parse(meter)
+            .ok_or_else(|| named("cost", format!("\"{meter}\" is no meter name: lower-case letters, digits and _")))?;
+        cost.push((
+            name,
+            parse_price(price).ok_or_else(|| named("cost", format!("{meter}: a price cannot be negative")))?,
+        ));
+    }
+    if cost.len() > 8 {
+        return Err(named("cost", "more than 8 meters".into()));
+    }
+    Ok(RouteConfig {
+        pattern: Arc::from(raw.path.as_str()),
+        path,
+        upstream: upstream.clone(),
+        methods: raw.methods.iter().map(|m| m.to_ascii_uppercase()).collect(),
+        cost,
+        scope: raw.scope,
+        models: raw.models,
+        verified: raw.verified,
+        log: raw.log,
+        include_usage: raw.include_usage,
+        compression: raw.compression,
+        preserve_host: raw.preserve_host,
+        assumed_output_tokens: raw.assumed_output_tokens,
+    })
+}
+
+fn parse_price(raw: &raw::RawPrice) -> Option<Price> {
+    match raw {
+        raw::RawPrice::PerCall(amount) => Micro::from_decimal(*amount).map(Price::fixed),
+        raw::RawPrice::Parts(parts) => Some(Price {
+            per_call: Micro::from_decimal(parts.per_call)?,
+            per_input_token: Micro::from_decimal(parts.per_input_token)?,
+            per_output_token: Micro::from_decimal(parts.per_output_token)?,
+            per_image: Micro::from_decimal(parts.per_image)?,
+        }),
+    }
+}
+
+fn check_plan(name: &str, raw: raw::RawPlan) -> Result<Plan, String> {
+    let mut meters = Vec::new();
+    for (meter, amounts) in &raw.meters {
+        let key = format!("plans.{name}.meters.{meter}");
+        let parsed = MeterName::parse(meter)
+            .ok_or_else(|| format!("{key}: not a meter name: lower-case letters, digits and _, at most 32"))?;
+        let amount = |value: f64| Micro::from_decimal(value).ok_or_else(|| format!("{key}: {value} is not an amount"));
+        let grant = amount(amounts.grant)?;
+        let reset = amounts.reset.map_or(Ok(grant), amount)?;
+        meters.push(PlanMeter { name: parsed, grant, reset, period: amounts.period });
+    }
+    if meters.len() > 16 {
+        return Err(format!("plans.{name}.meters: more than 16"));
+    }
+    Ok(Plan { name: Arc::from(name), meters, storage_mb: raw.storage_mb, price: raw.price })
+}
+
+/// serde names what it expected; an operator wants to know what he probably meant.
+fn with_nearest_name(message: &str) -> String {
+    let Some(rest) = message.strip_prefix("unknown field `") else { return message.to_owned() };
+    let Some((unknown, expected)) = rest.split_once('`') else { return message.to_owned() };
+    let nearest = expected.split('`').skip(1).step_by(2).min_by_key(|known| edit_distance(unknown, known));
+    match nearest {
+        Some(known) => format!("unknown key `{unknown}`; did you mean `{known}`?"),
+        None => format!("unknown key `{unknown}`"),
+    }
+}
+
+fn edit_distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let replace = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replace.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// The line on which the key that a reason begins with is set, as far as the text shows it.
+fn line_of_key(text: &str, reason: &str) -> Option<usize> {
+    let key = reason.split(':').next()?.rsplit('.').next()?;
+    text.lines()
+        .position(|line| line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('=')))
+        .map(|at| at + 1)
+}
+
+/// The public address for tests that want any free port.
+pub fn any_port() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse("test.toml", text, std::iter::empty())
+    }
+
+    fn with_env(text: &str, pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        Config::parse("test.toml", text, pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())))
+    }
+
+    const MINIMUM: &str = r#"
+data_dir = "data"
+[listen]
+public = "127.0.0.1:8080"
+admin = "127.0.0.1:9090"
+workers = 0
+[[upstreams]]
+name = "ai"
+endpoints = ["http://127.0.0.1:9100"]
+credential = { header = "Authorization", value = "Bearer sk-secret" }
+[[routes]]
+path = "/v1/*"
+upstream = "ai"
+cost = { conversations = 1 }
+"#;
+
+    #[test]
+    fn the_minimum_of_the_contract_is_enough() {
+        let config = parse(MINIMUM).unwrap();
+        assert_eq!(config.limits.per_ip_per_minute, 60);
+        assert_eq!(config.routes[0].cost[0].1.per_call, Micro(1_000_000));
+        assert_eq!(config.upstreams[0].credential, Some(("authorization".into(), "Bearer sk-secret".into())));
+        assert!(!format!("{config:?}").contains("sk-secret"));
+    }
+
+    #[test]
+    fn the_embedded_defaults_parse_and_say_what_the_code_says() {
+        let from_file = toml::to_string(&toml::from_str::<RawConfig>(DEFAULT_TOML).unwrap()).unwrap();
+        assert_eq!(from_file, toml::to_string(&RawConfig::default()).unwrap());
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line_and_the_nearest_name() {
+        let error = parse("[limits]\nper_ip_per_minutes = 3\n").unwrap_err();
+        assert_eq!(error.line, Some(2));
+        assert!(error.reason.contains("did you mean `per_ip_per_minute`"), "{error}");
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_named() {
+        let bad = MINIMUM.replace("upstream = \"ai\"", "upstream = \"no\"");
+        assert!(parse(&bad).unwrap_err().reason.contains("there is no upstream \"no\""));
+        let bad = MINIMUM.replace("127.0.0.1:9090", "0.0.0.0:9090");
+        let error = parse(&bad).unwrap_err();
+        assert!(error.reason.contains("listen.admin_insecure") && error.line == Some(5), "{error}");
+        let bad = MINIMUM.replace("http://127", "https://127");
+        assert!(parse(&bad).unwrap_err().reason.contains("TLS"));
+        assert!(parse(&MINIMUM.replace("conversations = 1", "conversations = -1")).is_err());
+        assert!(parse("[listen]\ndrain_grace = \"soon\"").unwrap_err().reason.contains("is not a time"));
+    }
+
+    #[test]
+    fn every_key_can_be_overridden_from_the_environment() {
+        let config = with_env(
+            MINIMUM,
+            &[
+                ("TOLLGATE__LIMITS__PER_IP_PER_MINUTE", "7"),
+                ("TOLLGATE__UPSTREAMS__0__ENDPOINTS", "[\"http://10.0.0.1:1\", \"http://10.0.0.2\"]"),
+                ("TOLLGATE__ROUTES__0__COST__CREDITS", "0.5"),
+                ("TOLLGATE__DATA_DIR", "/srv/t"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(config.limits.per_ip_per_minute, 7);
+        assert_eq!(config.upstreams[0].endpoints[1].port, 80);
+        assert_eq!(config.routes[0].cost.len(), 2);
+        assert_eq!(config.data_dir, PathBuf::from("/srv/t"));
+        assert!(with_env(MINIMUM, &[("TOLLGATE__LIMITS__NONSENSE", "7")]).is_err());
+    }
+
+    #[test]
+    fn secrets_come_from_files_and_are_masked_in_print() {
+        let dir = tempfile::tempdir().unwrap();
+        let secret = dir.path().join("key");
+        std::fs::write(&secret, "Bearer from-file\n").unwrap();
+        let text = MINIMUM.replace("\"Bearer sk-secret\"", &format!("{{ file = {secret:?} }}"));
+        assert_eq!(parse(&text).unwrap().upstreams[0].credential.as_ref().unwrap().1, "Bearer from-file");
+        let file = dir.path().join("t.toml");
+        std::fs::write(&file, MINIMUM).unwrap();
+        let printed = effective_toml(Some(&file), std::iter::empty()).unwrap();
+        assert!(printed.contains("********") && !printed.contains("sk-secret"));
+        assert!(parse(&printed).is_ok(), "what is printed can be read again");
+    }
+}

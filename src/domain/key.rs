@@ -1,0 +1,83 @@
+//! Credentials of users: API keys and session tokens, as the store keeps them.
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::ids::{CredentialId, UserId};
+use crate::clock::UnixMillis;
+
+/// The prefix of the keys we mint.
+pub const KEY_PREFIX: &str = "pe-";
+/// Characters after the prefix: 32 × 5.95 = 190 bits.
+pub const KEY_RANDOM_LEN: usize = 32;
+
+/// An API key's row, found by the MAC of its text; the text itself is not in it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ApiKey {
+    pub id: CredentialId,
+    pub user: UserId,
+    pub name: String,
+    /// The first characters, to recognise it in a list: `pe-rqrF`.
+    pub shown: String,
+    pub created_at: UnixMillis,
+    #[serde(default)]
+    pub expires_at: Option<UnixMillis>,
+    #[serde(default)]
+    pub limits: KeyLimits,
+}
+
+/// What narrows a key below its user's rights. Empty lists narrow nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyLimits {
+    #[serde(default)]
+    pub scopes: Vec<String>,
+    /// Names of models, each exact or ending in `*`.
+    #[serde(default)]
+    pub models: Vec<String>,
+    #[serde(default)]
+    pub cidrs: Vec<IpNet>,
+    #[serde(default)]
+    pub per_minute: Option<u32>,
+}
+
+impl KeyLimits {
+    pub fn allows_model(&self, model: &str) -> bool {
+        self.models.is_empty() || self.models.iter().any(|pattern| matches_pattern(pattern, model))
+    }
+
+    pub fn allows_scope(&self, scope: &str) -> bool {
+        self.scopes.is_empty() || self.scopes.iter().any(|s| s == scope)
+    }
+
+    pub fn allows_address(&self, address: std::net::IpAddr) -> bool {
+        self.cidrs.is_empty() || self.cidrs.iter().any(|net| net.contains(&address))
+    }
+}
+
+/// `gpt-4*` matches what begins so; any other pattern matches itself.
+pub fn matches_pattern(pattern: &str, text: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(head) => text.starts_with(head),
+        None => pattern == text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_lists_narrow_nothing_and_patterns_end_in_a_star() {
+        let open = KeyLimits::default();
+        assert!(open.allows_model("gpt-4o") && open.allows_scope("chat") && open.allows_address([9, 9, 9, 9].into()));
+        let narrow = KeyLimits {
+            scopes: vec!["chat".into()],
+            models: vec!["gpt-4*".into(), "o1".into()],
+            cidrs: vec!["10.0.0.0/8".parse().unwrap()],
+            per_minute: None,
+        };
+        assert!(narrow.allows_model("gpt-4o-mini") && narrow.allows_model("o1") && !narrow.allows_model("o1-mini"));
+        assert!(narrow.allows_scope("chat") && !narrow.allows_scope("images"));
+        assert!(narrow.allows_address([10, 1, 2, 3].into()) && !narrow.allows_address([11, 0, 0, 1].into()));
+    }
+}

@@ -1,0 +1,70 @@
+//! Sessions of users and staff, and the roles of staff.
+
+use serde::{Deserialize, Serialize};
+
+use super::ids::{CredentialId, StaffId, UserId};
+use crate::clock::UnixMillis;
+
+/// Whose session it is. A user's never opens the side port; a member of the staff's never calls an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Principal {
+    User(UserId),
+    Staff(StaffId),
+}
+
+/// A session's row, found by the MAC of its session token; the store's row is the truth about it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Session {
+    pub id: CredentialId,
+    pub principal: Principal,
+    pub created_at: UnixMillis,
+    pub expires_at: UnixMillis,
+    pub refresh_expires_at: Option<UnixMillis>,
+    /// Hex of the refresh token's MAC, so that both rows go together.
+    #[serde(default)]
+    pub refresh_mac: Option<String>,
+    #[serde(default)]
+    pub address: Option<std::net::IpAddr>,
+    #[serde(default)]
+    pub user_agent: Option<String>,
+}
+
+/// What a member of the staff may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StaffRole {
+    /// Support, read only.
+    New,
+    Support,
+    Advanced,
+    Admin,
+    Superadmin,
+}
+
+impl StaffRole {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Support => "support",
+            Self::Advanced => "advanced",
+            Self::Admin => "admin",
+            Self::Superadmin => "superadmin",
+        }
+    }
+}
+
+/// A member of the staff.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Staff {
+    pub id: StaffId,
+    pub username: String,
+    pub name: String,
+    pub email: String,
+    pub role: StaffRole,
+    pub password_hash: String,
+    pub active: bool,
+    pub created_at: UnixMillis,
+    #[serde(default)]
+    pub last_login: Option<UnixMillis>,
+}

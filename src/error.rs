@@ -1,0 +1,283 @@
+//! Refusals: what the client may read, apart from what we count.
+//!
+//! Owns the table of the contract: every refusal's status, `error_code`, headers and body. Never carries a secret or an
+//! internal cause; those go to the log where they happen.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::clock::UnixMillis;
+use crate::domain::ids::RequestId;
+use crate::domain::meters::{MeterName, Micro};
+
+/// Why a call was not served. One body serves every client: the seeds' and OpenAI's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reject {
+    /// No or malformed credential; an unknown, expired or revoked one. The client cannot tell which.
+    Unauthenticated,
+    BadRequest(String),
+    /// As [`Reject::BadRequest`], with one line per field.
+    Invalid(Vec<String>),
+    AddressDenied,
+    Forbidden(&'static str),
+    NotFound,
+    MethodNotAllowed,
+    Conflict(String),
+    RateLimited {
+        scope: RateScope,
+        retry_after: Duration,
+        limit: u32,
+    },
+    TooManyInFlight {
+        limit: u32,
+    },
+    CreditsExhausted(Box<Shortage>),
+    BodyTooLarge {
+        limit: u64,
+    },
+    Locked {
+        retry_after: Duration,
+    },
+    Overloaded(&'static str),
+    StoreUnavailable,
+    UpstreamUnreachable,
+    UpstreamTimeout,
+    /// The request's head is over the limit (RFC 6585).
+    HeadTooLarge,
+    /// The client took too long to send its request.
+    RequestTimeout,
+    /// `Expect` with something else than `100-continue` (RFC 9110, 10.1.1).
+    ExpectationFailed,
+    /// A version we do not speak.
+    VersionNotSupported,
+    Internal,
+}
+
+/// Which meter was short, and when it will have more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    pub meter: MeterName,
+    pub left: Micro,
+    pub needed: Micro,
+    pub reset: Option<Micro>,
+    pub resets_at: Option<UnixMillis>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RateScope {
+    Address,
+    Key,
+    User,
+}
+
+impl RateScope {
+    pub const ALL: [Self; 3] = [Self::Address, Self::Key, Self::User];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Address => "address",
+            Self::Key => "key",
+            Self::User => "user",
+        }
+    }
+}
+
+impl Reject {
+    pub fn status(&self) -> u16 {
+        match self {
+            Self::BadRequest(_) | Self::Invalid(_) => 400,
+            Self::Unauthenticated => 401,
+            Self::AddressDenied | Self::Forbidden(_) => 403,
+            Self::NotFound => 404,
+            Self::MethodNotAllowed => 405,
+            Self::RequestTimeout => 408,
+            Self::Conflict(_) => 409,
+            Self::BodyTooLarge { .. } => 413,
+            Self::ExpectationFailed => 417,
+            Self::Locked { .. } => 423,
+            Self::RateLimited { .. } | Self::TooManyInFlight { .. } | Self::CreditsExhausted(_) => 429,
+            Self::HeadTooLarge => 431,
+            Self::Internal => 500,
+            Self::UpstreamUnreachable => 502,
+            Self::Overloaded(_) | Self::StoreUnavailable => 503,
+            Self::UpstreamTimeout => 504,
+            Self::VersionNotSupported => 505,
+        }
+    }
+
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Unauthenticated => "UNAUTHENTICATED",
+            Self::BadRequest(_) | Self::Invalid(_) => "BAD_REQUEST",
+            Self::AddressDenied => "ADDRESS_DENIED",
+            Self::Forbidden(_) => "FORBIDDEN",
+            Self::NotFound => "NOT_FOUND",
+            Self::MethodNotAllowed => "METHOD_NOT_ALLOWED",
+            Self::Conflict(_) => "CONFLICT",
+            Self::RateLimited { .. } => "RATE_LIMITED",
+            Self::TooManyInFlight { .. } => "TOO_MANY_IN_FLIGHT",
+            Self::CreditsExhausted(_) => "CREDITS_EXHAUSTED",
+            Self::BodyTooLarge { .. } => "BODY_TOO_LARGE",
+            Self::Locked { .. } => "LOCKED",
+            Self::Overloaded(_) => "OVERLOADED",
+            Self::StoreUnavailable => "STORE_UNAVAILABLE",
+            Self::UpstreamUnreachable => "UPSTREAM_UNREACHABLE",
+            Self::UpstreamTimeout => "UPSTREAM_TIMEOUT",
+            Self::HeadTooLarge => "HEAD_TOO_LARGE",
+            Self::RequestTimeout => "REQUEST_TIMEOUT",
+            Self::ExpectationFailed => "EXPECTATION_FAILED",
+            Self::VersionNotSupported => "VERSION_NOT_SUPPORTED",
+            Self::Internal => "INTERNAL",
+        }
+    }
+
+    /// The type the OpenAI clients know.
+    fn openai_type(&self) -> &'static str {
+        match self.status() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            429 if matches!(self, Self::CreditsExhausted(_)) => "insufficient_quota",
+            429 => "rate_limit_error",
+            400..=499 => "invalid_request_error",
+            _ => "server_error",
+        }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            Self::Unauthenticated => "Invalid or missing credential".into(),
+            Self::BadRequest(why) | Self::Conflict(why) => why.clone(),
+            Self::Invalid(errors) => errors.first().cloned().unwrap_or_else(|| "Invalid request".into()),
+            Self::AddressDenied => "Access from this address is not allowed".into(),
+            Self::Forbidden(why) => (*why).into(),
+            Self::NotFound => "Nothing is here".into(),
+            Self::MethodNotAllowed => "This method is not allowed here".into(),
+            Self::RateLimited { limit, .. } => format!("Rate limit of {limit} requests a minute exceeded"),
+            Self::TooManyInFlight { limit } => format!("More than {limit} calls in flight"),
+            Self::CreditsExhausted(short) => match short.meter.as_str() {
+                "conversations" => "Insufficient conversation credits".into(),
+                meter => format!("Insufficient {meter}"),
+            },
+            Self::BodyTooLarge { limit } => format!("The request body is over the limit of {limit} bytes"),
+            Self::Locked { .. } => "This account is temporarily locked".into(),
+            Self::Overloaded(why) => (*why).into(),
+            Self::StoreUnavailable => "The service cannot record calls at the moment".into(),
+            Self::UpstreamUnreachable => "The upstream service cannot be reached".into(),
+            Self::UpstreamTimeout => "The upstream service took too long".into(),
+            Self::HeadTooLarge => "The request's header fields are too large".into(),
+            Self::RequestTimeout => "The request took too long to arrive".into(),
+            Self::ExpectationFailed => "Only the expectation 100-continue is supported".into(),
+            Self::VersionNotSupported => "This version of HTTP is not supported".into(),
+            Self::Internal => "Internal error".into(),
+        }
+    }
+
+    /// All that is wrong, in one line, for a person at a terminal.
+    pub fn describe(&self) -> String {
+        self.errors().join("; ")
+    }
+
+    fn errors(&self) -> Vec<String> {
+        match self {
+            Self::Invalid(errors) => errors.clone(),
+            Self::CreditsExhausted(short) => {
+                vec![format!("{}: {} left, {} needed", short.meter, short.left, short.needed)]
+            }
+            Self::RateLimited { scope, retry_after, .. } => {
+                vec![format!("limit per {}: try again in {} s", scope.as_str(), whole_seconds(*retry_after))]
+            }
+            other => vec![other.message()],
+        }
+    }
+
+    fn limits(&self) -> Option<Value> {
+        let Self::CreditsExhausted(short) = self else { return None };
+        let mut limits = json!({
+            "meter": short.meter.as_str(),
+            "balance": short.left.to_json(),
+            "needed": short.needed.to_json(),
+            "reset": short.reset.map(Micro::to_json),
+            "resets_at": short.resets_at.map(UnixMillis::rfc3339),
+        });
+        // The name the oldest clients look for.
+        limits["conversation_limit"] = Value::from(short.left.whole_units());
+        Some(limits)
+    }
+
+    /// Seconds for `Retry-After`, at least 1.
+    pub fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::RateLimited { retry_after, .. } | Self::Locked { retry_after } => Some(whole_seconds(*retry_after)),
+            Self::TooManyInFlight { .. } | Self::Overloaded(_) => Some(1),
+            Self::StoreUnavailable => Some(5),
+            Self::CreditsExhausted(_) => None,
+            _ => None,
+        }
+    }
+
+    /// The header fields that belong to this refusal, besides content type and length.
+    pub fn headers(&self) -> Vec<(&'static str, String)> {
+        let mut headers = Vec::new();
+        if matches!(self, Self::Unauthenticated) {
+            headers.push(("www-authenticate", "Bearer realm=\"tollgate\"".to_owned()));
+        }
+        if let Some(seconds) = self.retry_after() {
+            headers.push(("retry-after", seconds.to_string()));
+        }
+        headers
+    }
+
+    /// The one error body.
+    pub fn body(&self, request: RequestId, now: UnixMillis) -> Vec<u8> {
+        let message = self.message();
+        let mut body = json!({
+            "success": false,
+            "message": message,
+            "error_code": self.code(),
+            "errors": self.errors(),
+            "details": {"request_id": request.as_str(), "timestamp": now.rfc3339()},
+            "error": {"message": message, "type": self.openai_type(), "code": self.code(), "param": null},
+        });
+        if let Some(limits) = self.limits() {
+            body["limits"] = limits;
+        }
+        body.to_string().into_bytes()
+    }
+}
+
+fn whole_seconds(time: Duration) -> u64 {
+    time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_body_is_the_one_of_the_contract() {
+        let reject = Reject::CreditsExhausted(Box::new(Shortage {
+            meter: MeterName::parse("conversations").unwrap(),
+            left: Micro(0),
+            needed: Micro(1_000_000),
+            reset: Some(Micro(10_000_000)),
+            resets_at: UnixMillis::parse_rfc3339("2026-01-16T00:00:00Z"),
+        }));
+        let now = UnixMillis::parse_rfc3339("2026-01-15T12:00:00Z").unwrap();
+        let body: Value = serde_json::from_slice(&reject.body(RequestId::from_parts(1, 2), now)).unwrap();
+        assert_eq!(body["message"], "Insufficient conversation credits");
+        assert_eq!(body["errors"], json!(["conversations: 0 left, 1 needed"]));
+        assert_eq!(body["limits"]["conversation_limit"], 0);
+        assert_eq!(body["limits"]["reset"], 10);
+        assert_eq!(body["limits"]["resets_at"], "2026-01-16T00:00:00Z");
+        assert_eq!(body["error"]["type"], "insufficient_quota");
+        assert_eq!(body["details"]["timestamp"], "2026-01-15T12:00:00Z");
+        assert_eq!(reject.status(), 429);
+    }
+
+    #[test]
+    fn retry_after_is_rounded_up() {
+        let reject = Reject::RateLimited { scope: RateScope::Key, retry_after: Duration::from_millis(1001), limit: 60 };
+        assert_eq!(reject.headers(), [("retry-after", "2".to_owned())]);
+    }
+}

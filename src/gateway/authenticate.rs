@@ -1,0 +1,246 @@
+//! Authentication: from a credential to a caller.
+//!
+//! Owns the credential cache. A cached credential counts only as long as its user's generation stands: every change to a
+//! user's keys and sessions moves it on after the change is on disk and before the admin's 200, so that no worker admits
+//! what was revoked, not even from a lookup that was under way. Never compares secrets in clear; they are found by their MAC.
+
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use moka::sync::Cache;
+
+use super::client_ip::ClientIp;
+use super::http1::head::{Name, RequestHead};
+use crate::accounts::blocks::AddressBlocks;
+use crate::accounts::keys::{self, CredentialKind};
+use crate::accounts::secrets::Pepper;
+use crate::actors::user::actor::UserActor;
+use crate::actors::user::registry::Registry;
+use crate::clock::{Monotonic, UnixMillis};
+use crate::domain::ids::{SecretMac, UserId};
+use crate::domain::key::KeyLimits;
+use crate::domain::user::Standing;
+use crate::error::Reject;
+use crate::telemetry::metrics::{CacheResult, Shard};
+
+/// Longest credential we look at.
+const MAX_CREDENTIAL_BYTES: usize = 512;
+/// How long an unknown credential is remembered as such, and how many.
+const UNKNOWN_TTL: Duration = Duration::from_secs(5);
+const MAX_UNKNOWN: u64 = 10_000;
+
+/// MACs are evenly spread already.
+#[derive(Default)]
+pub struct MacHasher(u64);
+
+impl Hasher for MacHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(word) = bytes.first_chunk::<8>() {
+            self.0 ^= u64::from_le_bytes(*word);
+        }
+    }
+
+    fn write_usize(&mut self, _: usize) {}
+}
+
+/// A credential as it was read from the store.
+pub struct Credential {
+    user: UserId,
+    /// The user's generation when it was read.
+    generation: u64,
+    expires_at: Option<UnixMillis>,
+    /// `None` for a session, which has all of its user's rights.
+    limits: Option<KeyLimits>,
+}
+
+/// Who calls, and with what.
+pub struct Caller {
+    pub actor: Arc<UserActor>,
+    pub standing: Arc<Standing>,
+    pub credential: Arc<Credential>,
+    pub mac: SecretMac,
+}
+
+impl Caller {
+    pub fn limits(&self) -> Option<&KeyLimits> {
+        self.credential.limits.as_ref()
+    }
+}
+
+pub struct Authenticator {
+    pepper: Pepper,
+    users: Arc<Registry>,
+    blocks: Arc<AddressBlocks>,
+    known: Cache<SecretMac, Arc<Credential>, BuildHasherDefault<MacHasher>>,
+    unknown: Cache<SecretMac, (), BuildHasherDefault<MacHasher>>,
+}
+
+impl Authenticator {
+    pub fn new(pepper: Pepper, users: Arc<Registry>, blocks: Arc<AddressBlocks>, max_cached: u64) -> Self {
+        Self {
+            pepper,
+            users,
+            blocks,
+            known: Cache::builder().max_capacity(max_cached).build_with_hasher(BuildHasherDefault::default()),
+            unknown: Cache::builder()
+                .max_capacity(MAX_UNKNOWN)
+                .time_to_live(UNKNOWN_TTL)
+                .build_with_hasher(BuildHasherDefault::default()),
+        }
+    }
+
+    /// # Errors
+    /// [`Reject::Unauthenticated`], the same for whatever is wrong with a credential; [`Reject::BadRequest`] for two of
+    /// them; [`Reject::StoreUnavailable`] when it had to be read and could not.
+    pub fn authenticate(
+        &self,
+        head: &RequestHead,
+        client: ClientIp,
+        now: UnixMillis,
+        ticks: Monotonic,
+        shard: &Shard,
+    ) -> Result<Caller, Reject> {
+        let Some(secret) = extract(head)? else {
+            shard.authenticated(false);
+            return Err(Reject::Unauthenticated);
+        };
+        let found = match self.find(secret, now, shard) {
+            Ok(found) => found,
+            Err(error) => return Err(error),
+        };
+        shard.authenticated(found.is_some());
+        found.ok_or_else(|| {
+            self.blocks.failed(client.0, ticks);
+            Reject::Unauthenticated
+        })
+    }
+
+    fn find(&self, secret: &[u8], now: UnixMillis, shard: &Shard) -> Result<Option<Caller>, Reject> {
+        let mac = self.pepper.mac(secret);
+        if let Some(credential) = self.known.get(&mac) {
+            if let Some(actor) = self.users.actor(credential.user)?
+                && actor.generation() == credential.generation
+            {
+                shard.cache(CacheResult::Hit);
+                return Ok(admit(actor, credential, mac, now));
+            }
+            shard.cache(CacheResult::Stale);
+        } else if self.unknown.contains_key(&mac) {
+            shard.cache(CacheResult::NegativeHit);
+            return Ok(None);
+        } else {
+            shard.cache(CacheResult::Miss);
+        }
+        self.read(mac, now)
+    }
+
+    fn read(&self, mac: SecretMac, now: UnixMillis) -> Result<Option<Caller>, Reject> {
+        let store = self.users.around().committer.store();
+        let lookup = || {
+            keys::find_credential(store, &mac, now).map_err(|error| {
+                tracing::error!(%error, "a credential could not be read");
+                self.users.around().metrics.store_error();
+                Reject::StoreUnavailable
+            })
+        };
+        // The row names the user, whose generation must be read before the row is: so the row is read twice, and only
+        // the second reading counts. A revocation after it moves the generation on and makes this entry stale.
+        let Some(hint) = lookup()? else { return Ok(self.remember_unknown(mac)) };
+        let Some(actor) = self.users.actor(hint.user)? else { return Ok(self.remember_unknown(mac)) };
+        let generation = actor.generation();
+        let Some(found) = lookup()?.filter(|found| found.user == hint.user) else {
+            return Ok(self.remember_unknown(mac));
+        };
+        let limits = match found.kind {
+            CredentialKind::ApiKey { limits, .. } => Some(limits),
+            CredentialKind::Session { .. } => None,
+        };
+        let credential = Arc::new(Credential { user: found.user, generation, expires_at: found.expires_at, limits });
+        self.known.insert(mac, credential.clone());
+        Ok(admit(actor, credential, mac, now))
+    }
+
+    fn remember_unknown(&self, mac: SecretMac) -> Option<Caller> {
+        self.known.invalidate(&mac);
+        self.unknown.insert(mac, ());
+        None
+    }
+
+    pub fn cached(&self) -> u64 {
+        self.known.entry_count()
+    }
+}
+
+fn admit(actor: Arc<UserActor>, credential: Arc<Credential>, mac: SecretMac, now: UnixMillis) -> Option<Caller> {
+    if credential.expires_at.is_some_and(|at| at <= now) {
+        return None;
+    }
+    let standing = actor.standing();
+    Some(Caller { actor, standing, credential, mac })
+}
+
+/// The one credential of a request; `None` when there is none that could be one.
+fn extract(head: &RequestHead) -> Result<Option<&[u8]>, Reject> {
+    let mut authorizations = head.all(Name::Authorization);
+    let mut keys = head.all(Name::XApiKey);
+    let (authorization, key) = (authorizations.next(), keys.next());
+    let bearer = authorization.map(|value| {
+        let (scheme, token) = value.split_at_checked(7).unwrap_or_default();
+        if scheme.eq_ignore_ascii_case(b"bearer ") { token.trim_ascii() } else { b"" }
+    });
+    if authorizations.next().is_some() || keys.next().is_some() {
+        return Err(Reject::BadRequest("More than one credential in the request".into()));
+    }
+    let secret = match (bearer, key) {
+        (Some(bearer), Some(key)) if bearer != key.trim_ascii() => {
+            return Err(Reject::BadRequest("Two different credentials in one request".into()));
+        }
+        (Some(secret), _) => secret,
+        (None, Some(key)) => key.trim_ascii(),
+        (None, None) => return Ok(None),
+    };
+    let plausible =
+        !secret.is_empty() && secret.len() <= MAX_CREDENTIAL_BYTES && secret.iter().all(u8::is_ascii_graphic);
+    Ok(plausible.then_some(secret))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn extracted(fields: &str) -> Result<Option<String>, Reject> {
+        let text = format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
+        let head = RequestHead::parse(text.into_bytes()).unwrap_or_else(|e| panic!("{e:?}"));
+        extract(&head).map(|found| found.map(|s| String::from_utf8_lossy(s).into_owned()))
+    }
+
+    #[test]
+    fn one_credential_in_either_header() {
+        assert_eq!(extracted("Authorization: bearer pe-1\r\n"), Ok(Some("pe-1".into())));
+        assert_eq!(extracted("X-API-Key: pe-1\r\n"), Ok(Some("pe-1".into())));
+        assert_eq!(extracted("X-API-Key: pe-1\r\nAuthorization: Bearer pe-1\r\n"), Ok(Some("pe-1".into())));
+        assert_eq!(extracted(""), Ok(None));
+        assert_eq!(extracted("Authorization: Basic cGU6MQ==\r\n"), Ok(None));
+        assert_eq!(extracted("Authorization: Bearer\r\n"), Ok(None));
+        assert_eq!(extracted("Authorization: Bearer a b\r\n"), Ok(None));
+        assert_eq!(extracted(&format!("X-Api-Key: {}\r\n", "a".repeat(513))), Ok(None));
+    }
+
+    #[test]
+    fn two_are_one_too_many() {
+        for fields in [
+            "X-API-Key: pe-1\r\nAuthorization: Bearer pe-2\r\n",
+            "Authorization: Bearer pe-1\r\nAuthorization: Bearer pe-1\r\n",
+            "X-API-Key: pe-1\r\nX-API-Key: pe-1\r\n",
+            "X-API-Key: pe-1\r\nX_API_Key: pe-2\r\n",
+            "X-API-Key: pe-1\r\nAuthorization: Basic pe-1\r\n",
+        ] {
+            assert!(matches!(extracted(fields), Err(Reject::BadRequest(_))), "{fields}");
+        }
+    }
+}

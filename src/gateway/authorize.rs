@@ -1,0 +1,218 @@
+//! Authorization: whether this caller may make this call, and what it will cost at most.
+//!
+//! Owns the look at the request's body that the decision needs. Reads ahead only when the decision depends on it; otherwise
+//! the body streams. Never touches credits.
+
+use std::future::poll_fn;
+use std::ops::Range;
+use std::task::Poll;
+
+use super::authenticate::Caller;
+use super::buffers::Share;
+use super::client_ip::ClientIp;
+use super::http1::conn::{BodyError, BodyStep, ClientConn};
+use super::http1::head::{Name, RequestHead};
+use super::policy::{Policy, Route};
+use super::usage::scan_request;
+use crate::actors::user::ledger::Amounts;
+use crate::domain::user::Status;
+use crate::error::Reject;
+
+/// What has been read of a request's body, and what it says.
+#[derive(Default)]
+pub struct Intake {
+    pub body: Vec<u8>,
+    /// `body` is all of it.
+    pub complete: bool,
+    /// More came than was kept in `body`.
+    pub cut: bool,
+    pub is_json: bool,
+    pub facts: Facts,
+}
+
+/// The parts of a request that matter here.
+#[derive(Default)]
+pub struct Facts {
+    pub model: Option<Box<str>>,
+    pub stream: bool,
+    pub has_stream_options: bool,
+    max_tokens: Option<u64>,
+    choices: Option<u64>,
+    /// Where in the body the conversation stands.
+    pub messages: Option<Range<usize>>,
+    malformed: bool,
+    ambiguous: bool,
+    is_object: bool,
+}
+
+impl Intake {
+    /// Takes what has arrived, and waits for the rest if the decision depends on it.
+    ///
+    /// # Errors
+    /// [`Reject::BodyTooLarge`] past what may be read ahead, [`Reject::Overloaded`] without room for it,
+    /// [`Reject::BadRequest`] for broken framing, [`Reject::RequestTimeout`].
+    pub async fn read(
+        client: &mut ClientConn,
+        head: &RequestHead,
+        policy: &Policy,
+        ahead: bool,
+        share: &mut Share,
+    ) -> Result<Self, Reject> {
+        let mut intake = Self { is_json: is_json(head), ..Self::default() };
+        if client.body_is_done() {
+            intake.complete = true;
+            return Ok(intake);
+        }
+        client.deadline.set(client.clock.monotonic().plus(client.limits.body_timeout));
+        let max = policy.limits.max_inspect_bytes;
+        loop {
+            let before = intake.body.len();
+            let step = poll_fn(|cx| {
+                if client.deadline.has_expired() {
+                    return Poll::Ready(Err(Reject::RequestTimeout));
+                }
+                if !ahead && client.body_is_untouched() {
+                    // Nothing is here and nothing is needed yet: who expects `100 Continue` gets it with the upstream's.
+                    return Poll::Ready(Ok(None));
+                }
+                match client.poll_body(cx, &mut intake.body) {
+                    Poll::Ready(Ok(step)) => Poll::Ready(Ok(Some(step))),
+                    Poll::Ready(Err(error)) => Poll::Ready(Err(body_error(&error, policy))),
+                    Poll::Pending if ahead => Poll::Pending,
+                    Poll::Pending => Poll::Ready(Ok(None)),
+                }
+            })
+            .await?;
+            if intake.body.len() > before {
+                client.deadline.set(client.clock.monotonic().plus(client.limits.body_timeout));
+            }
+            if !share.grow(intake.body.len() - before) {
+                return Err(Reject::Overloaded("Too many bytes in flight"));
+            }
+            match step {
+                Some(BodyStep::End) => intake.complete = true,
+                Some(BodyStep::More) if client.body_is_done() => intake.complete = true,
+                Some(BodyStep::More) if !ahead => break,
+                Some(BodyStep::More) if intake.body.len() > max => {
+                    return Err(Reject::BodyTooLarge { limit: max as u64 });
+                }
+                Some(BodyStep::More) => continue,
+                None => {}
+            }
+            break;
+        }
+        if intake.complete && intake.is_json {
+            intake.scan();
+        }
+        Ok(intake)
+    }
+
+    /// Reads the facts out of a complete body.
+    pub fn scan(&mut self) {
+        let found = scan_request(&self.body);
+        let messages = found.messages.map(|part| {
+            let at = (part.as_ptr() as usize).saturating_sub(self.body.as_ptr() as usize);
+            at..at + part.len()
+        });
+        self.facts = Facts {
+            model: found.model.as_deref().filter(|m| m.len() <= 256).map(Box::from),
+            stream: found.stream,
+            has_stream_options: found.has_stream_options,
+            max_tokens: found.max_tokens,
+            choices: found.n,
+            messages,
+            malformed: found.broken || !found.complete,
+            ambiguous: found.ambiguous,
+            is_object: found.is_object,
+        };
+    }
+}
+
+fn is_json(head: &RequestHead) -> bool {
+    head.first(Name::ContentType).is_none_or(|value| {
+        let essence = value.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
+        essence.eq_ignore_ascii_case(b"application/json")
+            || essence.get(essence.len().saturating_sub(5)..).is_some_and(|end| end.eq_ignore_ascii_case(b"+json"))
+    })
+}
+
+pub fn body_error(error: &BodyError, policy: &Policy) -> Reject {
+    match error {
+        BodyError::TooLarge => Reject::BodyTooLarge { limit: policy.limits.max_body_bytes },
+        BodyError::Malformed(why) => Reject::BadRequest((*why).to_owned()),
+        BodyError::Gone => Reject::BadRequest("The request body was cut off".into()),
+    }
+}
+
+/// Whether the decision needs the body: its model, or how many tokens it may cost.
+pub fn needs_body(caller: &Caller, route: &Route) -> bool {
+    route.cost.is_metered
+        || route.include_usage
+        || !route.models.is_empty()
+        || caller.limits().is_some_and(|limits| !limits.models.is_empty())
+}
+
+/// Judges the caller before a byte of the body is waited for.
+///
+/// # Errors
+/// [`Reject::Forbidden`], [`Reject::AddressDenied`].
+pub fn check_caller(caller: &Caller, client: ClientIp, policy: &Policy, route: &Route) -> Result<(), Reject> {
+    match caller.standing.status {
+        Status::Active => {}
+        Status::Suspended => return Err(Reject::Forbidden("This account is suspended")),
+        Status::Banned => return Err(Reject::Forbidden("This account is banned")),
+        Status::Pending => return Err(Reject::Forbidden("This account is not active yet")),
+        Status::Deleted => return Err(Reject::Unauthenticated),
+    }
+    if (policy.email_verification || route.verified) && !caller.standing.email_verified {
+        return Err(Reject::Forbidden("The email address of this account is not verified"));
+    }
+    let Some(limits) = caller.limits() else { return Ok(()) };
+    if !limits.allows_address(client.0) {
+        return Err(Reject::AddressDenied);
+    }
+    if route.scope.as_deref().is_some_and(|scope| !limits.allows_scope(scope)) {
+        return Err(Reject::Forbidden("This key's scope does not allow this call"));
+    }
+    Ok(())
+}
+
+/// Judges the body, and says what to hold for the call.
+///
+/// # Errors
+/// [`Reject::BadRequest`] for JSON that must be read and cannot, [`Reject::Forbidden`] for a model that is not allowed.
+pub fn check_body(caller: &Caller, route: &Route, intake: &Intake) -> Result<Amounts, Reject> {
+    let facts = &intake.facts;
+    if needs_body(caller, route) && intake.is_json && !intake.body.is_empty() {
+        if facts.malformed || !facts.is_object {
+            return Err(Reject::BadRequest("The body is not a JSON object".into()));
+        }
+        if facts.ambiguous {
+            return Err(Reject::BadRequest("The body has a field twice".into()));
+        }
+    }
+    let narrowed = !route.models.is_empty() || caller.limits().is_some_and(|l| !l.models.is_empty());
+    if narrowed {
+        let model = facts.model.as_deref();
+        let allowed = match model {
+            Some(model) => route.allows_model(model) && caller.limits().is_none_or(|l| l.allows_model(model)),
+            // A call without a body names no model: a list of models, say.
+            None => intake.body.is_empty(),
+        };
+        if !allowed {
+            return Err(Reject::Forbidden("This model is not allowed"));
+        }
+    }
+    Ok(estimate(route, intake))
+}
+
+/// The most the call is expected to cost: four bytes a token is cheap for English, so two are assumed.
+fn estimate(route: &Route, intake: &Intake) -> Amounts {
+    if !route.cost.is_metered {
+        return route.cost.amounts(0, 0, 0);
+    }
+    let choices = intake.facts.choices.unwrap_or(1).clamp(1, 128);
+    let output = intake.facts.max_tokens.unwrap_or(route.assumed_output_tokens).saturating_mul(choices);
+    let input = (intake.body.len() as u64).div_ceil(2);
+    route.cost.amounts(input, output, choices)
+}

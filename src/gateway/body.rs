@@ -1,0 +1,374 @@
+//! The answer's body: to the client as it comes, metered on the way, and settled when it ends, however it ends.
+//!
+//! Owns the relay and what follows from its end: the amount paid, the journal's record, the counts. Each piece is written as
+//! soon as it is read, so an SSE event never waits. Never changes a byte of the payload.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use super::buffers::READ_BYTES;
+use super::forward::{AnswerFraming, Call, Exchange, Upload, UploadStop, write_answer_head};
+use super::http1::chunked::{Decoder, LAST_CHUNK, write_chunk};
+use super::http1::conn::{BodyError, ClientConn};
+use super::http1::head::{Framing, Name};
+use super::pipeline::Worker;
+use super::record::Record;
+use super::upstream::{AtEndpoint, UpstreamConn};
+use super::usage::{AnswerFormat, AnswerScan, Observed, Usage};
+use crate::actors::user::ledger::Amounts;
+use crate::actors::writer::ConversationEntry;
+use crate::clock::Monotonic;
+use crate::config::MissingUsage;
+use crate::error::Reject;
+use crate::telemetry::metrics::Outcome;
+
+/// How the client's connection goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    KeepAlive,
+    /// After the answer, so that the client can read it.
+    Close,
+    /// At once: the client is gone, or must see that the answer is not whole.
+    Abort,
+}
+
+/// How the upstream's body is framed, and how far it is read.
+enum Incoming {
+    Length(u64),
+    Chunked(Decoder),
+    UntilClose,
+    Done,
+}
+
+struct Relay {
+    conn: UpstreamConn,
+    upload: Upload,
+    incoming: Incoming,
+    outgoing: AnswerFraming,
+    out: Vec<u8>,
+    at: usize,
+    scan: AnswerScan,
+    written: u64,
+    waits_for_client: bool,
+    /// The upstream will serve another call on this connection.
+    keeps_upstream: bool,
+    /// The client's request turned out to be unreadable: its connection cannot go on.
+    client_broken: bool,
+    /// Grows with every byte in either direction; what the idle limit watches.
+    moved: u64,
+}
+
+/// How a relay ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Complete,
+    ClientGone,
+    /// The upstream broke off, fell silent, or sent nonsense.
+    Cut,
+}
+
+/// Sends the answer on and settles the call.
+///
+/// # Errors
+/// None at present; the type is the pipeline's.
+pub async fn relay(
+    worker: &Worker,
+    client: &mut ClientConn,
+    mut call: Call<'_>,
+    exchange: Exchange,
+    at: AtEndpoint,
+    total_due: Monotonic,
+    record: &mut Record<'_>,
+) -> Result<Served, Reject> {
+    let clock = worker.shared.clock.clone();
+    let config = &call.route.upstream.config;
+    let mut close = !call.head.keep_alive || worker.shared.is_draining();
+    let mut relay = Relay::begin(&call, exchange, &mut close);
+    let idle_timeout = config.idle_timeout;
+    let mut armed_for = None;
+    let end = poll_fn(|cx| {
+        let end = relay.poll(client, &mut call, cx);
+        if record.first_byte.is_none() && relay.written > 0 {
+            record.first_byte = Some(clock.monotonic());
+        }
+        if end.is_ready() {
+            return end;
+        }
+        let phase = (relay.waits_for_client, relay.moved);
+        if armed_for != Some(phase) {
+            armed_for = Some(phase);
+            let limit = if relay.waits_for_client { client.limits.write_timeout } else { idle_timeout };
+            client.deadline.set(clock.monotonic().plus(limit).min(total_due));
+        } else if client.deadline.has_expired() {
+            return Poll::Ready(if relay.waits_for_client { End::ClientGone } else { End::Cut });
+        }
+        Poll::Pending
+    })
+    .await;
+    let now = clock.monotonic();
+    record.upstream_ended = Some(now);
+    record.bytes_out = relay.written;
+    record.bytes_in = client.body_received();
+    let reusable = end == End::Complete && relay.upload.is_whole() && relay.keeps_upstream;
+    let client_broken = relay.client_broken;
+    let upload_whole = relay.upload.is_whole();
+    let Relay { conn, scan, .. } = relay;
+    if reusable {
+        at.endpoint.keep(worker.index, conn, now, config);
+    } else if end == End::Cut {
+        at.endpoint.failed(now, config);
+    }
+    finish(worker, call, scan.finish(), end, record);
+    Ok(match end {
+        End::Complete if close || client_broken || !upload_whole && !client.body_is_done() => Served::Close,
+        End::Complete => Served::KeepAlive,
+        End::ClientGone | End::Cut => Served::Abort,
+    })
+}
+
+impl Relay {
+    fn begin(call: &Call<'_>, exchange: Exchange, close: &mut bool) -> Self {
+        let Exchange { mut conn, upload, head } = exchange;
+        let mut out = Vec::with_capacity(READ_BYTES.min(1024 + conn.input().len()).max(2048));
+        let outgoing = write_answer_head(call, &head, &conn.input()[..head.len], close, &mut out);
+        let content_type = head.first(Name::ContentType, conn.input());
+        let compressed =
+            head.first(Name::ContentEncoding, conn.input()).is_some_and(|v| !v.eq_ignore_ascii_case(b"identity"));
+        let format = match content_type {
+            Some(value) if !compressed => AnswerFormat::of_content_type(value),
+            _ => AnswerFormat::Opaque,
+        };
+        let text_limit = if call.route.log { call.policy.journal_bytes.unwrap_or(0) } else { 0 };
+        conn.consume(head.len);
+        Self {
+            conn,
+            upload,
+            incoming: match head.framing {
+                Framing::None => Incoming::Done,
+                Framing::Length(n) => Incoming::Length(n),
+                Framing::Chunked => Incoming::Chunked(Decoder::default()),
+                Framing::UntilClose => Incoming::UntilClose,
+            },
+            outgoing,
+            out,
+            at: 0,
+            scan: AnswerScan::new(format, text_limit),
+            written: 0,
+            waits_for_client: false,
+            client_broken: false,
+            keeps_upstream: head.keep_alive,
+            moved: 0,
+        }
+    }
+
+    fn poll(&mut self, client: &mut ClientConn, call: &mut Call<'_>, cx: &mut Context<'_>) -> Poll<End> {
+        loop {
+            // What has arrived goes out with the head, or with what else is waiting: one write instead of two.
+            if self.take_arrived().is_err() {
+                return Poll::Ready(End::Cut);
+            }
+            match self.poll_flush(client, cx) {
+                Poll::Ready(true) => {}
+                Poll::Ready(false) => return Poll::Ready(End::ClientGone),
+                Poll::Pending => {
+                    self.poll_upload(client, call, cx);
+                    return Poll::Pending;
+                }
+            }
+            if matches!(self.incoming, Incoming::Done) {
+                return Poll::Ready(End::Complete);
+            }
+            match self.conn.poll_fill(cx) {
+                Poll::Ready(Ok(n)) if n > 0 => self.moved += n as u64,
+                Poll::Ready(Ok(_)) if matches!(self.incoming, Incoming::UntilClose) => {
+                    self.incoming = Incoming::Done;
+                    self.end_body();
+                }
+                Poll::Ready(_) => return Poll::Ready(End::Cut),
+                Poll::Pending => {
+                    if self.poll_upload(client, call, cx) || (self.upload.is_done() && client.poll_gone(cx).is_ready())
+                    {
+                        return Poll::Ready(End::ClientGone);
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    /// Goes on sending the request while the answer comes. Says whether the client is gone.
+    fn poll_upload(&mut self, client: &mut ClientConn, call: &mut Call<'_>, cx: &mut Context<'_>) -> bool {
+        if self.upload.is_done() {
+            return false;
+        }
+        match self.upload.poll(client, &mut self.conn, call, cx) {
+            Poll::Ready(Err(UploadStop::Client(BodyError::Gone))) => true,
+            Poll::Ready(Err(UploadStop::Client(_))) => {
+                self.client_broken = true;
+                false
+            }
+            Poll::Ready(Ok(())) | Poll::Pending => false,
+        }
+    }
+
+    /// Moves what was read from the upstream to what is written to the client. `Err`: it is not HTTP any more.
+    fn take_arrived(&mut self) -> Result<(), ()> {
+        while self.conn.has_input() && self.out.len() < 4 * READ_BYTES {
+            let input = self.conn.input();
+            let (used, data, done) = match &mut self.incoming {
+                Incoming::Done => return Ok(()),
+                Incoming::UntilClose => (input.len(), input, false),
+                Incoming::Length(left) => {
+                    let len = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
+                    *left -= len as u64;
+                    (len, &input[..len], *left == 0)
+                }
+                Incoming::Chunked(decoder) => {
+                    let step = decoder.read(input).map_err(|_| ())?;
+                    (step.used, step.data, step.done)
+                }
+            };
+            self.scan.feed(data);
+            match self.outgoing {
+                AnswerFraming::Chunked => write_chunk(data, &mut self.out),
+                AnswerFraming::AsIs => self.out.extend_from_slice(data),
+                AnswerFraming::None => {}
+            }
+            self.conn.consume(used);
+            if done {
+                self.incoming = Incoming::Done;
+                self.end_body();
+            }
+        }
+        Ok(())
+    }
+
+    fn end_body(&mut self) {
+        if self.outgoing == AnswerFraming::Chunked {
+            self.out.extend_from_slice(LAST_CHUNK);
+        }
+    }
+
+    /// Ready with whether the client still takes what we write.
+    fn poll_flush(&mut self, client: &mut ClientConn, cx: &mut Context<'_>) -> Poll<bool> {
+        while self.at < self.out.len() {
+            match client.poll_write(cx, &self.out[self.at..]) {
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    self.at += n;
+                    self.written += n as u64;
+                    self.moved += n as u64;
+                }
+                Poll::Ready(_) => return Poll::Ready(false),
+                Poll::Pending => {
+                    self.waits_for_client = true;
+                    return Poll::Pending;
+                }
+            }
+        }
+        self.waits_for_client = false;
+        self.out.clear();
+        self.at = 0;
+        Poll::Ready(true)
+    }
+}
+
+/// Everything that follows from the end of an answer.
+fn finish(worker: &Worker, mut call: Call<'_>, observed: Observed, end: End, record: &mut Record<'_>) {
+    record.outcome = match (end, record.status) {
+        (End::ClientGone, _) => Outcome::ClientGone,
+        (End::Cut, _) => Outcome::UpstreamCut,
+        (End::Complete, 500..) => Outcome::UpstreamFailed,
+        (End::Complete, 400..) => Outcome::UpstreamRefused,
+        (End::Complete, _) => Outcome::Ok,
+    };
+    let usage = observed.usage.unwrap_or_default();
+    let paid = if call.hold.is_settled() { Amounts::new() } else { settle(&mut call, &observed, end, record.status) };
+    for (label, amount) in call.route.cost.labels.iter().zip(&paid) {
+        worker.shard.spent(*label, *amount);
+    }
+    if !call.intake.complete && call.intake.is_json && !call.intake.cut {
+        // The body streamed by; its copy can be read only now.
+        call.intake.scan();
+    }
+    let model = call.intake.facts.model.take();
+    if observed.usage.is_some() && record.status < 300 {
+        let name = model.as_deref().or(observed.model.as_deref()).unwrap_or("unknown");
+        let label = worker.shared.metrics.model(name);
+        worker.shard.tokens(label, usage.input_tokens, usage.output_tokens, usage.cached_tokens);
+    }
+    let had_body = call.head.framing != Framing::None;
+    if call.route.log && had_body && call.policy.journal_bytes.is_some() {
+        journal(worker, call, observed, usage, model, record);
+    }
+}
+
+/// Pays what the call cost, by what the upstream said or, where it said nothing, by the stated rule.
+fn settle(call: &mut Call<'_>, observed: &Observed, end: End, status: u16) -> Amounts {
+    let cost = &call.route.cost;
+    let all_held = Amounts::from_slice(call.hold.amounts());
+    let paid = if !cost.is_metered {
+        all_held
+    } else {
+        let images = observed.usage.map_or(0, |u| u.images);
+        let estimated = || {
+            let input = (call.intake.body.len() as u64).div_ceil(4);
+            cost.amounts(input, observed.estimated_output_tokens(), images)
+        };
+        match observed.usage {
+            Some(usage) if usage.input_tokens + usage.output_tokens + usage.images > 0 => {
+                cost.amounts(usage.input_tokens, usage.output_tokens, usage.images)
+            }
+            // An error costs what a call costs, not what an answer would have.
+            _ if status >= 400 => cost.amounts(0, 0, 0),
+            // A client that left, or an upstream that broke off: what had been produced until then.
+            _ if end != End::Complete => estimated(),
+            _ if call.policy.missing_usage == MissingUsage::Estimate => estimated(),
+            _ => all_held,
+        }
+    };
+    call.hold.settle(&paid)
+}
+
+fn journal(
+    worker: &Worker,
+    call: Call<'_>,
+    observed: Observed,
+    usage: Usage,
+    model: Option<Box<str>>,
+    record: &Record<'_>,
+) {
+    let standing = &call.caller.standing;
+    let mut request = call.intake.body;
+    match call.intake.facts.messages {
+        Some(range) => {
+            request.truncate(range.end);
+            request.drain(..range.start);
+        }
+        // Audio and the like are not conversations to be read.
+        None if !call.intake.is_json => request.clear(),
+        None => {}
+    }
+    let answered_by = model.or(observed.model);
+    worker.shared.journal.emit(ConversationEntry {
+        user_id: standing.id.0,
+        username: standing.username.clone(),
+        email: standing.email.clone(),
+        model: Arc::from(answered_by.as_deref().unwrap_or("unknown")),
+        route: call.route.pattern.clone(),
+        request,
+        response: observed.text.into_bytes(),
+        research_enabled: false,
+        r_type: None,
+        tokens_used: usage.input_tokens.saturating_add(usage.output_tokens),
+        input_tokens: usage.input_tokens,
+        output_tokens: usage.output_tokens,
+        processing_time_ms: record.elapsed().as_millis() as u64,
+        ip_address: call.client.0,
+        timestamp_ms: record.at.0,
+        request_id: Box::from(call.request.as_str()),
+        status: record.status,
+        truncated: call.intake.cut || observed.text_truncated,
+        outcome: record.outcome.as_str(),
+    });
+}

@@ -1,0 +1,144 @@
+//! Time limits of connections without a timer per step.
+//!
+//! Owns one slot per connection and, per worker, one task that looks at all slots ten times a second. Setting a limit is
+//! one store; an idle connection costs nothing but its slot. Limits are therefore kept to within [`TICK`]. Never decides
+//! what a limit is or what follows from it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::clock::{Clock, Monotonic};
+
+/// How often limits are looked at.
+pub const TICK: Duration = Duration::from_millis(100);
+
+const NEVER: u64 = u64::MAX;
+
+/// The limits of one worker's connections.
+pub struct Deadlines {
+    clock: Clock,
+    slots: Mutex<Vec<Arc<Slot>>>,
+}
+
+struct Slot {
+    due: AtomicU64,
+    expired: AtomicBool,
+    /// The connection is gone; the slot may be used no more.
+    closed: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+}
+
+/// One connection's limit. Dropping it frees the slot at the next tick.
+pub struct Deadline {
+    slot: Arc<Slot>,
+}
+
+impl Deadlines {
+    pub fn new(clock: Clock) -> Arc<Self> {
+        Arc::new(Self { clock, slots: Mutex::default() })
+    }
+
+    pub fn open(&self) -> Deadline {
+        let slot = Arc::new(Slot {
+            due: AtomicU64::new(NEVER),
+            expired: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            waker: Mutex::default(),
+        });
+        self.slots.lock().push(slot.clone());
+        Deadline { slot }
+    }
+
+    /// Looks at all slots until the process ends. Run it on the worker's own runtime.
+    pub async fn run(&self) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        loop {
+            ticks.tick().await;
+            self.tick();
+        }
+    }
+
+    /// Wakes every connection, so that it notices that the process is to stop.
+    pub fn wake_all(&self) {
+        for slot in self.slots.lock().iter() {
+            let waker = slot.waker.lock().clone();
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+
+    fn tick(&self) {
+        let now = self.clock.monotonic().0;
+        self.slots.lock().retain(|slot| {
+            if slot.closed.load(Ordering::Relaxed) {
+                return false;
+            }
+            if slot.due.load(Ordering::Relaxed) <= now && !slot.expired.swap(true, Ordering::Relaxed) {
+                let waker = slot.waker.lock().clone();
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
+            true
+        });
+    }
+}
+
+impl Deadline {
+    /// Binds the slot to the task that polls with this context; a connection is one task, so once is enough.
+    pub fn bind(&self, context: &Context<'_>) {
+        *self.slot.waker.lock() = Some(context.waker().clone());
+    }
+
+    pub fn set(&self, due: Monotonic) {
+        self.slot.due.store(due.0, Ordering::Relaxed);
+        self.slot.expired.store(false, Ordering::Relaxed);
+    }
+
+    pub fn clear(&self) {
+        self.set(Monotonic(NEVER));
+    }
+
+    pub fn has_expired(&self) -> bool {
+        self.slot.expired.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Deadline {
+    fn drop(&mut self) {
+        self.slot.closed.store(true, Ordering::Relaxed);
+        *self.slot.waker.lock() = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::UnixMillis;
+
+    #[test]
+    fn a_limit_expires_when_its_time_has_come_and_not_before() {
+        let (clock, hands) = Clock::manual(UnixMillis(0));
+        let deadlines = Deadlines::new(clock.clone());
+        let deadline = deadlines.open();
+        deadline.set(clock.monotonic().plus(Duration::from_secs(5)));
+        hands.advance(Duration::from_secs(4));
+        deadlines.tick();
+        assert!(!deadline.has_expired());
+        hands.advance(Duration::from_secs(1));
+        deadlines.tick();
+        assert!(deadline.has_expired());
+        deadline.clear();
+        deadlines.tick();
+        assert!(!deadline.has_expired());
+        drop(deadline);
+        deadlines.tick();
+        assert!(deadlines.slots.lock().is_empty());
+    }
+}

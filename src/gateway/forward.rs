@@ -1,0 +1,633 @@
+//! Forwarding: from a paid call to the head of the upstream's answer.
+//!
+//! Owns the attempts, what is sent upstream, and what of the answer's head reaches the client. Retries only before the first
+//! byte of an answer and only what cannot have been carried out, or may be carried out twice. The body is [`super::body`]'s.
+
+use std::future::{Future, poll_fn};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use super::authenticate::Caller;
+use super::authorize::{self, Intake};
+use super::body::{self, Served};
+use super::buffers::{READ_BYTES, Share};
+use super::client_ip::ClientIp;
+use super::http1::chunked::{LAST_CHUNK, write_chunk};
+use super::http1::conn::{BodyError, BodyStep, ClientConn};
+use super::http1::head::{Framing, HeadEnd, HeadError, Name, RequestHead, ResponseHead, Version};
+use super::pipeline::Worker;
+use super::policy::{Policy, Route};
+use super::rate::{self, Standing};
+use super::record::Record;
+use super::refusal::connection_field;
+use super::upstream::{AtEndpoint, Endpoint, Upstream, UpstreamConn};
+use crate::actors::user::hold::Hold;
+use crate::clock::Monotonic;
+use crate::config::Durability;
+use crate::domain::ids::RequestId;
+use crate::domain::meters::Micro;
+use crate::error::Reject;
+use crate::store::committer::GateTicket;
+use crate::telemetry::metrics::Outcome;
+
+/// Most bytes of an upstream's head.
+const MAX_ANSWER_HEAD: usize = 64 << 10;
+/// Interim answers (1xx) before the real one; more is an upstream gone wrong.
+const MAX_INTERIM: usize = 8;
+
+/// A call that may go.
+pub struct Call<'a> {
+    pub head: &'a RequestHead,
+    pub client: ClientIp,
+    pub caller: &'a Caller,
+    pub policy: &'a Policy,
+    pub route: &'a Arc<Route>,
+    pub intake: Intake,
+    pub hold: Hold,
+    pub rate: Option<Standing>,
+    pub share: Share,
+    pub request: RequestId,
+}
+
+/// Why an attempt brought no answer.
+#[derive(Debug)]
+enum Failure {
+    ClientGone,
+    /// The client's body is too large, malformed, or did not come.
+    Refused(Reject),
+    /// Nobody was reached, or nothing was sent: it cannot have been carried out.
+    NotSent(Reject),
+    /// It was sent and the connection ended without an answer.
+    NoAnswer,
+    /// An answer nobody could trust.
+    BadAnswer(HeadError),
+    Timeout,
+}
+
+/// Sends the call to its upstream and the answer to the client.
+///
+/// # Errors
+/// The refusal to answer with; nothing has been sent to the client then and nothing is charged.
+pub async fn forward(
+    worker: &Worker,
+    client: &mut ClientConn,
+    mut call: Call<'_>,
+    record: &mut Record<'_>,
+) -> Result<Served, Reject> {
+    let upstream = &call.route.upstream;
+    let Some(_place) = upstream.enter() else {
+        return Err(Reject::Overloaded("Too many calls to the upstream"));
+    };
+    let now = worker.shared.clock.monotonic();
+    record.forwarded = Some(now);
+    let total_due = now.plus(upstream.config.total_timeout);
+    let mut tried: Vec<Arc<Endpoint>> = Vec::new();
+    loop {
+        let Some(at) = upstream.choose(worker.shared.clock.monotonic(), &tried) else {
+            return Err(Reject::UpstreamUnreachable);
+        };
+        match attempt(worker, client, &mut call, &at, total_due).await {
+            Ok(exchange) => return answer(worker, client, call, exchange, at, total_due, record).await,
+            Err(Failure::ClientGone) => {
+                record.outcome = Outcome::ClientGone;
+                return Ok(Served::Abort);
+            }
+            Err(failure) => {
+                let retry = judge(worker, &call, &at, upstream, failure)?;
+                if tried.len() >= upstream.config.retries as usize {
+                    return Err(retry);
+                }
+                worker.shard.retried();
+                tried.push(at.endpoint.clone());
+                if tried.len() >= upstream.endpoints.len() {
+                    // All had their turn: a stale pooled connection is no reason not to ask the same one again.
+                    tried.truncate(0);
+                }
+            }
+        }
+    }
+}
+
+/// Whether to try again. `Ok` carries the refusal for the case that no attempt is left.
+fn judge(
+    worker: &Worker,
+    call: &Call<'_>,
+    at: &AtEndpoint,
+    upstream: &Upstream,
+    failure: Failure,
+) -> Result<Reject, Reject> {
+    let now = worker.shared.clock.monotonic();
+    // What was read from the client and passed on cannot be sent a second time.
+    let repeatable = call.intake.complete || call.head.framing == Framing::None;
+    match failure {
+        Failure::Refused(reject) => Err(reject),
+        Failure::ClientGone => Err(Reject::Internal),
+        Failure::NotSent(reject) => {
+            at.endpoint.failed(now, &upstream.config);
+            if repeatable { Ok(reject) } else { Err(reject) }
+        }
+        Failure::NoAnswer => {
+            at.endpoint.failed(now, &upstream.config);
+            let reject = Reject::UpstreamUnreachable;
+            if repeatable && call.head.is_replayable() { Ok(reject) } else { Err(reject) }
+        }
+        Failure::BadAnswer(error) => {
+            tracing::warn!(upstream = %upstream.config.name, ?error, "an upstream sent a malformed answer");
+            at.endpoint.failed(now, &upstream.config);
+            Err(Reject::UpstreamUnreachable)
+        }
+        Failure::Timeout => {
+            at.endpoint.failed(now, &upstream.config);
+            Err(Reject::UpstreamTimeout)
+        }
+    }
+}
+
+/// An exchange whose answer has begun.
+pub struct Exchange {
+    pub conn: UpstreamConn,
+    pub upload: Upload,
+    pub head: ResponseHead,
+}
+
+async fn attempt(
+    worker: &Worker,
+    client: &mut ClientConn,
+    call: &mut Call<'_>,
+    at: &AtEndpoint,
+    total_due: Monotonic,
+) -> Result<Exchange, Failure> {
+    let config = &call.route.upstream.config;
+    let clock = &worker.shared.clock;
+    let conn = match at.endpoint.reuse(worker.index, clock.monotonic(), config) {
+        Some(conn) => conn,
+        None => connect(worker, client, &at.endpoint, config.connect_timeout, total_due).await?,
+    };
+    let upload = Upload::new(call, &at.endpoint);
+    exchange(worker, client, call, conn, upload, total_due).await
+}
+
+async fn connect(
+    worker: &Worker,
+    client: &mut ClientConn,
+    endpoint: &Endpoint,
+    timeout: Duration,
+    total_due: Monotonic,
+) -> Result<UpstreamConn, Failure> {
+    client.deadline.set(worker.shared.clock.monotonic().plus(timeout).min(total_due));
+    let mut connecting = std::pin::pin!(endpoint.connect());
+    poll_fn(|cx| {
+        if let Poll::Ready(result) = connecting.as_mut().poll(cx) {
+            return Poll::Ready(result.map_err(|error| {
+                tracing::debug!(endpoint = %endpoint.address.authority, %error, "cannot connect");
+                Failure::NotSent(Reject::UpstreamUnreachable)
+            }));
+        }
+        if client.deadline.has_expired() {
+            return Poll::Ready(Err(Failure::NotSent(Reject::UpstreamTimeout)));
+        }
+        client.poll_gone(cx).map(|()| Err(Failure::ClientGone))
+    })
+    .await
+}
+
+/// Sends the request, body included as it comes, until the answer's head is there. Both directions go on at once: an answer
+/// may come before the request is sent.
+async fn exchange(
+    worker: &Worker,
+    client: &mut ClientConn,
+    call: &mut Call<'_>,
+    mut conn: UpstreamConn,
+    mut upload: Upload,
+    total_due: Monotonic,
+) -> Result<Exchange, Failure> {
+    let clock = &worker.shared.clock;
+    let config = &call.route.upstream.config;
+    let head_request = call.head.method() == "HEAD";
+    let (mut end, mut interim) = (HeadEnd::default(), 0);
+    // While the client sends, each piece renews its time; once all is sent, the upstream's begins.
+    let mut armed_for = None;
+    poll_fn(|cx| {
+        loop {
+            match upload.poll(client, &mut conn, call, cx) {
+                Poll::Ready(Ok(())) | Poll::Pending => {}
+                Poll::Ready(Err(UploadStop::Client(BodyError::Gone))) => return Poll::Ready(Err(Failure::ClientGone)),
+                Poll::Ready(Err(UploadStop::Client(error))) => {
+                    return Poll::Ready(Err(Failure::Refused(authorize::body_error(&error, call.policy))));
+                }
+            }
+            let phase = (upload.is_done(), upload.moved);
+            if armed_for != Some(phase) {
+                armed_for = Some(phase);
+                let limit = if phase.0 { config.first_byte_timeout } else { client.limits.body_timeout };
+                client.deadline.set(clock.monotonic().plus(limit).min(total_due));
+            }
+            match conn.poll_fill(cx) {
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    match read_answer_head(&mut conn, &mut end, &mut interim, head_request) {
+                        Ok(Some(head)) => return Poll::Ready(Ok(head)),
+                        Ok(None) => continue,
+                        Err(error) => return Poll::Ready(Err(Failure::BadAnswer(error))),
+                    }
+                }
+                Poll::Ready(_) => {
+                    let nothing_sent = conn.reused && upload.moved == 0;
+                    return Poll::Ready(Err(match nothing_sent {
+                        true => Failure::NotSent(Reject::UpstreamUnreachable),
+                        false => Failure::NoAnswer,
+                    }));
+                }
+                Poll::Pending => {}
+            }
+            if client.deadline.has_expired() {
+                return Poll::Ready(Err(match upload.waits_for_client() {
+                    true => Failure::Refused(Reject::RequestTimeout),
+                    false => Failure::Timeout,
+                }));
+            }
+            if upload.is_done() && client.poll_gone(cx).is_ready() {
+                return Poll::Ready(Err(Failure::ClientGone));
+            }
+            return Poll::Pending;
+        }
+    })
+    .await
+    .map(|head| Exchange { conn, upload, head })
+}
+
+/// The final head, once it is complete; interim ones are read over.
+fn read_answer_head(
+    conn: &mut UpstreamConn,
+    end: &mut HeadEnd,
+    interim: &mut usize,
+    head_request: bool,
+) -> Result<Option<ResponseHead>, HeadError> {
+    while let Some(len) = end.find(conn.input(), MAX_ANSWER_HEAD)? {
+        let head = ResponseHead::parse(conn.input(), len, head_request)?;
+        if head.status >= 200 {
+            return Ok(Some(head));
+        }
+        *interim += 1;
+        // We never ask for an upgrade, so nobody may grant one.
+        if head.status == 101 || *interim > MAX_INTERIM {
+            return Err(HeadError::Malformed("an interim answer that was not asked for"));
+        }
+        conn.consume(len);
+        *end = HeadEnd::default();
+    }
+    Ok(None)
+}
+
+/// Settles what can be settled, waits for the debit to be on disk, and lets the answer go.
+async fn answer(
+    worker: &Worker,
+    client: &mut ClientConn,
+    mut call: Call<'_>,
+    exchange: Exchange,
+    at: AtEndpoint,
+    total_due: Monotonic,
+    record: &mut Record<'_>,
+) -> Result<Served, Reject> {
+    record.answered = Some(worker.shared.clock.monotonic());
+    record.status = exchange.head.status;
+    if exchange.head.status >= 500 {
+        at.endpoint.failed(worker.shared.clock.monotonic(), &call.route.upstream.config);
+        call.hold.refund();
+    } else {
+        at.endpoint.succeeded();
+        if call.policy.durability == Durability::BeforeResponse
+            && wait_durable(worker, client, &call.hold).await? == Waited::ClientGone
+        {
+            record.outcome = Outcome::ClientGone;
+            return Ok(Served::Abort);
+        }
+        call.hold.answer_begins();
+    }
+    body::relay(worker, client, call, exchange, at, total_due, record).await
+}
+
+#[derive(PartialEq, Eq)]
+enum Waited {
+    Durable,
+    ClientGone,
+}
+
+/// Invariant 2: no byte of an answer leaves before the debit that pays for it is on disk.
+async fn wait_durable(worker: &Worker, client: &mut ClientConn, hold: &Hold) -> Result<Waited, Reject> {
+    let epoch = hold.epoch();
+    if worker.shared.committer.is_durable(epoch) {
+        return Ok(Waited::Durable);
+    }
+    let mut ticket = GateTicket::default();
+    poll_fn(|cx| match worker.gate.poll_durable(epoch, &mut ticket, cx) {
+        Poll::Ready(result) => Poll::Ready(result.map(|()| Waited::Durable).map_err(|_| Reject::StoreUnavailable)),
+        Poll::Pending => client.poll_gone(cx).map(|()| Ok(Waited::ClientGone)),
+    })
+    .await
+}
+
+/// The request on its way to the upstream.
+pub struct Upload {
+    out: Vec<u8>,
+    at: usize,
+    chunked: bool,
+    /// All of the body is in `out`.
+    body_taken: bool,
+    /// The upstream takes no more, or the client sends nonsense: what is left is not sent.
+    abandoned: bool,
+    waits_for_client: bool,
+    /// Bytes written so far.
+    moved: u64,
+    piece: Vec<u8>,
+}
+
+/// Why the request cannot be sent any further.
+#[derive(Debug)]
+pub enum UploadStop {
+    Client(BodyError),
+}
+
+impl Upload {
+    fn new(call: &Call<'_>, endpoint: &Endpoint) -> Self {
+        let body_taken = call.intake.complete;
+        let chunked = !body_taken && call.head.framing == Framing::Chunked;
+        let added = usage_request(call);
+        let body_len = call.intake.body.len() + added.map_or(0, <[u8]>::len);
+        let mut out = Vec::with_capacity(READ_BYTES.min(1024 + body_len).max(2048));
+        write_request_head(call, endpoint, body_len, &mut out);
+        if chunked {
+            write_chunk(&call.intake.body, &mut out);
+        } else if let Some(added) = added {
+            // Right after the opening brace, which the scan has seen.
+            let brace = call.intake.body.iter().position(|b| *b == b'{').map_or(0, |at| at + 1);
+            out.extend_from_slice(&call.intake.body[..brace]);
+            out.extend_from_slice(added);
+            out.extend_from_slice(&call.intake.body[brace..]);
+        } else {
+            out.extend_from_slice(&call.intake.body);
+        }
+        Self { out, at: 0, chunked, body_taken, abandoned: false, waits_for_client: false, moved: 0, piece: Vec::new() }
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.abandoned || (self.body_taken && self.at == self.out.len())
+    }
+
+    /// All was sent, so the connection can serve another call.
+    pub fn is_whole(&self) -> bool {
+        !self.abandoned && self.is_done()
+    }
+
+    pub fn waits_for_client(&self) -> bool {
+        self.waits_for_client
+    }
+
+    /// Sends what there is. Ready when nothing is left to send.
+    pub fn poll(
+        &mut self,
+        client: &mut ClientConn,
+        conn: &mut UpstreamConn,
+        call: &mut Call<'_>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), UploadStop>> {
+        while !self.is_done() {
+            while self.at < self.out.len() {
+                self.waits_for_client = false;
+                match conn.poll_write(cx, &self.out[self.at..]) {
+                    Poll::Ready(Ok(n)) if n > 0 => {
+                        self.at += n;
+                        self.moved += n as u64;
+                    }
+                    Poll::Ready(_) => {
+                        // Its answer may be there all the same: the reading side finds out.
+                        self.abandoned = true;
+                        return Poll::Ready(Ok(()));
+                    }
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            if self.body_taken {
+                break;
+            }
+            self.out.clear();
+            self.at = 0;
+            self.waits_for_client = true;
+            match self.poll_piece(client, call, cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => {
+                    self.abandoned = true;
+                    return Poll::Ready(Err(UploadStop::Client(error)));
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_piece(
+        &mut self,
+        client: &mut ClientConn,
+        call: &mut Call<'_>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), BodyError>> {
+        self.piece.clear();
+        let step = match client.poll_body(cx, &mut self.piece) {
+            Poll::Ready(step) => step?,
+            Poll::Pending => return Poll::Pending,
+        };
+        keep_copy(call, &self.piece);
+        if self.chunked {
+            write_chunk(&self.piece, &mut self.out);
+        } else {
+            self.out.extend_from_slice(&self.piece);
+        }
+        if step == BodyStep::End || client.body_is_done() {
+            self.body_taken = true;
+            if self.chunked {
+                self.out.extend_from_slice(LAST_CHUNK);
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Keeps a copy for the journal, as far as it goes.
+fn keep_copy(call: &mut Call<'_>, piece: &[u8]) {
+    let wanted = call.route.log && call.intake.is_json;
+    let max = call.policy.journal_bytes.unwrap_or(0);
+    if !wanted || call.intake.cut || max == 0 {
+        return;
+    }
+    let fits = call.intake.body.len() + piece.len() <= max && call.share.grow(piece.len());
+    if fits {
+        call.intake.body.extend_from_slice(piece);
+    } else {
+        call.intake.cut = true;
+    }
+}
+
+/// What to add to the body so that a stream reports its usage, where the route asks for it and the client did not.
+fn usage_request(call: &Call<'_>) -> Option<&'static [u8]> {
+    let facts = &call.intake.facts;
+    let wanted = call.route.include_usage && call.intake.complete && facts.stream && !facts.has_stream_options;
+    wanted.then_some(b"\"stream_options\":{\"include_usage\":true},")
+}
+
+fn write_field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn write_number(name: &[u8], value: u64, out: &mut Vec<u8>) {
+    write_field(name, itoa::Buffer::new().format(value).as_bytes(), out);
+}
+
+fn write_request_head(call: &Call<'_>, endpoint: &Endpoint, body_len: usize, out: &mut Vec<u8>) {
+    let (head, route) = (call.head, call.route);
+    out.extend_from_slice(head.method().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(head.target());
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    let client_host = head.first(Name::Host).unwrap_or_default();
+    let host = if route.preserve_host && !client_host.is_empty() {
+        client_host
+    } else {
+        endpoint.address.authority.as_bytes()
+    };
+    write_field(b"host", host, out);
+    match head.framing {
+        _ if call.intake.complete => {
+            if body_len > 0 || matches!(head.method(), "POST" | "PUT" | "PATCH") {
+                write_number(b"content-length", body_len as u64, out);
+            }
+        }
+        Framing::Length(n) => write_number(b"content-length", n, out),
+        Framing::Chunked => write_field(b"transfer-encoding", b"chunked", out),
+        Framing::None | Framing::UntilClose => {}
+    }
+    let credential = route.upstream.config.credential.as_ref();
+    for (field, name, value) in head.fields() {
+        let ours = field.connection_only
+            || field.name.is_hop_by_hop()
+            || matches!(
+                field.name,
+                Name::Host
+                    | Name::ContentLength
+                    | Name::Expect
+                    | Name::Authorization
+                    | Name::XApiKey
+                    | Name::Forwarded
+                    | Name::XForwardedFor
+                    | Name::XForwardedHost
+                    | Name::XForwardedProto
+                    | Name::XRequestId
+                    | Name::XTollgate
+            )
+            || (field.name == Name::AcceptEncoding && !route.compression)
+            || credential.is_some_and(|(header, _)| name.eq_ignore_ascii_case(header.as_bytes()));
+        if !ours {
+            write_field(name, value, out);
+        }
+    }
+    if !route.compression {
+        // What is compressed could be neither metered nor logged.
+        out.extend_from_slice(b"accept-encoding: identity\r\n");
+    }
+    write_identity(call, client_host, out);
+    if let Some((header, value)) = credential {
+        write_field(header.as_bytes(), value.as_bytes(), out);
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Who calls, in headers an upstream may trust because the client's own were removed.
+fn write_identity(call: &Call<'_>, client_host: &[u8], out: &mut Vec<u8>) {
+    use std::io::Write;
+    let standing = &call.caller.standing;
+    write_field(b"x-request-id", call.request.as_str().as_bytes(), out);
+    // Writing into memory cannot fail.
+    let _ = write!(out, "x-forwarded-for: {}\r\n", call.client.0);
+    out.extend_from_slice(b"x-forwarded-proto: http\r\n");
+    write_field(b"x-forwarded-host", client_host, out);
+    write_number(b"x-tollgate-user", standing.id.0, out);
+    write_field(b"x-tollgate-username", standing.username.as_bytes(), out);
+    write_field(b"x-tollgate-plan", standing.plan.as_bytes(), out);
+}
+
+/// The answer's head as the client gets it. Says how the body is to be framed.
+pub fn write_answer_head(
+    call: &Call<'_>,
+    head: &ResponseHead,
+    bytes: &[u8],
+    close: &mut bool,
+    out: &mut Vec<u8>,
+) -> AnswerFraming {
+    let line_end = memchr::memchr(b'\r', bytes).unwrap_or(bytes.len());
+    out.extend_from_slice(b"HTTP/1.1");
+    // Status and reason as the upstream wrote them, after its own version.
+    out.extend_from_slice(bytes.get(8..line_end).unwrap_or(b" 502 Bad Gateway"));
+    out.extend_from_slice(b"\r\n");
+    let bodiless = head.framing == Framing::None;
+    for (field, name, value) in head.fields(bytes) {
+        let ours = field.connection_only
+            || field.name.is_hop_by_hop()
+            || matches!(field.name, Name::XRequestId | Name::XRateLimitRequests | Name::XTollgate)
+            // The length a HEAD or 304 tells of is the upstream's to tell; every other one follows from the framing.
+            || (field.name == Name::ContentLength && !bodiless);
+        if !ours {
+            write_field(name, value, out);
+        }
+    }
+    let framing = match (head.framing, call.head.version) {
+        (Framing::None, _) => AnswerFraming::None,
+        (Framing::Length(n), _) => {
+            write_number(b"content-length", n, out);
+            AnswerFraming::AsIs
+        }
+        (Framing::Chunked | Framing::UntilClose, Version::Http11) => {
+            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+            AnswerFraming::Chunked
+        }
+        (Framing::Chunked | Framing::UntilClose, Version::Http10) => {
+            *close = true;
+            AnswerFraming::AsIs
+        }
+    };
+    write_field(b"x-request-id", call.request.as_str().as_bytes(), out);
+    if let Some(standing) = call.rate {
+        write_number(b"x-ratelimit-limit-requests", u64::from(standing.limit), out);
+        write_number(b"x-ratelimit-remaining-requests", u64::from(standing.remaining), out);
+        out.extend_from_slice(b"x-ratelimit-reset-requests: ");
+        rate::write_reset(standing.reset, out);
+        out.extend_from_slice(b"\r\n");
+    }
+    for (name, left) in call.route.cost.headers.iter().zip(call.hold.left()) {
+        out.extend_from_slice(name);
+        write_amount(*left, out);
+        out.extend_from_slice(b"\r\n");
+    }
+    connection_field(*close, call.head.version, out);
+    out.extend_from_slice(b"\r\n");
+    framing
+}
+
+fn write_amount(amount: Micro, out: &mut Vec<u8>) {
+    if amount.0 % Micro::UNIT == 0 {
+        out.extend_from_slice(itoa::Buffer::new().format(amount.0 / Micro::UNIT).as_bytes());
+    } else {
+        use std::io::Write;
+        let _ = write!(out, "{amount}");
+    }
+}
+
+/// How the client sees the answer's body end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnswerFraming {
+    None,
+    /// By its length, or with the connection.
+    AsIs,
+    Chunked,
+}

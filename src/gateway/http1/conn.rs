@@ -1,0 +1,398 @@
+//! A client's connection: heads and bodies in, answers out.
+//!
+//! Owns the socket, what was read ahead of its use, and the state of the body being received. An idle connection holds no
+//! buffer. Never knows what a request means.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_util::io::poll_read_buf;
+
+use super::chunked::Decoder;
+use super::head::{Framing, HeadEnd, HeadError, RequestHead};
+use crate::clock::Clock;
+use crate::gateway::buffers::READ_BYTES;
+use crate::gateway::deadline::Deadline;
+
+/// Bytes of pipelined requests kept while one is served; a client that sends more has to wait.
+const MAX_READ_AHEAD: usize = 64 << 10;
+
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// What carries the bytes. The place where TLS joins.
+pub enum Transport {
+    Tcp(TcpStream),
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut tokio::io::ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+impl Transport {
+    /// Waits for something to read without holding a buffer for it.
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_read_ready(cx),
+        }
+    }
+}
+
+/// The time limits of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnLimits {
+    pub max_head_bytes: usize,
+    pub header_timeout: Duration,
+    pub body_timeout: Duration,
+    pub idle_timeout: Duration,
+    pub write_timeout: Duration,
+}
+
+pub struct ClientConn {
+    io: Transport,
+    /// Bytes read and not used yet, from `at` on.
+    input: Vec<u8>,
+    at: usize,
+    body: Body,
+    pub deadline: Deadline,
+    pub limits: ConnLimits,
+    pub clock: Clock,
+}
+
+/// The request body being received.
+struct Body {
+    left: BodyLeft,
+    received: u64,
+    max: u64,
+    /// How much of `100 Continue` is still to be written before the body is asked for.
+    continue_left: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum BodyLeft {
+    None,
+    Length(u64),
+    Chunked(Decoder),
+}
+
+/// What a look for more of the body brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyStep {
+    /// Something was appended.
+    More,
+    End,
+}
+
+#[derive(Debug)]
+pub enum BodyError {
+    /// Over the limit.
+    TooLarge,
+    Malformed(&'static str),
+    /// The client left in the middle.
+    Gone,
+}
+
+/// What came instead of a head.
+#[derive(Debug)]
+pub enum NoHead {
+    /// The client closed, or said nothing for too long, between requests.
+    Closed,
+    /// The head did not arrive in time.
+    Slow,
+    Refused(HeadError),
+}
+
+impl ClientConn {
+    pub fn new(io: Transport, deadline: Deadline, limits: ConnLimits, clock: Clock) -> Self {
+        let body = Body { left: BodyLeft::None, received: 0, max: 0, continue_left: 0 };
+        Self { io, input: Vec::new(), at: 0, body, deadline, limits, clock }
+    }
+
+    /// The next request's head. `stop`, asked at every wake, ends the wait of a connection on which nothing has come yet.
+    ///
+    /// # Errors
+    /// See [`NoHead`].
+    pub async fn read_head(&mut self, stop: impl Fn() -> bool) -> Result<RequestHead, NoHead> {
+        let mut end = HeadEnd::default();
+        self.compact();
+        if self.input.is_empty() {
+            self.input = Vec::new();
+            self.deadline.set(self.clock.monotonic().plus(self.limits.idle_timeout));
+            poll_fn(|cx| {
+                if self.deadline.has_expired() || stop() {
+                    return Poll::Ready(Err(NoHead::Closed));
+                }
+                self.io.poll_readable(cx).map_err(|_| NoHead::Closed)
+            })
+            .await?;
+        }
+        self.deadline.set(self.clock.monotonic().plus(self.limits.header_timeout));
+        loop {
+            if let Some(len) = end.find(&self.input, self.limits.max_head_bytes).map_err(NoHead::Refused)? {
+                return self.take_head(len).map_err(NoHead::Refused);
+            }
+            let nothing_yet = self.input.is_empty();
+            let read = poll_fn(|cx| {
+                if self.deadline.has_expired() {
+                    return Poll::Ready(Err(NoHead::Slow));
+                }
+                self.poll_fill(cx).map_err(|_| NoHead::Closed)
+            })
+            .await?;
+            if read == 0 {
+                return Err(if nothing_yet {
+                    NoHead::Closed
+                } else {
+                    NoHead::Refused(HeadError::Malformed("the head is cut off"))
+                });
+            }
+        }
+    }
+
+    /// The head keeps the buffer it came in; what follows it moves to a new one.
+    fn take_head(&mut self, len: usize) -> Result<RequestHead, HeadError> {
+        let rest = if self.input.len() > len {
+            let mut rest = Vec::with_capacity(READ_BYTES.max(self.input.len() - len));
+            rest.extend_from_slice(&self.input[len..]);
+            rest
+        } else {
+            Vec::new()
+        };
+        let mut head = std::mem::replace(&mut self.input, rest);
+        head.truncate(len);
+        RequestHead::parse(head)
+    }
+
+    /// Prepares for the body that `framing` announces.
+    pub fn begin_body(&mut self, framing: Framing, expects_continue: bool, max: u64) {
+        let left = match framing {
+            Framing::Length(n) => BodyLeft::Length(n),
+            Framing::Chunked => BodyLeft::Chunked(Decoder::default()),
+            Framing::None | Framing::UntilClose => BodyLeft::None,
+        };
+        let continue_left = if expects_continue { CONTINUE.len() } else { 0 };
+        self.body = Body { left, received: 0, max, continue_left };
+    }
+
+    /// Appends more of the body to `out`, decoded.
+    pub fn poll_body(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<Result<BodyStep, BodyError>> {
+        loop {
+            if let Some(step) = self.take_buffered_body(out)? {
+                return Poll::Ready(Ok(step));
+            }
+            while self.body.continue_left > 0 {
+                let rest = &CONTINUE[CONTINUE.len() - self.body.continue_left..];
+                let written = ready!(Pin::new(&mut self.io).poll_write(cx, rest)).map_err(|_| BodyError::Gone)?;
+                self.body.continue_left -= written;
+            }
+            let read = ready!(self.poll_fill(cx)).map_err(|_| BodyError::Gone)?;
+            if read == 0 {
+                return Poll::Ready(Err(BodyError::Gone));
+            }
+        }
+    }
+
+    /// From what was read already; `None` when more is needed.
+    fn take_buffered_body(&mut self, out: &mut Vec<u8>) -> Result<Option<BodyStep>, BodyError> {
+        let buffered = self.input.get(self.at..).unwrap_or_default();
+        let (used, step) = match &mut self.body.left {
+            BodyLeft::None => return Ok(Some(BodyStep::End)),
+            BodyLeft::Length(left) => {
+                let len = usize::try_from(*left).unwrap_or(usize::MAX).min(buffered.len());
+                if len == 0 {
+                    return Ok(None);
+                }
+                out.extend_from_slice(&buffered[..len]);
+                self.body.received += len as u64;
+                *left -= len as u64;
+                if *left == 0 {
+                    self.body.left = BodyLeft::None;
+                }
+                (len, Some(BodyStep::More))
+            }
+            BodyLeft::Chunked(decoder) => {
+                let mut used = 0;
+                let before = out.len();
+                let mut done = false;
+                while used < buffered.len() && !done {
+                    let step = decoder.read(&buffered[used..]).map_err(|e| BodyError::Malformed(e.0))?;
+                    used += step.used;
+                    out.extend_from_slice(step.data);
+                    done = step.done;
+                }
+                self.body.received += (out.len() - before) as u64;
+                if self.body.received > self.body.max {
+                    return Err(BodyError::TooLarge);
+                }
+                if done {
+                    self.body.left = BodyLeft::None;
+                }
+                let step = match (out.len() > before, done) {
+                    (true, _) => Some(BodyStep::More),
+                    (false, true) => Some(BodyStep::End),
+                    (false, false) => None,
+                };
+                (used, step)
+            }
+        };
+        self.at += used;
+        if self.at == self.input.len() {
+            self.input.clear();
+            self.at = 0;
+        }
+        Ok(step)
+    }
+
+    /// Whether all of the request has been received.
+    pub fn body_is_done(&self) -> bool {
+        matches!(self.body.left, BodyLeft::None)
+    }
+
+    /// Whether nothing of the body has been asked for, so that a client that expects `100 Continue` has not sent it.
+    pub fn body_is_untouched(&self) -> bool {
+        self.body.continue_left == CONTINUE.len() && self.at == self.input.len()
+    }
+
+    pub fn body_received(&self) -> u64 {
+        self.body.received
+    }
+
+    /// Ready when the client has closed. Meanwhile keeps what it sends ahead, up to a bound.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if self.input.len() - self.at >= MAX_READ_AHEAD {
+                return Poll::Pending;
+            }
+            match ready!(self.poll_fill(cx)) {
+                Ok(0) | Err(_) => return Poll::Ready(()),
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Reads what there is; 0 at the end.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.input.capacity() == 0 {
+            // Asked first, so that a connection that only waits gets no buffer.
+            ready!(self.io.poll_readable(cx))?;
+            self.input = Vec::with_capacity(READ_BYTES);
+        } else if self.input.len() == self.input.capacity() {
+            self.compact();
+            self.input.reserve(READ_BYTES);
+        }
+        poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input)
+    }
+
+    fn compact(&mut self) {
+        if self.at > 0 {
+            self.input.drain(..self.at);
+            self.at = 0;
+        }
+    }
+
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    /// Writes all of `bytes` within the write limit.
+    ///
+    /// # Errors
+    /// The client left or did not read in time.
+    pub async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut written = 0;
+        self.deadline.set(self.clock.monotonic().plus(self.limits.write_timeout));
+        poll_fn(|cx| {
+            while written < bytes.len() {
+                if self.deadline.has_expired() {
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+                match ready!(self.poll_write(cx, &bytes[written..]))? {
+                    0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    n => written += n,
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
+    }
+
+    /// Receives and forgets the rest of the body, up to `max` bytes, so that the connection can be used again. `false`
+    /// when it cannot.
+    pub async fn discard_body(&mut self, max: usize) -> bool {
+        let mut sink = Vec::new();
+        let mut total = 0;
+        self.body.continue_left = 0;
+        self.deadline.set(self.clock.monotonic().plus(self.limits.body_timeout));
+        while !self.body_is_done() {
+            let step = poll_fn(|cx| {
+                if self.deadline.has_expired() {
+                    return Poll::Ready(Err(BodyError::Gone));
+                }
+                self.poll_body(cx, &mut sink)
+            })
+            .await;
+            total += sink.len();
+            sink.clear();
+            if step.is_err() || total > max {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Closes so that the client can read the answer first: an answer that is followed by a reset may never be seen
+    /// (RFC 9112, 9.6). Bounded in time and bytes.
+    pub async fn linger(&mut self) {
+        const MAX: usize = 1 << 20;
+        let linger = Duration::from_secs(2).min(self.limits.idle_timeout);
+        self.deadline.set(self.clock.monotonic().plus(linger));
+        let shut = poll_fn(|cx| Pin::new(&mut self.io).poll_shutdown(cx)).await;
+        if shut.is_err() {
+            return;
+        }
+        let mut total = 0;
+        while total < MAX {
+            self.input.clear();
+            self.at = 0;
+            let read = poll_fn(|cx| {
+                if self.deadline.has_expired() {
+                    return Poll::Ready(Ok(0));
+                }
+                self.poll_fill(cx)
+            })
+            .await;
+            match read {
+                Ok(0) | Err(_) => return,
+                Ok(n) => total += n,
+            }
+        }
+    }
+}

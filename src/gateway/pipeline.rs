@@ -1,0 +1,302 @@
+//! The request path. Every call that reaches an upstream came through here, in this order, and there is no second way.
+//!
+//! The order is that of growing cost and trust: first what needs only the socket, then the address, then a key, then its
+//! user's credits, and last the upstream. Each step refuses on its own terms; a refusal gives back what earlier steps took.
+//! Never parses a body itself and never writes money.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+
+use super::LocalApi;
+use super::authenticate::Authenticator;
+use super::authorize::{self, Intake};
+use super::body::Served;
+use super::buffers::{Budget, READ_BYTES};
+use super::client_ip;
+use super::deadline::Deadlines;
+use super::forward::{self, Call};
+use super::http1::conn::{BodyError, BodyStep, ClientConn};
+use super::http1::head::{Framing, RequestHead};
+use super::ip_rules;
+use super::policy::{Policy, Surface, normalize};
+use super::rate::{self, RateStates, Taken};
+use super::record::Record;
+use super::refusal;
+use crate::accounts::addresses::AddressBook;
+use crate::accounts::blocks::AddressBlocks;
+use crate::actors::user::hold::Hold;
+use crate::actors::writer::Journal;
+use crate::clock::Clock;
+use crate::domain::addresses::ClientAddress;
+use crate::domain::ids::RequestId;
+use crate::error::Reject;
+use crate::store::committer::{Committer, Gate};
+use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::metrics::{Metrics, Outcome, Shard};
+
+/// Largest body of a local call.
+const MAX_LOCAL_BODY: u64 = 256 << 10;
+/// A refused request's body is received and forgotten up to here, so that its connection can go on.
+const MAX_DISCARD: usize = 256 << 10;
+/// What a call in flight holds in buffers, besides bodies that are kept.
+const CALL_BYTES: usize = 3 * READ_BYTES;
+
+/// What all workers share.
+pub struct Shared {
+    pub clock: Clock,
+    pub policy: ArcSwap<Policy>,
+    pub auth: Authenticator,
+    pub users: Arc<crate::actors::user::registry::Registry>,
+    pub addresses: Arc<AddressBook>,
+    pub blocks: Arc<AddressBlocks>,
+    pub rates: Arc<RateStates>,
+    pub budget: Arc<Budget>,
+    pub committer: Committer,
+    pub journal: Journal,
+    pub metrics: Arc<Metrics>,
+    pub access_log: AccessLog,
+    pub local: Arc<dyn LocalApi>,
+    /// Where local calls run.
+    pub control: tokio::runtime::Handle,
+    pub draining: AtomicBool,
+    pub connections: std::sync::atomic::AtomicUsize,
+}
+
+impl Shared {
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}
+
+/// One worker thread's own things.
+pub struct Worker {
+    pub index: usize,
+    pub shared: Arc<Shared>,
+    pub shard: Arc<Shard>,
+    pub gate: Arc<Gate>,
+    pub deadlines: Arc<Deadlines>,
+    /// Request ids are a random start and a count.
+    pub request_high: u32,
+    pub request_low: AtomicU64,
+}
+
+impl Worker {
+    pub fn next_request_id(&self) -> RequestId {
+        RequestId::from_parts(self.request_high, self.request_low.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Serves one request. Never fails: whatever happens becomes an answer, or the end of the connection.
+    pub async fn serve(&self, client: &mut ClientConn, head: &RequestHead, peer: SocketAddr) -> Served {
+        let policy = self.shared.policy.load_full();
+        let now = self.shared.clock.now();
+        let address = client_ip::identify(peer, head, &policy.trusted_proxies);
+        let request = self.next_request_id();
+        let mut record = Record::open(self, head, request, now, address, &policy);
+        let mut taken = Taken::default();
+        let outcome = {
+            let run = pin!(self.run(client, head, &policy, &mut record, &mut taken));
+            CatchPanic(run).await.unwrap_or_else(|()| {
+                self.shard.panicked();
+                Err(Reject::Internal)
+            })
+        };
+        match outcome {
+            Ok(served) => served,
+            Err(reject) => {
+                taken.give_back(&self.shared.rates);
+                if record.first_byte.is_some() {
+                    // Part of an answer has left: a second one would be taken for its end.
+                    record.outcome = Outcome::Internal;
+                    return Served::Abort;
+                }
+                self.refuse(client, head, &reject, &mut record).await
+            }
+        }
+    }
+
+    async fn run(
+        &self,
+        client: &mut ClientConn,
+        head: &RequestHead,
+        policy: &Policy,
+        record: &mut Record<'_>,
+        taken: &mut Taken,
+    ) -> Result<Served, Reject> {
+        let shared = &*self.shared;
+        ip_rules::check(&shared.addresses, &shared.blocks, record.client, record.at, record.started)?;
+        rate::check_address(&shared.rates, &policy.rates, record.client, record.started, taken)?;
+        let path = normalize(head.path())?;
+        let route = match policy.routes.surface(&path, head.method()) {
+            Surface::Proxied(route) => route,
+            Surface::Local => return self.local(client, head, policy, record).await,
+            Surface::NotFound => return Err(Reject::NotFound),
+            Surface::WrongMethod => return Err(Reject::MethodNotAllowed),
+        };
+        (record.route, record.route_name) = (route.label, route.pattern.clone());
+        let caller = shared.auth.authenticate(head, record.client, record.at, record.started, &self.shard)?;
+        record.user = Some(caller.standing.id);
+        let own_rate = caller.limits().and_then(|limits| limits.per_minute);
+        rate::check_caller(&shared.rates, &policy.rates, &caller.mac, own_rate, &caller.actor, record.started, taken)?;
+        authorize::check_caller(&caller, record.client, policy, route)?;
+        // Before anything is kept for this call, and before it can owe a debit that could not be written.
+        if shared.committer.has_failed() {
+            return Err(Reject::StoreUnavailable);
+        }
+        let mut share = shared.budget.take(CALL_BYTES).ok_or(Reject::Overloaded("Too many bytes in flight"))?;
+        self.begin_body(client, head, policy.limits.max_body_bytes, record)?;
+        let ahead = authorize::needs_body(&caller, route);
+        let intake = Intake::read(client, head, policy, ahead, &mut share).await?;
+        let amounts = authorize::check_body(&caller, route, &intake)?;
+        let max_open = policy.limits.in_flight_per_user;
+        let hold = Hold::reserve(caller.actor.clone(), route.cost.meters.clone(), amounts, max_open)?;
+        for (label, amount) in route.cost.labels.iter().zip(hold.amounts()) {
+            self.shard.reserved(*label, *amount);
+        }
+        let (client_ip, request, rate) = (record.client, record.request, taken.tightest);
+        let call = Call { head, client: client_ip, caller: &caller, policy, route, intake, hold, rate, share, request };
+        forward::forward(self, client, call, record).await
+    }
+
+    fn begin_body(
+        &self,
+        client: &mut ClientConn,
+        head: &RequestHead,
+        max: u64,
+        record: &mut Record<'_>,
+    ) -> Result<(), Reject> {
+        if matches!(head.framing, Framing::Length(n) if n > max) {
+            return Err(Reject::BodyTooLarge { limit: max });
+        }
+        client.begin_body(head.framing, head.expects_continue, max);
+        record.body_begun = true;
+        Ok(())
+    }
+
+    /// A call that this process answers itself: its body is read whole and it runs where it can disturb no other call.
+    async fn local(
+        &self,
+        client: &mut ClientConn,
+        head: &RequestHead,
+        policy: &Policy,
+        record: &mut Record<'_>,
+    ) -> Result<Served, Reject> {
+        (record.route, record.route_name) = (policy.local_route, policy.local_name.clone());
+        let _share = self.shared.budget.take(CALL_BYTES).ok_or(Reject::Overloaded("Too many bytes in flight"))?;
+        let max = MAX_LOCAL_BODY.min(policy.limits.max_body_bytes);
+        self.begin_body(client, head, max, record)?;
+        let body = read_whole_body(client, policy).await?;
+        let request = local_request(head, body, record)?;
+        let running = self.shared.control.spawn(self.shared.local.call(request));
+        let response = running.await.map_err(|_| Reject::Internal)?;
+        record.status = response.status().as_u16();
+        record.outcome = Outcome::Local;
+        record.bytes_in = client.body_received();
+        let close = !head.keep_alive || self.shared.is_draining();
+        let bytes = refusal::encode_local(&response, head, record.request, record.at, close);
+        record.bytes_out = bytes.len() as u64;
+        if client.write_all(&bytes).await.is_err() {
+            record.outcome = Outcome::ClientGone;
+            return Ok(Served::Abort);
+        }
+        record.first_byte = Some(self.shared.clock.monotonic());
+        Ok(if close { Served::Close } else { Served::KeepAlive })
+    }
+
+    async fn refuse(
+        &self,
+        client: &mut ClientConn,
+        head: &RequestHead,
+        reject: &Reject,
+        record: &mut Record<'_>,
+    ) -> Served {
+        record.outcome = Outcome::from(reject);
+        record.status = reject.status();
+        if let Reject::RateLimited { scope, .. } = reject {
+            self.shard.rate_limited(*scope);
+        }
+        // A refusal may come before the body was thought of.
+        if !record.body_begun {
+            client.begin_body(head.framing, head.expects_continue, u64::MAX);
+        }
+        let rest_is_small = match head.framing {
+            Framing::None => true,
+            Framing::Length(n) => n <= MAX_DISCARD as u64,
+            Framing::Chunked | Framing::UntilClose => client.body_is_done(),
+        };
+        let broken = matches!(reject, Reject::RequestTimeout | Reject::BodyTooLarge { .. });
+        // A client that waits for `100 Continue` may send its body or not; nobody can tell what comes next.
+        let uncertain = head.expects_continue && !client.body_is_done();
+        let close = !head.keep_alive || !rest_is_small || broken || uncertain || self.shared.is_draining();
+        let bytes = refusal::encode(reject, Some(head), record.request, record.at, close);
+        record.bytes_out = bytes.len() as u64;
+        if client.write_all(&bytes).await.is_err() {
+            return Served::Abort;
+        }
+        if close || !client.discard_body(MAX_DISCARD).await {
+            return Served::Close;
+        }
+        Served::KeepAlive
+    }
+}
+
+async fn read_whole_body(client: &mut ClientConn, policy: &Policy) -> Result<Bytes, Reject> {
+    let mut body = Vec::new();
+    client.deadline.set(client.clock.monotonic().plus(client.limits.body_timeout));
+    while !client.body_is_done() {
+        let before = body.len();
+        let step = std::future::poll_fn(|cx| {
+            if client.deadline.has_expired() {
+                return Poll::Ready(Err(Reject::RequestTimeout));
+            }
+            client.poll_body(cx, &mut body).map_err(|error| match error {
+                BodyError::TooLarge => Reject::BodyTooLarge { limit: MAX_LOCAL_BODY },
+                other => authorize::body_error(&other, policy),
+            })
+        })
+        .await?;
+        if step == BodyStep::End {
+            break;
+        }
+        if body.len() > before {
+            client.deadline.set(client.clock.monotonic().plus(client.limits.body_timeout));
+        }
+    }
+    Ok(Bytes::from(body))
+}
+
+fn local_request(head: &RequestHead, body: Bytes, record: &Record<'_>) -> Result<http::Request<Bytes>, Reject> {
+    let malformed = |_| Reject::BadRequest("The request is malformed".into());
+    let mut builder = http::Request::builder().method(head.method()).uri(head.target());
+    for (field, name, value) in head.fields() {
+        if !field.connection_only && !field.name.is_hop_by_hop() {
+            builder = builder.header(name, value);
+        }
+    }
+    let mut request = builder.body(body).map_err(malformed)?;
+    request.extensions_mut().insert(record.request);
+    request.extensions_mut().insert(ClientAddress(record.client.0));
+    Ok(request)
+}
+
+/// Turns a panic in one call into an error of that call.
+struct CatchPanic<F>(F);
+
+impl<F: Future + Unpin> Future for CatchPanic<F> {
+    type Output = Result<F::Output, ()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let inner = &mut self.0;
+        match catch_unwind(AssertUnwindSafe(|| Pin::new(inner).poll(cx))) {
+            Ok(poll) => poll.map(Ok),
+            Err(_) => Poll::Ready(Err(())),
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! The part of the config that calls are judged by, ready for use: routes, prices, upstreams, limits.
+//!
+//! Owns the route table and its matching. A reload builds a new policy and swaps it in; calls in flight keep theirs. Never
+//! changes once built.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use smallvec::SmallVec;
+
+use super::http1::conn::ConnLimits;
+use super::rate::{Quota, RateQuotas};
+use super::upstream::{Endpoint, Upstream};
+use crate::actors::user::ledger::Amounts;
+use crate::config::{Config, Durability, Limits, MissingUsage, PathPattern, RouteConfig};
+use crate::domain::key::matches_pattern;
+use crate::domain::meters::{MeterName, Price};
+use crate::error::Reject;
+use crate::telemetry::metrics::{Label, Metrics};
+
+pub struct Policy {
+    pub routes: RouteTable,
+    pub upstreams: Vec<Arc<Upstream>>,
+    pub limits: Limits,
+    pub conn_limits: ConnLimits,
+    pub rates: RateQuotas,
+    pub trusted_proxies: Vec<IpNet>,
+    pub email_verification: bool,
+    pub durability: Durability,
+    pub missing_usage: MissingUsage,
+    /// `None`: the journal is off.
+    pub journal_bytes: Option<usize>,
+    /// The label of calls that reached no route.
+    pub no_route: Label,
+    pub no_name: Arc<str>,
+    pub local_route: Label,
+    pub local_name: Arc<str>,
+}
+
+/// A route, with what it costs.
+pub struct Route {
+    pub pattern: Arc<str>,
+    pub label: Label,
+    pub methods: Vec<String>,
+    pub upstream: Arc<Upstream>,
+    pub cost: Cost,
+    pub scope: Option<String>,
+    pub models: Vec<String>,
+    pub verified: bool,
+    pub log: bool,
+    pub include_usage: bool,
+    pub compression: bool,
+    pub preserve_host: bool,
+    pub assumed_output_tokens: u64,
+}
+
+/// What a call costs, in the order of its meters.
+pub struct Cost {
+    pub meters: Arc<[MeterName]>,
+    pub prices: Vec<Price>,
+    pub labels: Vec<Label>,
+    /// `x-tollgate-remaining-<meter>: `, ready to be written.
+    pub headers: Vec<Vec<u8>>,
+    /// Whether the upstream's usage matters.
+    pub is_metered: bool,
+}
+
+impl Cost {
+    fn new(parts: &[(MeterName, Price)], metrics: &Metrics) -> Self {
+        Self {
+            meters: parts.iter().map(|(name, _)| name.clone()).collect(),
+            prices: parts.iter().map(|(_, price)| *price).collect(),
+            labels: parts.iter().map(|(name, _)| metrics.meter(name.as_str())).collect(),
+            headers: parts.iter().map(|(name, _)| format!("x-tollgate-remaining-{name}: ").into_bytes()).collect(),
+            is_metered: parts.iter().any(|(_, price)| price.is_metered()),
+        }
+    }
+
+    pub fn amounts(&self, input_tokens: u64, output_tokens: u64, images: u64) -> Amounts {
+        self.prices.iter().map(|price| price.amount(input_tokens, output_tokens, images)).collect()
+    }
+}
+
+impl Route {
+    fn new(config: &RouteConfig, upstream: Arc<Upstream>, metrics: &Metrics) -> Self {
+        Self {
+            pattern: config.pattern.clone(),
+            label: metrics.route(&config.pattern),
+            methods: config.methods.clone(),
+            upstream,
+            cost: Cost::new(&config.cost, metrics),
+            scope: config.scope.clone(),
+            models: config.models.clone(),
+            verified: config.verified,
+            log: config.log,
+            include_usage: config.include_usage,
+            compression: config.compression,
+            preserve_host: config.preserve_host,
+            assumed_output_tokens: config.assumed_output_tokens,
+        }
+    }
+
+    pub fn allows_method(&self, method: &str) -> bool {
+        self.methods.is_empty() || self.methods.iter().any(|m| m == method)
+    }
+
+    pub fn allows_model(&self, model: &str) -> bool {
+        self.models.is_empty() || self.models.iter().any(|pattern| matches_pattern(pattern, model))
+    }
+}
+
+/// Routes by path: an exact one first, then the longest prefix. Of routes with the same path, the first whose method fits.
+pub struct RouteTable {
+    exact: HashMap<String, SmallVec<[Arc<Route>; 1]>>,
+    /// Longest first.
+    prefixes: Vec<(String, Arc<Route>)>,
+}
+
+/// Whose call it is, by its path.
+pub enum Surface<'a> {
+    Proxied(&'a Arc<Route>),
+    Local,
+    NotFound,
+    /// There is a route, but not for this method.
+    WrongMethod,
+}
+
+/// Paths that this process answers on the public listener.
+const LOCAL: [&str; 3] = ["/v1/users", "/v1/oauth", "/v1/auth"];
+/// Paths of the side port: never served, and never passed on, by the public listener.
+const SIDE_ONLY: [&str; 2] = ["/v1/admin-panel", "/v1/support"];
+
+fn is_under(path: &[u8], root: &str) -> bool {
+    path.get(..root.len()).is_some_and(|head| head.eq_ignore_ascii_case(root.as_bytes()))
+        && matches!(path.get(root.len()), None | Some(b'/'))
+}
+
+impl RouteTable {
+    fn new(routes: impl IntoIterator<Item = (PathPattern, Arc<Route>)>) -> Self {
+        let mut table = Self { exact: HashMap::new(), prefixes: Vec::new() };
+        for (pattern, route) in routes {
+            match pattern {
+                PathPattern::Exact(path) => table.exact.entry(path).or_default().push(route),
+                PathPattern::Prefix(prefix) => table.prefixes.push((prefix, route)),
+            }
+        }
+        // Stable, so that the file's order decides between equals.
+        table.prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
+        table
+    }
+
+    /// `path` as [`normalize`] left it.
+    pub fn surface(&self, path: &[u8], method: &str) -> Surface<'_> {
+        if SIDE_ONLY.iter().any(|root| is_under(path, root)) {
+            return Surface::NotFound;
+        }
+        if LOCAL.iter().any(|root| is_under(path, root)) {
+            return Surface::Local;
+        }
+        let mut wrong_method = false;
+        let exact = std::str::from_utf8(path).ok().and_then(|path| self.exact.get(path)).into_iter().flatten();
+        let prefixes = self.prefixes.iter().filter(|(prefix, _)| path.starts_with(prefix.as_bytes())).map(|(_, r)| r);
+        for route in exact.chain(prefixes) {
+            if route.allows_method(method) {
+                return Surface::Proxied(route);
+            }
+            wrong_method = true;
+        }
+        if wrong_method { Surface::WrongMethod } else { Surface::NotFound }
+    }
+}
+
+/// The path as an upstream may read it: needless escapes resolved and slashes merged, so that no spelling of a path gets
+/// by another route's price. A path that climbs (`..`) is refused whatever its spelling.
+///
+/// # Errors
+/// [`Reject::BadRequest`].
+pub fn normalize(path: &[u8]) -> Result<Cow<'_, [u8]>, Reject> {
+    let mut previous = b' ';
+    let plain = path.iter().all(|byte| {
+        let suspicious = matches!(byte, b'%' | b'\\') || (previous == b'/' && matches!(byte, b'/' | b'.'));
+        previous = *byte;
+        !suspicious
+    });
+    if plain {
+        return Ok(Cow::Borrowed(path));
+    }
+    let malformed = || Reject::BadRequest("The path is malformed".into());
+    let mut resolved = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((&first, tail)) = rest.split_first() {
+        let (byte, tail) = match first {
+            b'%' => {
+                let digits = tail.get(..2).and_then(|d| std::str::from_utf8(d).ok()).ok_or_else(malformed)?;
+                let byte = u8::from_str_radix(digits, 16).map_err(|_| malformed())?;
+                if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+                    (byte, &tail[2..])
+                } else if byte < 0x20 || byte == 0x7f {
+                    return Err(malformed());
+                } else {
+                    // Stays escaped, in one spelling.
+                    resolved.extend_from_slice(format!("%{byte:02X}").as_bytes());
+                    rest = &tail[2..];
+                    continue;
+                }
+            }
+            other => (other, tail),
+        };
+        if !(byte == b'/' && resolved.last() == Some(&b'/')) {
+            resolved.push(byte);
+        }
+        rest = tail;
+    }
+    let climbs = |segment: &[u8]| {
+        let name = segment.split(|b| *b == b';').next().unwrap_or_default();
+        name == b"." || name == b".."
+    };
+    // An escaped or backward slash separates segments for some upstreams.
+    let text = String::from_utf8_lossy(&resolved).replace("%2F", "/").replace("%5C", "/").replace('\\', "/");
+    if text.as_bytes().split(|b| *b == b'/').any(climbs) {
+        return Err(Reject::BadRequest("The path may not have . or .. in it".into()));
+    }
+    Ok(Cow::Owned(resolved))
+}
+
+impl Policy {
+    /// `known`: endpoints of the policy before, which keep their connections.
+    pub fn new(config: &Config, metrics: &Metrics, workers: usize, known: &[Arc<Endpoint>]) -> Self {
+        let upstreams: Vec<Arc<Upstream>> =
+            config.upstreams.iter().map(|u| Arc::new(Upstream::new(u.clone(), workers, known))).collect();
+        let routes = config.routes.iter().filter_map(|route| {
+            let upstream = upstreams.iter().find(|u| u.config.name == route.upstream)?;
+            Some((route.path.clone(), Arc::new(Route::new(route, upstream.clone(), metrics))))
+        });
+        let routes = RouteTable::new(routes);
+        let limits = &config.limits;
+        Self {
+            routes,
+            upstreams,
+            conn_limits: ConnLimits {
+                max_head_bytes: limits.max_head_bytes,
+                header_timeout: limits.header_timeout.0,
+                body_timeout: limits.body_timeout.0,
+                idle_timeout: limits.idle_timeout.0,
+                write_timeout: limits.write_timeout.0,
+            },
+            rates: RateQuotas {
+                address: Quota::per_minute(limits.per_ip_per_minute),
+                key: Quota::per_minute(limits.per_key_per_minute),
+                user: Quota::per_minute(limits.per_user_per_minute),
+            },
+            limits: limits.clone(),
+            trusted_proxies: config.access.trusted_proxies.clone(),
+            email_verification: config.accounts.email_verification,
+            durability: config.ledger.durability,
+            missing_usage: config.ledger.missing_usage,
+            journal_bytes: config.journal.enabled.then_some(config.journal.max_message_bytes),
+            no_route: metrics.route("(none)"),
+            no_name: Arc::from("(none)"),
+            local_route: metrics.route("(local)"),
+            local_name: Arc::from("(local)"),
+        }
+    }
+
+    pub fn endpoints(&self) -> Vec<Arc<Endpoint>> {
+        self.upstreams.iter().flat_map(|u| u.endpoints.iter().cloned()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RawConfig;
+
+    fn policy() -> Policy {
+        let text = r#"
+            [[upstreams]]
+            name = "a"
+            endpoints = ["http://127.0.0.1:1"]
+            [[routes]]
+            path = "/*"
+            upstream = "a"
+            [[routes]]
+            path = "/v1/*"
+            upstream = "a"
+            [[routes]]
+            path = "/v1/models"
+            methods = ["GET"]
+            upstream = "a"
+        "#;
+        let raw: RawConfig = toml::from_str(text).unwrap();
+        Policy::new(&Config::from_raw(raw).unwrap(), &Metrics::new(0), 1, &[])
+    }
+
+    fn matched(path: &str, method: &str) -> String {
+        let policy = policy();
+        let Ok(path) = normalize(path.as_bytes()) else { return "refused".into() };
+        match policy.routes.surface(&path, method) {
+            Surface::Proxied(route) => route.pattern.to_string(),
+            Surface::Local => "local".into(),
+            Surface::NotFound => "not found".into(),
+            Surface::WrongMethod => "wrong method".into(),
+        }
+    }
+
+    #[test]
+    fn the_most_exact_route_wins() {
+        assert_eq!(matched("/v1/models", "GET"), "/v1/models");
+        assert_eq!(matched("/v1/models", "POST"), "/v1/*");
+        assert_eq!(matched("/v1/chat", "POST"), "/v1/*");
+        assert_eq!(matched("/v10/chat", "POST"), "/*");
+    }
+
+    #[test]
+    fn no_spelling_of_a_path_gets_by_its_route() {
+        for path in ["//v1/chat", "/%761/chat", "/v1//chat", "/v%31/chat"] {
+            assert_eq!(matched(path, "POST"), "/v1/*", "{path}");
+        }
+        for path in [
+            "/free/../v1/chat",
+            "/free/%2e%2e/v1/chat",
+            "/./v1",
+            "/free/..;a/v1",
+            "/a/%2e%2e%2fv1",
+            "/a%5c..%5cv1",
+            "/a\\..\\v1",
+            "/%zz",
+            "/%00",
+            "/a/%",
+        ] {
+            assert_eq!(matched(path, "POST"), "refused", "{path}");
+        }
+        assert_eq!(matched("/v1/models/org%2Fname", "GET"), "/v1/*");
+        assert_eq!(matched("/v1/..file", "GET"), "/v1/*");
+    }
+
+    #[test]
+    fn the_side_port_is_out_of_reach() {
+        for path in [
+            "/v1/admin-panel/users",
+            "/v1/admin-panel",
+            "//v1/admin-panel/login",
+            "/v1/%61dmin-panel/users",
+            "/V1/Admin-Panel/users",
+            "/v1/support/users",
+        ] {
+            assert_eq!(matched(path, "GET"), "not found", "{path}");
+        }
+        assert_eq!(matched("/v1/users/login", "POST"), "local");
+        assert_eq!(matched("/v1/%75sers/login", "POST"), "local");
+        assert_eq!(matched("/v1/users-of-mine", "POST"), "/v1/*");
+    }
+}

@@ -1,0 +1,101 @@
+//! The `tollgate` program: a table of its commands. What they do is in [`tollgate::commands`].
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tollgate::commands::{self, admin, demo, logs, serve};
+
+// Fewer and cheaper trips to the kernel than the system's allocator under many small buffers; see benches/README.md.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[derive(Parser)]
+#[command(name = "tollgate", version, about = "The auth gateway in front of AI services")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the gateway. SIGHUP reloads the config, SIGTERM drains and stops.
+    Serve(ConfigArg),
+    /// Check a config and print what is in force, secrets masked.
+    CheckConfig(ConfigArg),
+    /// Make an admin; the first becomes superadmin. The password comes from TOLLGATE_ADMIN_PASSWORD or a prompt.
+    CreateAdmin {
+        #[command(flatten)]
+        config: ConfigArg,
+        #[arg(long)]
+        username: String,
+        #[arg(long)]
+        email: String,
+    },
+    /// Run the simulated AI service.
+    MockUpstream {
+        #[arg(long, default_value = "127.0.0.1:9100")]
+        listen: SocketAddr,
+    },
+    /// Start a simulated AI service, the gateway and a user, and make a call.
+    Demo {
+        /// End after the two calls instead of serving until Ctrl-C.
+        #[arg(long)]
+        once: bool,
+    },
+    /// Read the conversation journal.
+    Logs {
+        #[command(flatten)]
+        config: ConfigArg,
+        #[command(subcommand)]
+        command: LogsCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum LogsCommand {
+    /// One user's conversations, newest first, one JSON object a line.
+    Show {
+        /// Number or name.
+        #[arg(long)]
+        user: String,
+        #[arg(long, default_value_t = 1)]
+        page: u64,
+        #[arg(long, default_value_t = 50)]
+        page_size: usize,
+    },
+    /// Check every record.
+    Verify,
+}
+
+#[derive(clap::Args)]
+struct ConfigArg {
+    /// The config file; without it, embedded defaults.
+    #[arg(long, global = true)]
+    config: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Serve(config) => serve::run(config.config.as_deref()),
+        Command::CheckConfig(config) => serve::check_config(config.config.as_deref()),
+        Command::CreateAdmin { config, username, email } => admin::create(config.config.as_deref(), &username, &email),
+        Command::MockUpstream { listen } => serve::mock_upstream(listen),
+        Command::Demo { once } => demo::run(once),
+        Command::Logs { config, command: LogsCommand::Show { user, page, page_size } } => {
+            logs::show(config.config.as_deref(), &user, page, page_size)
+        }
+        Command::Logs { config, command: LogsCommand::Verify } => logs::verify(config.config.as_deref()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("tollgate: {failure}");
+            ExitCode::from(match failure {
+                commands::Failure::Usage(_) => 2,
+                commands::Failure::Failed(_) => 1,
+            })
+        }
+    }
+}

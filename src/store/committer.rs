@@ -1,0 +1,493 @@
+//! The store thread: the only writer of the embedded database.
+//!
+//! Owns group commit: it drains what waits, commits one batch, and publishes one durable epoch number. Users' meters come
+//! as *dirty rows*, read at the moment of the commit, so that a thousand turns of one user cost one write; everything else
+//! comes as batches with preconditions. After a failed write it acknowledges nothing any more (invariant 9). Never decides
+//! what to write.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, RwLock};
+use tokio::sync::{Notify, oneshot};
+
+use super::{Batch, MAX_VALUE_BYTES, Op, Precondition, Store, StoreError};
+use crate::telemetry::metrics::Metrics;
+
+/// The number of a commit. What was marked in an epoch is on disk once that epoch is durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Epoch(pub u64);
+
+/// A row whose newest state is to be written at the next commit.
+pub trait DirtyRow: Send + Sync {
+    /// Appends the row's present state. Changes made after this call must mark the row again.
+    fn write_to(&self, ops: &mut Vec<Op>);
+}
+
+/// How often to commit.
+#[derive(Clone, Copy, Debug)]
+pub struct CommitPace {
+    /// Least time between two commits.
+    pub gap: Duration,
+    /// Least time between two commits when only dirty rows wait; the same as `gap` unless the operator allows a window.
+    pub row_gap: Duration,
+    /// Rows and batches waiting; see [`Committer::is_overloaded`].
+    pub max_pending: usize,
+}
+
+/// The handle to the store thread.
+#[derive(Clone)]
+pub struct Committer(Arc<Shared>);
+
+struct Shared {
+    store: Arc<dyn Store>,
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    durable: AtomicU64,
+    failed: AtomicBool,
+    gates: RwLock<Vec<Arc<Gate>>>,
+    pace: CommitPace,
+    metrics: Arc<Metrics>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Queue {
+    /// The epoch that what is pushed now belongs to.
+    epoch: u64,
+    rows: Vec<Arc<dyn DirtyRow>>,
+    batches: Vec<Submitted>,
+    stop: bool,
+}
+
+struct Submitted {
+    batch: Batch,
+    reply: oneshot::Sender<Result<(), StoreError>>,
+}
+
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.batches.is_empty()
+    }
+}
+
+impl Committer {
+    /// Starts the store thread.
+    ///
+    /// # Errors
+    /// The system has no thread to give.
+    pub fn start(store: Arc<dyn Store>, pace: CommitPace, metrics: Arc<Metrics>) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            store,
+            queue: Mutex::new(Queue { epoch: 1, rows: Vec::new(), batches: Vec::new(), stop: false }),
+            wake: Condvar::new(),
+            durable: AtomicU64::new(0),
+            failed: AtomicBool::new(false),
+            gates: RwLock::default(),
+            pace,
+            metrics,
+            thread: Mutex::default(),
+        });
+        let owner = shared.clone();
+        let thread = std::thread::Builder::new().name("tollgate-store".into()).spawn(move || owner.run())?;
+        *shared.thread.lock() = Some(thread);
+        Ok(Self(shared))
+    }
+
+    /// The store, for reading.
+    pub fn store(&self) -> &dyn Store {
+        &*self.0.store
+    }
+
+    /// Has `row` written with the next commit, whose epoch is returned. The caller keeps a row from being queued twice.
+    pub fn mark(&self, row: Arc<dyn DirtyRow>) -> Epoch {
+        let mut queue = self.0.queue.lock();
+        let was_empty = queue.is_empty();
+        queue.rows.push(row);
+        let epoch = queue.epoch;
+        drop(queue);
+        if was_empty {
+            self.0.wake.notify_one();
+        }
+        Epoch(epoch)
+    }
+
+    /// Commits a batch and returns when it is on disk.
+    ///
+    /// # Errors
+    /// As [`Store::commit`]; a conflict concerns this batch alone.
+    pub async fn commit(&self, batch: Batch) -> Result<(), StoreError> {
+        self.submit(batch).await.unwrap_or_else(|_| Err(stopped()))
+    }
+
+    /// As [`Committer::commit`], for threads that may block.
+    ///
+    /// # Errors
+    /// As [`Committer::commit`].
+    pub fn commit_blocking(&self, batch: Batch) -> Result<(), StoreError> {
+        self.submit(batch).blocking_recv().unwrap_or_else(|_| Err(stopped()))
+    }
+
+    fn submit(&self, batch: Batch) -> oneshot::Receiver<Result<(), StoreError>> {
+        let (reply, answer) = oneshot::channel();
+        let mut queue = self.0.queue.lock();
+        if self.has_failed() || queue.stop {
+            let _ = reply.send(Err(stopped()));
+            return answer;
+        }
+        queue.batches.push(Submitted { batch, reply });
+        drop(queue);
+        self.0.wake.notify_one();
+        answer
+    }
+
+    /// Whether a write or a sync has failed. It stays so until the process starts again and recovers from disk.
+    pub fn has_failed(&self) -> bool {
+        self.0.failed.load(Ordering::SeqCst)
+    }
+
+    /// Whether more writes wait than the config allows.
+    pub fn is_overloaded(&self) -> bool {
+        self.pending() > self.0.pace.max_pending
+    }
+
+    pub fn pending(&self) -> usize {
+        let queue = self.0.queue.lock();
+        queue.rows.len() + queue.batches.len()
+    }
+
+    pub fn is_durable(&self, epoch: Epoch) -> bool {
+        self.0.durable.load(Ordering::SeqCst) >= epoch.0
+    }
+
+    /// A gate for one worker's runtime; its [`Gate::run`] must be spawned there.
+    pub fn gate(&self) -> Arc<Gate> {
+        let gate = Arc::new(Gate {
+            committer: self.clone(),
+            waiting: Mutex::default(),
+            any: AtomicBool::new(false),
+            notify: Notify::new(),
+        });
+        self.0.gates.write().push(gate.clone());
+        gate
+    }
+
+    /// Returns when `epoch` is on disk, for threads that may block.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`].
+    pub fn wait_blocking(&self, epoch: Epoch) -> Result<(), StoreError> {
+        if self.is_durable(epoch) {
+            return Ok(());
+        }
+        // An empty batch is in the present epoch or a later one.
+        self.commit_blocking(Batch::default())
+    }
+
+    /// Returns when `epoch` is on disk.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`].
+    pub async fn wait(&self, epoch: Epoch) -> Result<(), StoreError> {
+        if self.is_durable(epoch) {
+            return Ok(());
+        }
+        self.commit(Batch::default()).await
+    }
+
+    /// Commits what waits and ends the thread. Later writes are refused.
+    pub fn stop(&self) {
+        self.0.queue.lock().stop = true;
+        self.0.wake.notify_one();
+        if let Some(thread) = self.0.thread.lock().take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn stopped() -> StoreError {
+    StoreError::Failed("the store takes no more writes".into())
+}
+
+impl Shared {
+    fn run(&self) {
+        let mut last = None;
+        while let Some((epoch, rows, batches)) = self.next_group(last) {
+            let began = Instant::now();
+            last = Some(began);
+            let (group, replies) = self.gather(&rows, batches);
+            let size = rows.len() + replies.len();
+            // A group of batches that all lost their race has nothing to write.
+            let result = if group.ops.is_empty() { Ok(()) } else { self.store.commit(&group) };
+            self.metrics.commit(began.elapsed(), size);
+            match result {
+                Ok(()) => {
+                    self.durable.store(epoch, Ordering::SeqCst);
+                    for (reply, outcome) in replies {
+                        let _ = reply.send(outcome);
+                    }
+                    self.open_gates();
+                }
+                Err(error) => return self.fail(replies, &error),
+            }
+        }
+    }
+
+    /// Waits for work and for the pace; `None` at the end.
+    fn next_group(&self, last: Option<Instant>) -> Option<(u64, Vec<Arc<dyn DirtyRow>>, Vec<Submitted>)> {
+        let mut queue = self.queue.lock();
+        loop {
+            if queue.is_empty() {
+                if queue.stop {
+                    return None;
+                }
+                self.wake.wait(&mut queue);
+                continue;
+            }
+            let gap = if queue.batches.is_empty() && !queue.stop { self.pace.row_gap } else { self.pace.gap };
+            let due = last.map(|at| at + gap);
+            if let Some(due) = due.filter(|due| Instant::now() < *due)
+                && !queue.stop
+            {
+                self.wake.wait_until(&mut queue, due);
+                continue;
+            }
+            let epoch = queue.epoch;
+            queue.epoch += 1;
+            return Some((epoch, std::mem::take(&mut queue.rows), std::mem::take(&mut queue.batches)));
+        }
+    }
+
+    /// One batch out of many. Batches are judged in order, each seeing those before it.
+    #[allow(clippy::type_complexity, reason = "used once, right above")]
+    fn gather(
+        &self,
+        rows: &[Arc<dyn DirtyRow>],
+        batches: Vec<Submitted>,
+    ) -> (Batch, Vec<(oneshot::Sender<Result<(), StoreError>>, Result<(), StoreError>)>) {
+        let mut group = Batch::default();
+        let mut changed: HashMap<Vec<u8>, Option<Vec<u8>>> = HashMap::new();
+        let mut replies = Vec::with_capacity(batches.len());
+        for Submitted { batch, reply } in batches {
+            let verdict = self.judge(&batch, &changed);
+            if verdict.is_ok() {
+                for op in &batch.ops {
+                    let value = match op {
+                        Op::Put { value, .. } => Some(value.clone()),
+                        Op::Delete { .. } => None,
+                    };
+                    changed.insert(op.key().to_vec(), value);
+                }
+                group.ops.extend(batch.ops);
+            }
+            replies.push((reply, verdict));
+        }
+        for row in rows {
+            row.write_to(&mut group.ops);
+        }
+        (group, replies)
+    }
+
+    fn judge(&self, batch: &Batch, changed: &HashMap<Vec<u8>, Option<Vec<u8>>>) -> Result<(), StoreError> {
+        for op in &batch.ops {
+            if let Op::Put { value, .. } = op
+                && value.len() > MAX_VALUE_BYTES
+            {
+                return Err(StoreError::TooLarge { bytes: value.len() });
+            }
+        }
+        let now = |key: &Vec<u8>| match changed.get(key) {
+            Some(value) => Ok(value.clone()),
+            None => self.store.get(key),
+        };
+        for condition in &batch.preconditions {
+            let (key, holds) = match condition {
+                Precondition::Absent { key } => (key, now(key)?.is_none()),
+                Precondition::Equals { key, value } => (key, now(key)?.as_ref() == Some(value)),
+            };
+            if !holds {
+                return Err(StoreError::Conflict { key: key.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    fn fail(
+        &self,
+        replies: Vec<(oneshot::Sender<Result<(), StoreError>>, Result<(), StoreError>)>,
+        error: &StoreError,
+    ) {
+        tracing::error!(%error, "a commit failed: nothing is acknowledged any more; restart to recover from disk");
+        self.metrics.store_error();
+        self.failed.store(true, Ordering::SeqCst);
+        for (reply, outcome) in replies {
+            let _ = reply.send(outcome.and(Err(error.clone())));
+        }
+        let mut queue = self.queue.lock();
+        queue.stop = true;
+        for waiting in queue.batches.drain(..) {
+            let _ = waiting.reply.send(Err(error.clone()));
+        }
+        drop(queue);
+        self.open_gates();
+    }
+
+    fn open_gates(&self) {
+        for gate in self.gates.read().iter() {
+            if gate.any.load(Ordering::SeqCst) {
+                gate.notify.notify_one();
+            }
+        }
+    }
+}
+
+/// Where one worker's answers wait for the disk. The store thread wakes the worker once per commit; the worker wakes its
+/// own calls, which costs no system call.
+pub struct Gate {
+    committer: Committer,
+    waiting: Mutex<Vec<(Epoch, Waker)>>,
+    any: AtomicBool,
+    notify: Notify,
+}
+
+/// One call's place at the gate.
+#[derive(Default)]
+pub struct GateTicket {
+    registered: bool,
+}
+
+impl Gate {
+    /// Releases waiting calls until the process ends. Run it on the worker's own runtime.
+    pub async fn run(&self) {
+        loop {
+            self.notify.notified().await;
+            self.release();
+        }
+    }
+
+    fn release(&self) {
+        let failed = self.committer.has_failed();
+        let mut waiting = self.waiting.lock();
+        let mut at = 0;
+        while at < waiting.len() {
+            if failed || self.committer.is_durable(waiting[at].0) {
+                waiting.swap_remove(at).1.wake();
+            } else {
+                at += 1;
+            }
+        }
+        self.any.store(!waiting.is_empty(), Ordering::SeqCst);
+    }
+
+    /// Ready when `epoch` is on disk.
+    pub fn poll_durable(
+        &self,
+        epoch: Epoch,
+        ticket: &mut GateTicket,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<(), StoreError>> {
+        if !self.committer.is_durable(epoch) && !ticket.registered {
+            let mut waiting = self.waiting.lock();
+            waiting.push((epoch, context.waker().clone()));
+            self.any.store(true, Ordering::SeqCst);
+            ticket.registered = true;
+        }
+        // Looked at again after registering: a commit in between has seen the list empty.
+        if self.committer.is_durable(epoch) {
+            Poll::Ready(Ok(()))
+        } else if self.committer.has_failed() {
+            Poll::Ready(Err(stopped()))
+        } else {
+            Poll::Pending
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory::MemoryStore;
+    use super::super::{Order, Row};
+    use super::*;
+
+    fn pace() -> CommitPace {
+        CommitPace { gap: Duration::ZERO, row_gap: Duration::ZERO, max_pending: 1000 }
+    }
+
+    fn start(store: Arc<dyn Store>) -> Committer {
+        Committer::start(store, pace(), Arc::new(Metrics::new(0))).unwrap()
+    }
+
+    fn create(key: &[u8]) -> Batch {
+        let mut batch = Batch::default();
+        batch.put(key.to_vec(), b"v".to_vec()).require_absent(key.to_vec());
+        batch
+    }
+
+    #[test]
+    fn racing_creations_have_one_winner_even_within_one_group() {
+        let committer = start(Arc::new(MemoryStore::default()));
+        let answers: Vec<_> = (0..50).map(|_| committer.submit(create(b"one"))).collect();
+        let won =
+            answers.into_iter().filter(|_| true).map(|a| a.blocking_recv().unwrap()).filter(Result::is_ok).count();
+        assert_eq!(won, 1);
+    }
+
+    struct Counter {
+        written: AtomicU64,
+    }
+
+    impl DirtyRow for Counter {
+        fn write_to(&self, ops: &mut Vec<Op>) {
+            let n = self.written.fetch_add(1, Ordering::SeqCst) + 1;
+            ops.push(Op::Put { key: b"row".to_vec(), value: n.to_be_bytes().to_vec() });
+        }
+    }
+
+    #[test]
+    fn a_marked_row_is_on_disk_when_its_epoch_is_durable() {
+        let committer = start(Arc::new(MemoryStore::default()));
+        let row = Arc::new(Counter { written: AtomicU64::new(0) });
+        let epoch = committer.mark(row.clone());
+        committer.wait_blocking(epoch).unwrap();
+        assert!(committer.is_durable(epoch));
+        assert_eq!(committer.store().get(b"row").unwrap(), Some(1u64.to_be_bytes().to_vec()));
+    }
+
+    struct Broken;
+
+    impl Store for Broken {
+        fn get(&self, _: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+            Ok(None)
+        }
+        fn range(&self, _: &[u8], _: &[u8], _: usize, _: Order) -> Result<Vec<Row>, StoreError> {
+            Ok(Vec::new())
+        }
+        fn commit(&self, _: &Batch) -> Result<(), StoreError> {
+            Err(StoreError::Failed("disk on fire".into()))
+        }
+    }
+
+    #[test]
+    fn after_a_failed_commit_nothing_is_acknowledged() {
+        let committer = start(Arc::new(Broken));
+        assert!(committer.commit_blocking(create(b"a")).is_err());
+        assert!(committer.has_failed());
+        assert!(committer.commit_blocking(create(b"b")).is_err());
+        let gate = committer.gate();
+        let mut context = Context::from_waker(Waker::noop());
+        let waited = gate.poll_durable(Epoch(9), &mut GateTicket::default(), &mut context);
+        assert!(matches!(waited, Poll::Ready(Err(_))));
+    }
+
+    #[test]
+    fn stopping_commits_what_waits() {
+        let committer = start(Arc::new(MemoryStore::default()));
+        let epoch = committer.mark(Arc::new(Counter { written: AtomicU64::new(0) }));
+        committer.stop();
+        assert!(committer.is_durable(epoch));
+        assert!(committer.commit_blocking(create(b"late")).is_err());
+    }
+}

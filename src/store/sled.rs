@@ -1,0 +1,152 @@
+//! sled 0.34.7, fenced in: what it does not promise is added here.
+//!
+//! Owns the database's folder. Never used by two processes at once (sled locks its file), and never from anywhere but
+//! through [`Store`].
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use super::{Batch, Op, Order, Row, Store, StoreError, check};
+
+pub struct SledStore {
+    db: sled::Db,
+    /// Our own descriptor of the database's file: sled's `flush` ends in `sync_file_range`, which leaves the data in the
+    /// disk's cache. `sync_data` on this one is what makes a commit durable.
+    file: File,
+}
+
+impl SledStore {
+    /// Opens or creates the database in `folder`.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] when another process has it; [`StoreError::Failed`] and [`StoreError::Corrupt`] as they say.
+    pub fn open(folder: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
+        let failed = |what: &str, e: std::io::Error| StoreError::Failed(format!("{what} {}: {e}", folder.display()));
+        let created = !folder.exists();
+        fs::create_dir_all(folder).map_err(|e| failed("cannot create", e))?;
+        set_aside_half_written_snapshots(folder).map_err(|e| failed("cannot clean", e))?;
+        let db = sled::Config::new()
+            .path(folder)
+            .cache_capacity(cache_bytes)
+            // Every commit is flushed by hand; the timer would only add unasked-for writes.
+            .flush_every_ms(None)
+            .mode(sled::Mode::HighThroughput)
+            .open()
+            .map_err(|e| classify(folder, e))?;
+        let file = File::open(folder.join("db")).map_err(|e| failed("cannot open the file in", e))?;
+        if created {
+            sync_folder(folder).map_err(|e| failed("cannot sync", e))?;
+            if let Some(parent) = folder.parent() {
+                sync_folder(parent).map_err(|e| failed("cannot sync the parent of", e))?;
+            }
+        }
+        Ok(Self { db, file })
+    }
+}
+
+/// A crash while opening leaves `snap.*.generating`, which the next open would take for a finished snapshot and then
+/// refuse the whole database as corrupt.
+fn set_aside_half_written_snapshots(folder: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            let aside: PathBuf = folder.join(format!("aside.{name}"));
+            tracing::warn!(file = %path.display(), "moving a half-written snapshot aside");
+            fs::rename(&path, &aside)?;
+        }
+    }
+    Ok(())
+}
+
+fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    File::open(folder)?.sync_all()
+}
+
+fn classify(folder: &Path, error: sled::Error) -> StoreError {
+    match error {
+        sled::Error::Io(e) if e.to_string().contains("could not acquire lock") => {
+            StoreError::Busy(folder.display().to_string())
+        }
+        sled::Error::Corruption { .. } => StoreError::Corrupt(format!("{}: {error}", folder.display())),
+        other => StoreError::Failed(format!("{}: {other}", folder.display())),
+    }
+}
+
+fn failed(error: sled::Error) -> StoreError {
+    StoreError::Failed(error.to_string())
+}
+
+impl Store for SledStore {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.db.get(key).map(|found| found.map(|v| v.to_vec())).map_err(failed)
+    }
+
+    fn range(&self, from: &[u8], to: &[u8], limit: usize, order: Order) -> Result<Vec<Row>, StoreError> {
+        if from >= to {
+            return Ok(Vec::new());
+        }
+        let within = self.db.range(from..to);
+        let copy =
+            |row: sled::Result<(sled::IVec, sled::IVec)>| row.map(|(k, v)| (k.to_vec(), v.to_vec())).map_err(failed);
+        match order {
+            Order::Ascending => within.take(limit).map(copy).collect(),
+            Order::Descending => within.rev().take(limit).map(copy).collect(),
+        }
+    }
+
+    fn commit(&self, batch: &Batch) -> Result<(), StoreError> {
+        // One writer by contract, so nothing can come between the check and the batch.
+        check(batch, |key| self.get(key))?;
+        let mut changes = sled::Batch::default();
+        for op in &batch.ops {
+            match op {
+                Op::Put { key, value } => changes.insert(key.as_slice(), value.as_slice()),
+                Op::Delete { key } => changes.remove(key.as_slice()),
+            }
+        }
+        self.db.apply_batch(changes).map_err(failed)?;
+        self.db.flush().map_err(failed)?;
+        self.file.sync_data().map_err(|e| StoreError::Failed(format!("sync: {e}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conforms() {
+        let dir = tempfile::tempdir().unwrap();
+        super::super::conformance::run(&SledStore::open(dir.path(), 1 << 20).unwrap());
+    }
+
+    #[test]
+    fn keeps_what_it_acknowledged() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("store");
+        let mut batch = Batch::default();
+        batch.put(b"a".to_vec(), b"1".to_vec());
+        SledStore::open(&folder, 1 << 20).unwrap().commit(&batch).unwrap();
+        assert_eq!(SledStore::open(&folder, 1 << 20).unwrap().get(b"a").unwrap(), Some(b"1".to_vec()));
+    }
+
+    #[test]
+    fn a_second_opener_is_told_it_is_busy() {
+        let dir = tempfile::tempdir().unwrap();
+        let _first = SledStore::open(dir.path(), 1 << 20).unwrap();
+        assert!(matches!(SledStore::open(dir.path(), 1 << 20), Err(StoreError::Busy(_))));
+    }
+
+    #[test]
+    fn a_half_written_snapshot_does_not_brick_the_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut batch = Batch::default();
+        batch.put(b"a".to_vec(), b"1".to_vec());
+        SledStore::open(dir.path(), 1 << 20).unwrap().commit(&batch).unwrap();
+        fs::write(dir.path().join("snap.ffffffffffffff.generating"), b"half").unwrap();
+        let again = SledStore::open(dir.path(), 1 << 20).unwrap();
+        assert_eq!(again.get(b"a").unwrap(), Some(b"1".to_vec()));
+    }
+}

@@ -1,0 +1,161 @@
+//! The rows: their keys and their codec.
+//!
+//! One tree with prefixed keys, because only one batch on one tree is atomic in every backend. Each value carries its
+//! format version and a checksum. Owns the layout; never interprets what the rows mean.
+//!
+//! | key | value |
+//! |---|---|
+//! | `u/` id (8 bytes, big endian) | [`User`](crate::domain::user::User) |
+//! | `un/` username, folded | user id |
+//! | `ue/` email, folded | user id |
+//! | `k/` MAC of the key | [`ApiKey`](crate::domain::key::ApiKey) |
+//! | `uk/` user id, key id | MAC of the key |
+//! | `s/` MAC of the session token | [`Session`](crate::domain::session::Session) |
+//! | `sr/` MAC of the refresh token | MAC of the session token |
+//! | `us/` user id, session id | MAC of the session token |
+//! | `m/` user id | the user's meters, written by his actor alone |
+//! | `st/` id · `sn/` username, folded | staff · staff id |
+//! | `ip/` id | an address rule made by an admin |
+//! | `c/` name | counters: the next user id, … |
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{Store, StoreError};
+use crate::domain::ids::{CredentialId, SecretMac, StaffId, UserId};
+
+/// The only row format there is so far.
+const ROW_FORMAT: u8 = 1;
+
+pub const USERS: &[u8] = b"u/";
+pub const METERS: &[u8] = b"m/";
+pub const STAFF: &[u8] = b"st/";
+pub const ADDRESS_RULES: &[u8] = b"ip/";
+
+fn key(prefix: &[u8], rest: &[u8]) -> Vec<u8> {
+    [prefix, rest].concat()
+}
+
+pub fn user(id: UserId) -> Vec<u8> {
+    key(USERS, &id.0.to_be_bytes())
+}
+
+/// Names and addresses are compared without case.
+pub fn user_by_name(name: &str) -> Vec<u8> {
+    key(b"un/", name.trim().to_lowercase().as_bytes())
+}
+
+pub fn user_by_email(email: &str) -> Vec<u8> {
+    key(b"ue/", email.trim().to_lowercase().as_bytes())
+}
+
+pub fn api_key(mac: &SecretMac) -> Vec<u8> {
+    key(b"k/", &mac.0)
+}
+
+pub fn keys_of_user(user: UserId) -> Vec<u8> {
+    key(b"uk/", &user.0.to_be_bytes())
+}
+
+pub fn key_of_user(user: UserId, id: CredentialId) -> Vec<u8> {
+    [keys_of_user(user), id.0.to_be_bytes().to_vec()].concat()
+}
+
+pub fn session(mac: &SecretMac) -> Vec<u8> {
+    key(b"s/", &mac.0)
+}
+
+pub fn session_by_refresh(mac: &SecretMac) -> Vec<u8> {
+    key(b"sr/", &mac.0)
+}
+
+pub fn sessions_of_user(user: UserId) -> Vec<u8> {
+    key(b"us/", &user.0.to_be_bytes())
+}
+
+pub fn session_of_user(user: UserId, id: CredentialId) -> Vec<u8> {
+    [sessions_of_user(user), id.0.to_be_bytes().to_vec()].concat()
+}
+
+pub fn meters(user: UserId) -> Vec<u8> {
+    key(METERS, &user.0.to_be_bytes())
+}
+
+pub fn staff(id: StaffId) -> Vec<u8> {
+    key(STAFF, &id.0.to_be_bytes())
+}
+
+pub fn staff_by_name(name: &str) -> Vec<u8> {
+    key(b"sn/", name.trim().to_lowercase().as_bytes())
+}
+
+pub fn address_rule(id: u64) -> Vec<u8> {
+    key(ADDRESS_RULES, &id.to_be_bytes())
+}
+
+pub fn counter(name: &str) -> Vec<u8> {
+    key(b"c/", name.as_bytes())
+}
+
+/// The id at the end of a key such as `u/` id.
+pub fn trailing_id(key: &[u8]) -> Option<u64> {
+    key.last_chunk::<8>().map(|bytes| u64::from_be_bytes(*bytes))
+}
+
+/// Format version, CRC-32 of the rest, JSON.
+///
+/// # Errors
+/// [`StoreError::Failed`] when the value has no JSON form, which none of ours lacks.
+pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, StoreError> {
+    let mut row = vec![ROW_FORMAT, 0, 0, 0, 0];
+    serde_json::to_writer(&mut row, value).map_err(|e| StoreError::Failed(format!("cannot encode a row: {e}")))?;
+    let sum = crc32fast::hash(&row[5..]);
+    row[1..5].copy_from_slice(&sum.to_le_bytes());
+    Ok(row)
+}
+
+/// # Errors
+/// [`StoreError::Corrupt`] for a damaged row or one of a newer format.
+pub fn decode<T: DeserializeOwned>(row: &[u8]) -> Result<T, StoreError> {
+    let Some((&[format, a, b, c, d], json)) = row.split_first_chunk::<5>() else {
+        return Err(StoreError::Corrupt("a row is shorter than its header".into()));
+    };
+    if format != ROW_FORMAT {
+        return Err(StoreError::Corrupt(format!("row format {format} is not one of this version")));
+    }
+    if crc32fast::hash(json) != u32::from_le_bytes([a, b, c, d]) {
+        return Err(StoreError::Corrupt("a row's checksum does not match".into()));
+    }
+    serde_json::from_slice(json).map_err(|e| StoreError::Corrupt(e.to_string()))
+}
+
+/// Reads and decodes one row.
+///
+/// # Errors
+/// As [`Store::get`] and [`decode`].
+pub fn read<T: DeserializeOwned>(store: &dyn Store, key: &[u8]) -> Result<Option<T>, StoreError> {
+    store.get(key)?.map(|row| decode(&row)).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_round_trip_and_damage_is_noticed() {
+        let row = encode(&vec![1, 2, 3]).unwrap();
+        assert_eq!(decode::<Vec<u8>>(&row).unwrap(), [1, 2, 3]);
+        for at in 0..row.len() {
+            let mut damaged = row.clone();
+            damaged[at] ^= 1;
+            assert!(matches!(decode::<Vec<u8>>(&damaged), Err(StoreError::Corrupt(_))), "byte {at}");
+        }
+        assert!(decode::<Vec<u8>>(&row[..4]).is_err());
+    }
+
+    #[test]
+    fn names_fold() {
+        assert_eq!(user_by_name(" JohnDoe"), user_by_name("johndoe"));
+        assert_eq!(trailing_id(&user(UserId(77))), Some(77));
+    }
+}

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Installs the official OpenAI Python client into a virtual environment of its own: install-openai-client.sh DIR VERSION
+set -euo pipefail
+dir=$1 version=$2
+if ! command -v python3 >/dev/null || ! python3 -c 'import venv, ensurepip' 2>/dev/null; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3 python3-venv
+  else
+    echo "The tests drive the official OpenAI client: please install python3 with venv (Debian: python3-venv)." >&2
+    exit 1
+  fi
+fi
+mkdir -p "$(dirname "$dir")"
+python3 -m venv "$dir"
+"$dir/bin/pip" install --quiet --disable-pip-version-check "openai==$version"
