@@ -1,1 +1,7 @@
+//! The integration tests: one binary, real sockets, the gateway as its users meet it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+mod smoke;
