@@ -42,6 +42,7 @@ use crate::gateway::{LocalApi, accept, upstream};
 use crate::store::committer::{CommitPace, Committer};
 use crate::store::memory::MemoryStore;
 use crate::store::sled::SledStore;
+use crate::store::wal::LoggedStore;
 use crate::store::{Store, StoreError};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{Exposition, Metrics};
@@ -103,7 +104,8 @@ impl Core {
         let store: Arc<dyn Store> = match config.store.backend {
             Backend::Sled => {
                 let folder = config.data_dir.join("store");
-                Arc::new(SledStore::open(&folder, config.store.cache_bytes).map_err(StartError::Store)?)
+                let sled = SledStore::open(&folder, config.store.cache_bytes).map_err(StartError::Store)?;
+                Arc::new(LoggedStore::open(&config.data_dir.join("wal"), Box::new(sled)).map_err(StartError::Store)?)
             }
             Backend::Memory => Arc::new(MemoryStore::default()),
         };

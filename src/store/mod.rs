@@ -9,6 +9,7 @@ pub mod conformance;
 pub mod memory;
 pub mod sled;
 pub mod tables;
+pub mod wal;
 
 use std::fmt;
 
