@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use super::body::Served;
+use super::buffers;
 use super::http1::conn::{ClientConn, NoHead, Transport};
 use super::http1::head::HeadError;
 use super::pipeline::Worker;
@@ -96,7 +97,7 @@ async fn serve(worker: &Arc<Worker>, stream: TcpStream, peer: SocketAddr) {
     })
     .await;
     let limits = worker.shared.policy.load().conn_limits;
-    let mut client = ClientConn::new(Transport::Tcp(stream), deadline, limits, worker.shared.clock.clone());
+    let mut client = ClientConn::new(Transport::Tcp(stream), deadline, limits);
     let mut served = 0;
     loop {
         let head = match client.read_head(|| worker.shared.is_draining()).await {
@@ -108,9 +109,9 @@ async fn serve(worker: &Arc<Worker>, stream: TcpStream, peer: SocketAddr) {
         served += 1;
         // On the heap, so that a connection between requests is small.
         let outcome = Box::pin(worker.serve(&mut client, &head, peer)).await;
-        drop(head);
+        buffers::give(head.into_buffer());
         match outcome {
-            Served::KeepAlive if served < worker.shared.policy.load().limits.max_requests_per_connection => {}
+            Served::KeepAlive if served < limits.max_requests => {}
             Served::KeepAlive | Served::Close => return client.linger().await,
             Served::Abort => return,
         }

@@ -63,7 +63,7 @@ impl Intake {
             intake.complete = true;
             return Ok(intake);
         }
-        client.deadline.set(client.clock.monotonic().plus(client.limits.body_timeout));
+        client.deadline.arm(client.limits.body_timeout);
         let max = policy.limits.max_inspect_bytes;
         loop {
             let before = intake.body.len();
@@ -84,7 +84,7 @@ impl Intake {
             })
             .await?;
             if intake.body.len() > before {
-                client.deadline.set(client.clock.monotonic().plus(client.limits.body_timeout));
+                client.deadline.arm(client.limits.body_timeout);
             }
             if !share.grow(intake.body.len() - before) {
                 return Err(Reject::Overloaded("Too many bytes in flight"));

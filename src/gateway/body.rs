@@ -7,20 +7,18 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::buffers::READ_BYTES;
-use super::forward::{AnswerFraming, Call, Exchange, Upload, UploadStop, write_answer_head};
+use super::buffers::{self, READ_BYTES};
+use super::forward::{AnswerFraming, Call, Exchange, UploadStop, write_answer_head};
 use super::http1::chunked::{Decoder, LAST_CHUNK, write_chunk};
 use super::http1::conn::{BodyError, ClientConn};
 use super::http1::head::{Framing, Name};
 use super::pipeline::Worker;
 use super::record::Record;
-use super::upstream::{AtEndpoint, UpstreamConn};
 use super::usage::{AnswerFormat, AnswerScan, Observed, Usage};
 use crate::actors::user::ledger::Amounts;
 use crate::actors::writer::ConversationEntry;
 use crate::clock::Monotonic;
 use crate::config::MissingUsage;
-use crate::error::Reject;
 use crate::telemetry::metrics::Outcome;
 
 /// How the client's connection goes on.
@@ -41,9 +39,8 @@ enum Incoming {
     Done,
 }
 
-struct Relay {
-    conn: UpstreamConn,
-    upload: Upload,
+struct Relay<'e> {
+    exchange: &'e mut Exchange,
     incoming: Incoming,
     outgoing: AnswerFraming,
     out: Vec<u8>,
@@ -51,8 +48,6 @@ struct Relay {
     scan: AnswerScan,
     written: u64,
     waits_for_client: bool,
-    /// The upstream will serve another call on this connection.
-    keeps_upstream: bool,
     /// The client's request turned out to be unreadable: its connection cannot go on.
     client_broken: bool,
     /// Grows with every byte in either direction; what the idle limit watches.
@@ -69,26 +64,21 @@ enum End {
 }
 
 /// Sends the answer on and settles the call.
-///
-/// # Errors
-/// None at present; the type is the pipeline's.
 pub async fn relay(
     worker: &Worker,
     client: &mut ClientConn,
-    mut call: Call<'_>,
-    exchange: Exchange,
-    at: AtEndpoint,
+    call: &mut Call<'_>,
+    mut exchange: Box<Exchange>,
     total_due: Monotonic,
     record: &mut Record<'_>,
-) -> Result<Served, Reject> {
-    let clock = worker.shared.clock.clone();
+) -> Served {
+    let clock = &worker.shared.clock;
     let config = &call.route.upstream.config;
     let mut close = !call.head.keep_alive || worker.shared.is_draining();
-    let mut relay = Relay::begin(&call, exchange, &mut close);
-    let idle_timeout = config.idle_timeout;
+    let mut relay = Relay::begin(call, &mut exchange, &mut close);
     let mut armed_for = None;
     let end = poll_fn(|cx| {
-        let end = relay.poll(client, &mut call, cx);
+        let end = relay.poll(client, call, cx);
         if record.first_byte.is_none() && relay.written > 0 {
             record.first_byte = Some(clock.monotonic());
         }
@@ -98,8 +88,8 @@ pub async fn relay(
         let phase = (relay.waits_for_client, relay.moved);
         if armed_for != Some(phase) {
             armed_for = Some(phase);
-            let limit = if relay.waits_for_client { client.limits.write_timeout } else { idle_timeout };
-            client.deadline.set(clock.monotonic().plus(limit).min(total_due));
+            let limit = if relay.waits_for_client { client.limits.write_timeout } else { config.idle_timeout };
+            client.deadline.arm_before(limit, total_due);
         } else if client.deadline.has_expired() {
             return Poll::Ready(if relay.waits_for_client { End::ClientGone } else { End::Cut });
         }
@@ -110,28 +100,29 @@ pub async fn relay(
     record.upstream_ended = Some(now);
     record.bytes_out = relay.written;
     record.bytes_in = client.body_received();
-    let reusable = end == End::Complete && relay.upload.is_whole() && relay.keeps_upstream;
     let client_broken = relay.client_broken;
-    let upload_whole = relay.upload.is_whole();
-    let Relay { conn, scan, .. } = relay;
-    if reusable {
+    buffers::give(relay.out);
+    let observed = relay.scan.finish();
+    let Exchange { at, conn, upload, head } = *exchange;
+    let sent_whole = upload.is_whole();
+    if end == End::Complete && sent_whole && head.keep_alive {
         at.endpoint.keep(worker.index, conn, now, config);
     } else if end == End::Cut {
         at.endpoint.failed(now, config);
     }
-    finish(worker, call, scan.finish(), end, record);
-    Ok(match end {
-        End::Complete if close || client_broken || !upload_whole && !client.body_is_done() => Served::Close,
+    finish(worker, call, observed, end, record);
+    match end {
+        End::Complete if close || client_broken || !sent_whole && !client.body_is_done() => Served::Close,
         End::Complete => Served::KeepAlive,
         End::ClientGone | End::Cut => Served::Abort,
-    })
+    }
 }
 
-impl Relay {
-    fn begin(call: &Call<'_>, exchange: Exchange, close: &mut bool) -> Self {
-        let Exchange { mut conn, upload, head } = exchange;
-        let mut out = Vec::with_capacity(READ_BYTES.min(1024 + conn.input().len()).max(2048));
-        let outgoing = write_answer_head(call, &head, &conn.input()[..head.len], close, &mut out);
+impl<'e> Relay<'e> {
+    fn begin(call: &Call<'_>, exchange: &'e mut Exchange, close: &mut bool) -> Self {
+        let Exchange { conn, head, .. } = &mut *exchange;
+        let mut out = buffers::take();
+        let outgoing = write_answer_head(call, head, &conn.input()[..head.len], close, &mut out);
         let content_type = head.first(Name::ContentType, conn.input());
         let compressed =
             head.first(Name::ContentEncoding, conn.input()).is_some_and(|v| !v.eq_ignore_ascii_case(b"identity"));
@@ -141,15 +132,15 @@ impl Relay {
         };
         let text_limit = if call.route.log { call.policy.journal_bytes.unwrap_or(0) } else { 0 };
         conn.consume(head.len);
+        let incoming = match head.framing {
+            Framing::None => Incoming::Done,
+            Framing::Length(n) => Incoming::Length(n),
+            Framing::Chunked => Incoming::Chunked(Decoder::default()),
+            Framing::UntilClose => Incoming::UntilClose,
+        };
         Self {
-            conn,
-            upload,
-            incoming: match head.framing {
-                Framing::None => Incoming::Done,
-                Framing::Length(n) => Incoming::Length(n),
-                Framing::Chunked => Incoming::Chunked(Decoder::default()),
-                Framing::UntilClose => Incoming::UntilClose,
-            },
+            exchange,
+            incoming,
             outgoing,
             out,
             at: 0,
@@ -157,7 +148,6 @@ impl Relay {
             written: 0,
             waits_for_client: false,
             client_broken: false,
-            keeps_upstream: head.keep_alive,
             moved: 0,
         }
     }
@@ -179,7 +169,7 @@ impl Relay {
             if matches!(self.incoming, Incoming::Done) {
                 return Poll::Ready(End::Complete);
             }
-            match self.conn.poll_fill(cx) {
+            match self.exchange.conn.poll_fill(cx) {
                 Poll::Ready(Ok(n)) if n > 0 => self.moved += n as u64,
                 Poll::Ready(Ok(_)) if matches!(self.incoming, Incoming::UntilClose) => {
                     self.incoming = Incoming::Done;
@@ -187,7 +177,7 @@ impl Relay {
                 }
                 Poll::Ready(_) => return Poll::Ready(End::Cut),
                 Poll::Pending => {
-                    if self.poll_upload(client, call, cx) || (self.upload.is_done() && client.poll_gone(cx).is_ready())
+                    if self.poll_upload(client, call, cx) || (self.exchange.upload.is_done() && client.poll_gone(cx).is_ready())
                     {
                         return Poll::Ready(End::ClientGone);
                     }
@@ -199,10 +189,11 @@ impl Relay {
 
     /// Goes on sending the request while the answer comes. Says whether the client is gone.
     fn poll_upload(&mut self, client: &mut ClientConn, call: &mut Call<'_>, cx: &mut Context<'_>) -> bool {
-        if self.upload.is_done() {
+        let Exchange { upload, conn, .. } = &mut *self.exchange;
+        if upload.is_done() {
             return false;
         }
-        match self.upload.poll(client, &mut self.conn, call, cx) {
+        match upload.poll(client, conn, call, cx) {
             Poll::Ready(Err(UploadStop::Client(BodyError::Gone))) => true,
             Poll::Ready(Err(UploadStop::Client(_))) => {
                 self.client_broken = true;
@@ -214,8 +205,8 @@ impl Relay {
 
     /// Moves what was read from the upstream to what is written to the client. `Err`: it is not HTTP any more.
     fn take_arrived(&mut self) -> Result<(), ()> {
-        while self.conn.has_input() && self.out.len() < 4 * READ_BYTES {
-            let input = self.conn.input();
+        while self.exchange.conn.has_input() && self.out.len() < 4 * READ_BYTES {
+            let input = self.exchange.conn.input();
             let (used, data, done) = match &mut self.incoming {
                 Incoming::Done => return Ok(()),
                 Incoming::UntilClose => (input.len(), input, false),
@@ -235,7 +226,7 @@ impl Relay {
                 AnswerFraming::AsIs => self.out.extend_from_slice(data),
                 AnswerFraming::None => {}
             }
-            self.conn.consume(used);
+            self.exchange.conn.consume(used);
             if done {
                 self.incoming = Incoming::Done;
                 self.end_body();
@@ -274,7 +265,7 @@ impl Relay {
 }
 
 /// Everything that follows from the end of an answer.
-fn finish(worker: &Worker, mut call: Call<'_>, observed: Observed, end: End, record: &mut Record<'_>) {
+fn finish(worker: &Worker, call: &mut Call<'_>, observed: Observed, end: End, record: &mut Record<'_>) {
     record.outcome = match (end, record.status) {
         (End::ClientGone, _) => Outcome::ClientGone,
         (End::Cut, _) => Outcome::UpstreamCut,
@@ -283,7 +274,7 @@ fn finish(worker: &Worker, mut call: Call<'_>, observed: Observed, end: End, rec
         (End::Complete, _) => Outcome::Ok,
     };
     let usage = observed.usage.unwrap_or_default();
-    let paid = if call.hold.is_settled() { Amounts::new() } else { settle(&mut call, &observed, end, record.status) };
+    let paid = if call.hold.is_settled() { Amounts::new() } else { settle(call, &observed, end, record.status) };
     for (label, amount) in call.route.cost.labels.iter().zip(&paid) {
         worker.shard.spent(*label, *amount);
     }
@@ -332,15 +323,15 @@ fn settle(call: &mut Call<'_>, observed: &Observed, end: End, status: u16) -> Am
 
 fn journal(
     worker: &Worker,
-    call: Call<'_>,
+    call: &mut Call<'_>,
     observed: Observed,
     usage: Usage,
     model: Option<Box<str>>,
     record: &Record<'_>,
 ) {
     let standing = &call.caller.standing;
-    let mut request = call.intake.body;
-    match call.intake.facts.messages {
+    let mut request = std::mem::take(&mut call.intake.body);
+    match call.intake.facts.messages.take() {
         Some(range) => {
             request.truncate(range.end);
             request.drain(..range.start);

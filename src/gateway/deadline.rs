@@ -1,8 +1,8 @@
 //! Time limits of connections without a timer per step.
 //!
 //! Owns one slot per connection and, per worker, one task that looks at all slots ten times a second. Setting a limit is
-//! one store; an idle connection costs nothing but its slot. Limits are therefore kept to within [`TICK`]. Never decides
-//! what a limit is or what follows from it.
+//! one store and no look at the clock; an idle connection costs nothing but its slot. A limit therefore strikes up to two
+//! [`TICK`]s late and never early. Never decides what a limit is or what follows from it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,6 +21,8 @@ const NEVER: u64 = u64::MAX;
 /// The limits of one worker's connections.
 pub struct Deadlines {
     clock: Clock,
+    /// The time of the last tick.
+    coarse: Arc<AtomicU64>,
     slots: Mutex<Vec<Arc<Slot>>>,
 }
 
@@ -35,11 +37,13 @@ struct Slot {
 /// One connection's limit. Dropping it frees the slot at the next tick.
 pub struct Deadline {
     slot: Arc<Slot>,
+    coarse: Arc<AtomicU64>,
 }
 
 impl Deadlines {
     pub fn new(clock: Clock) -> Arc<Self> {
-        Arc::new(Self { clock, slots: Mutex::default() })
+        let coarse = Arc::new(AtomicU64::new(clock.monotonic().0));
+        Arc::new(Self { clock, coarse, slots: Mutex::default() })
     }
 
     pub fn open(&self) -> Deadline {
@@ -50,7 +54,7 @@ impl Deadlines {
             waker: Mutex::default(),
         });
         self.slots.lock().push(slot.clone());
-        Deadline { slot }
+        Deadline { slot, coarse: self.coarse.clone() }
     }
 
     /// Looks at all slots until the process ends. Run it on the worker's own runtime.
@@ -75,6 +79,7 @@ impl Deadlines {
 
     fn tick(&self) {
         let now = self.clock.monotonic().0;
+        self.coarse.store(now, Ordering::Relaxed);
         self.slots.lock().retain(|slot| {
             if slot.closed.load(Ordering::Relaxed) {
                 return false;
@@ -96,13 +101,21 @@ impl Deadline {
         *self.slot.waker.lock() = Some(context.waker().clone());
     }
 
-    pub fn set(&self, due: Monotonic) {
-        self.slot.due.store(due.0, Ordering::Relaxed);
-        self.slot.expired.store(false, Ordering::Relaxed);
+    /// The time, as of the last tick.
+    pub fn now(&self) -> Monotonic {
+        Monotonic(self.coarse.load(Ordering::Relaxed))
     }
 
-    pub fn clear(&self) {
-        self.set(Monotonic(NEVER));
+    /// Strikes `after` from now.
+    pub fn arm(&self, after: Duration) {
+        self.arm_before(after, Monotonic(NEVER));
+    }
+
+    /// Strikes `after` from now, or at `latest` if that is sooner.
+    pub fn arm_before(&self, after: Duration, latest: Monotonic) {
+        // A tick more, because the last one may have been as long ago.
+        self.slot.due.store(self.now().plus(after).plus(TICK).min(latest).0, Ordering::Relaxed);
+        self.slot.expired.store(false, Ordering::Relaxed);
     }
 
     pub fn has_expired(&self) -> bool {
@@ -127,16 +140,18 @@ mod tests {
         let (clock, hands) = Clock::manual(UnixMillis(0));
         let deadlines = Deadlines::new(clock.clone());
         let deadline = deadlines.open();
-        deadline.set(clock.monotonic().plus(Duration::from_secs(5)));
-        hands.advance(Duration::from_secs(4));
+        deadline.arm(Duration::from_secs(5));
+        hands.advance(Duration::from_secs(5));
         deadlines.tick();
+        assert!(!deadline.has_expired());
+        hands.advance(TICK);
+        deadlines.tick();
+        assert!(deadline.has_expired());
+        deadline.arm_before(Duration::from_secs(5), clock.monotonic().plus(Duration::from_secs(1)));
         assert!(!deadline.has_expired());
         hands.advance(Duration::from_secs(1));
         deadlines.tick();
         assert!(deadline.has_expired());
-        deadline.clear();
-        deadlines.tick();
-        assert!(!deadline.has_expired());
         drop(deadline);
         deadlines.tick();
         assert!(deadlines.slots.lock().is_empty());

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::authenticate::Caller;
 use super::authorize::{self, Intake};
 use super::body::{self, Served};
-use super::buffers::{READ_BYTES, Share};
+use super::buffers::{self, Share};
 use super::client_ip::ClientIp;
 use super::http1::chunked::{LAST_CHUNK, write_chunk};
 use super::http1::conn::{BodyError, BodyStep, ClientConn};
@@ -21,7 +21,7 @@ use super::policy::{Policy, Route};
 use super::rate::{self, Standing};
 use super::record::Record;
 use super::refusal::connection_field;
-use super::upstream::{AtEndpoint, Endpoint, Upstream, UpstreamConn};
+use super::upstream::{AtEndpoint, Endpoint, UpstreamConn};
 use crate::actors::user::hold::Hold;
 use crate::clock::Monotonic;
 use crate::config::Durability;
@@ -72,7 +72,7 @@ enum Failure {
 pub async fn forward(
     worker: &Worker,
     client: &mut ClientConn,
-    mut call: Call<'_>,
+    call: &mut Call<'_>,
     record: &mut Record<'_>,
 ) -> Result<Served, Reject> {
     let upstream = &call.route.upstream;
@@ -81,71 +81,98 @@ pub async fn forward(
     };
     let now = worker.shared.clock.monotonic();
     record.forwarded = Some(now);
-    let total_due = now.plus(upstream.config.total_timeout);
-    let mut tried: Vec<Arc<Endpoint>> = Vec::new();
-    loop {
-        let Some(at) = upstream.choose(worker.shared.clock.monotonic(), &tried) else {
-            return Err(Reject::UpstreamUnreachable);
-        };
-        match attempt(worker, client, &mut call, &at, total_due).await {
-            Ok(exchange) => return answer(worker, client, call, exchange, at, total_due, record).await,
-            Err(Failure::ClientGone) => {
-                record.outcome = Outcome::ClientGone;
-                return Ok(Served::Abort);
-            }
-            Err(failure) => {
-                let retry = judge(worker, &call, &at, upstream, failure)?;
-                if tried.len() >= upstream.config.retries as usize {
-                    return Err(retry);
-                }
-                worker.shard.retried();
-                tried.push(at.endpoint.clone());
-                if tried.len() >= upstream.endpoints.len() {
-                    // All had their turn: a stale pooled connection is no reason not to ask the same one again.
-                    tried.truncate(0);
-                }
-            }
+    let total_due = client.deadline.now().plus(upstream.config.total_timeout);
+    let exchange = match reach(worker, client, call, total_due).await {
+        Ok(exchange) => exchange,
+        Err(Failure::ClientGone) => return Ok(client_gone(record)),
+        Err(failure) => return Err(failure.reject()),
+    };
+    let now = worker.shared.clock.monotonic();
+    record.answered = Some(now);
+    record.status = exchange.head.status;
+    if exchange.head.status >= 500 {
+        exchange.at.endpoint.failed(now, &call.route.upstream.config);
+        call.hold.refund();
+    } else {
+        exchange.at.endpoint.succeeded();
+        let must_wait = call.policy.durability == Durability::BeforeResponse;
+        if must_wait && wait_durable(worker, client, &call.hold).await? == Waited::ClientGone {
+            return Ok(client_gone(record));
+        }
+        call.hold.answer_begins();
+    }
+    Ok(body::relay(worker, client, call, exchange, total_due, record).await)
+}
+
+fn client_gone(record: &mut Record<'_>) -> Served {
+    record.outcome = Outcome::ClientGone;
+    Served::Abort
+}
+
+impl Failure {
+    /// What the client is told when no further attempt is made.
+    fn reject(self) -> Reject {
+        match self {
+            Self::Refused(reject) | Self::NotSent(reject) => reject,
+            Self::NoAnswer | Self::BadAnswer(_) => Reject::UpstreamUnreachable,
+            Self::Timeout => Reject::UpstreamTimeout,
+            Self::ClientGone => Reject::Internal,
         }
     }
 }
 
-/// Whether to try again. `Ok` carries the refusal for the case that no attempt is left.
-fn judge(
+/// One attempt after the other, until an answer begins or no further attempt is safe or left.
+async fn reach(
     worker: &Worker,
-    call: &Call<'_>,
-    at: &AtEndpoint,
-    upstream: &Upstream,
-    failure: Failure,
-) -> Result<Reject, Reject> {
-    let now = worker.shared.clock.monotonic();
+    client: &mut ClientConn,
+    call: &mut Call<'_>,
+    total_due: Monotonic,
+) -> Result<Box<Exchange>, Failure> {
+    let upstream = &call.route.upstream;
+    let mut tried: Vec<Arc<Endpoint>> = Vec::new();
+    let mut left = upstream.config.retries;
+    loop {
+        let Some(at) = upstream.choose(client.deadline.now(), &tried) else {
+            return Err(Failure::NotSent(Reject::UpstreamUnreachable));
+        };
+        let endpoint = at.endpoint.clone();
+        let failure = match attempt(worker, client, call, at, total_due).await {
+            Ok(exchange) => return Ok(exchange),
+            Err(failure) => failure,
+        };
+        if !matches!(failure, Failure::ClientGone | Failure::Refused(_)) {
+            endpoint.failed(client.deadline.now(), &upstream.config);
+        }
+        if left == 0 || !may_repeat(call, &failure) {
+            if let Failure::BadAnswer(error) = &failure {
+                tracing::warn!(upstream = %upstream.config.name, ?error, "an upstream sent a malformed answer");
+            }
+            return Err(failure);
+        }
+        left -= 1;
+        worker.shard.retried();
+        tried.push(endpoint);
+        if tried.len() >= upstream.endpoints.len() {
+            // All had their turn: a stale pooled connection is no reason not to ask the same one again.
+            tried.clear();
+        }
+    }
+}
+
+/// Whether another attempt can do no harm: nothing was sent, or sending it twice is the same as once.
+fn may_repeat(call: &Call<'_>, failure: &Failure) -> bool {
     // What was read from the client and passed on cannot be sent a second time.
     let repeatable = call.intake.complete || call.head.framing == Framing::None;
     match failure {
-        Failure::Refused(reject) => Err(reject),
-        Failure::ClientGone => Err(Reject::Internal),
-        Failure::NotSent(reject) => {
-            at.endpoint.failed(now, &upstream.config);
-            if repeatable { Ok(reject) } else { Err(reject) }
-        }
-        Failure::NoAnswer => {
-            at.endpoint.failed(now, &upstream.config);
-            let reject = Reject::UpstreamUnreachable;
-            if repeatable && call.head.is_replayable() { Ok(reject) } else { Err(reject) }
-        }
-        Failure::BadAnswer(error) => {
-            tracing::warn!(upstream = %upstream.config.name, ?error, "an upstream sent a malformed answer");
-            at.endpoint.failed(now, &upstream.config);
-            Err(Reject::UpstreamUnreachable)
-        }
-        Failure::Timeout => {
-            at.endpoint.failed(now, &upstream.config);
-            Err(Reject::UpstreamTimeout)
-        }
+        Failure::NotSent(_) => repeatable,
+        Failure::NoAnswer => repeatable && call.head.is_replayable(),
+        Failure::ClientGone | Failure::Refused(_) | Failure::BadAnswer(_) | Failure::Timeout => false,
     }
 }
 
-/// An exchange whose answer has begun.
+/// An exchange whose answer has begun. On the heap, because it changes hands.
 pub struct Exchange {
+    pub at: AtEndpoint,
     pub conn: UpstreamConn,
     pub upload: Upload,
     pub head: ResponseHead,
@@ -155,27 +182,27 @@ async fn attempt(
     worker: &Worker,
     client: &mut ClientConn,
     call: &mut Call<'_>,
-    at: &AtEndpoint,
+    at: AtEndpoint,
     total_due: Monotonic,
-) -> Result<Exchange, Failure> {
+) -> Result<Box<Exchange>, Failure> {
     let config = &call.route.upstream.config;
-    let clock = &worker.shared.clock;
-    let conn = match at.endpoint.reuse(worker.index, clock.monotonic(), config) {
+    let mut conn = match at.endpoint.reuse(worker.index, client.deadline.now(), config) {
         Some(conn) => conn,
-        None => connect(worker, client, &at.endpoint, config.connect_timeout, total_due).await?,
+        // Rare, and large: apart from the call's own state.
+        None => Box::pin(connect(client, &at.endpoint, config.connect_timeout, total_due)).await?,
     };
-    let upload = Upload::new(call, &at.endpoint);
-    exchange(worker, client, call, conn, upload, total_due).await
+    let mut upload = Upload::new(call, &at.endpoint);
+    let head = exchange(client, call, &mut conn, &mut upload, total_due).await?;
+    Ok(Box::new(Exchange { at, conn, upload, head }))
 }
 
 async fn connect(
-    worker: &Worker,
     client: &mut ClientConn,
     endpoint: &Endpoint,
     timeout: Duration,
     total_due: Monotonic,
 ) -> Result<UpstreamConn, Failure> {
-    client.deadline.set(worker.shared.clock.monotonic().plus(timeout).min(total_due));
+    client.deadline.arm_before(timeout, total_due);
     let mut connecting = std::pin::pin!(endpoint.connect());
     poll_fn(|cx| {
         if let Poll::Ready(result) = connecting.as_mut().poll(cx) {
@@ -195,14 +222,12 @@ async fn connect(
 /// Sends the request, body included as it comes, until the answer's head is there. Both directions go on at once: an answer
 /// may come before the request is sent.
 async fn exchange(
-    worker: &Worker,
     client: &mut ClientConn,
     call: &mut Call<'_>,
-    mut conn: UpstreamConn,
-    mut upload: Upload,
+    conn: &mut UpstreamConn,
+    upload: &mut Upload,
     total_due: Monotonic,
-) -> Result<Exchange, Failure> {
-    let clock = &worker.shared.clock;
+) -> Result<ResponseHead, Failure> {
     let config = &call.route.upstream.config;
     let head_request = call.head.method() == "HEAD";
     let (mut end, mut interim) = (HeadEnd::default(), 0);
@@ -210,7 +235,7 @@ async fn exchange(
     let mut armed_for = None;
     poll_fn(|cx| {
         loop {
-            match upload.poll(client, &mut conn, call, cx) {
+            match upload.poll(client, conn, call, cx) {
                 Poll::Ready(Ok(())) | Poll::Pending => {}
                 Poll::Ready(Err(UploadStop::Client(BodyError::Gone))) => return Poll::Ready(Err(Failure::ClientGone)),
                 Poll::Ready(Err(UploadStop::Client(error))) => {
@@ -221,11 +246,11 @@ async fn exchange(
             if armed_for != Some(phase) {
                 armed_for = Some(phase);
                 let limit = if phase.0 { config.first_byte_timeout } else { client.limits.body_timeout };
-                client.deadline.set(clock.monotonic().plus(limit).min(total_due));
+                client.deadline.arm_before(limit, total_due);
             }
             match conn.poll_fill(cx) {
                 Poll::Ready(Ok(n)) if n > 0 => {
-                    match read_answer_head(&mut conn, &mut end, &mut interim, head_request) {
+                    match read_answer_head(conn, &mut end, &mut interim, head_request) {
                         Ok(Some(head)) => return Poll::Ready(Ok(head)),
                         Ok(None) => continue,
                         Err(error) => return Poll::Ready(Err(Failure::BadAnswer(error))),
@@ -253,7 +278,6 @@ async fn exchange(
         }
     })
     .await
-    .map(|head| Exchange { conn, upload, head })
 }
 
 /// The final head, once it is complete; interim ones are read over.
@@ -277,34 +301,6 @@ fn read_answer_head(
         *end = HeadEnd::default();
     }
     Ok(None)
-}
-
-/// Settles what can be settled, waits for the debit to be on disk, and lets the answer go.
-async fn answer(
-    worker: &Worker,
-    client: &mut ClientConn,
-    mut call: Call<'_>,
-    exchange: Exchange,
-    at: AtEndpoint,
-    total_due: Monotonic,
-    record: &mut Record<'_>,
-) -> Result<Served, Reject> {
-    record.answered = Some(worker.shared.clock.monotonic());
-    record.status = exchange.head.status;
-    if exchange.head.status >= 500 {
-        at.endpoint.failed(worker.shared.clock.monotonic(), &call.route.upstream.config);
-        call.hold.refund();
-    } else {
-        at.endpoint.succeeded();
-        if call.policy.durability == Durability::BeforeResponse
-            && wait_durable(worker, client, &call.hold).await? == Waited::ClientGone
-        {
-            record.outcome = Outcome::ClientGone;
-            return Ok(Served::Abort);
-        }
-        call.hold.answer_begins();
-    }
-    body::relay(worker, client, call, exchange, at, total_due, record).await
 }
 
 #[derive(PartialEq, Eq)]
@@ -342,6 +338,12 @@ pub struct Upload {
     piece: Vec<u8>,
 }
 
+impl Drop for Upload {
+    fn drop(&mut self) {
+        buffers::give(std::mem::take(&mut self.out));
+    }
+}
+
 /// Why the request cannot be sent any further.
 #[derive(Debug)]
 pub enum UploadStop {
@@ -354,7 +356,7 @@ impl Upload {
         let chunked = !body_taken && call.head.framing == Framing::Chunked;
         let added = usage_request(call);
         let body_len = call.intake.body.len() + added.map_or(0, <[u8]>::len);
-        let mut out = Vec::with_capacity(READ_BYTES.min(1024 + body_len).max(2048));
+        let mut out = buffers::take();
         write_request_head(call, endpoint, body_len, &mut out);
         if chunked {
             write_chunk(&call.intake.body, &mut out);

@@ -117,7 +117,7 @@ impl Worker {
                     record.outcome = Outcome::Internal;
                     return Served::Abort;
                 }
-                self.refuse(client, head, &reject, &mut record).await
+                Box::pin(self.refuse(client, head, &reject, &mut record)).await
             }
         }
     }
@@ -136,7 +136,8 @@ impl Worker {
         let path = normalize(head.path())?;
         let route = match policy.routes.surface(&path, head.method()) {
             Surface::Proxied(route) => route,
-            Surface::Local => return self.local(client, head, policy, record).await,
+            // On the heap: a proxied call should not carry the room for a local one.
+            Surface::Local => return Box::pin(self.local(client, head, policy, record)).await,
             Surface::NotFound => return Err(Reject::NotFound),
             Surface::WrongMethod => return Err(Reject::MethodNotAllowed),
         };
@@ -156,13 +157,13 @@ impl Worker {
         let intake = Intake::read(client, head, policy, ahead, &mut share).await?;
         let amounts = authorize::check_body(&caller, route, &intake)?;
         let max_open = policy.limits.in_flight_per_user;
-        let hold = Hold::reserve(caller.actor.clone(), route.cost.meters.clone(), amounts, max_open)?;
+        let hold = Hold::reserve(caller.actor.clone(), route.cost.meters.clone(), amounts, max_open, record.at)?;
         for (label, amount) in route.cost.labels.iter().zip(hold.amounts()) {
             self.shard.reserved(*label, *amount);
         }
         let (client_ip, request, rate) = (record.client, record.request, taken.tightest);
-        let call = Call { head, client: client_ip, caller: &caller, policy, route, intake, hold, rate, share, request };
-        forward::forward(self, client, call, record).await
+        let mut call = Call { head, client: client_ip, caller: &caller, policy, route, intake, hold, rate, share, request };
+        forward::forward(self, client, &mut call, record).await
     }
 
     fn begin_body(
@@ -249,7 +250,7 @@ impl Worker {
 
 async fn read_whole_body(client: &mut ClientConn, policy: &Policy) -> Result<Bytes, Reject> {
     let mut body = Vec::new();
-    client.deadline.set(client.clock.monotonic().plus(client.limits.body_timeout));
+    client.deadline.arm(client.limits.body_timeout);
     while !client.body_is_done() {
         let before = body.len();
         let step = std::future::poll_fn(|cx| {
@@ -266,7 +267,7 @@ async fn read_whole_body(client: &mut ClientConn, policy: &Policy) -> Result<Byt
             break;
         }
         if body.len() > before {
-            client.deadline.set(client.clock.monotonic().plus(client.limits.body_timeout));
+            client.deadline.arm(client.limits.body_timeout);
         }
     }
     Ok(Bytes::from(body))

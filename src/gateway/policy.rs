@@ -245,6 +245,7 @@ impl Policy {
                 body_timeout: limits.body_timeout.0,
                 idle_timeout: limits.idle_timeout.0,
                 write_timeout: limits.write_timeout.0,
+                max_requests: limits.max_requests_per_connection,
             },
             rates: RateQuotas {
                 address: Quota::per_minute(limits.per_ip_per_minute),

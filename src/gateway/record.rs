@@ -74,17 +74,22 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// Milliseconds since the request's head was read.
+    /// From the request's head to the end of the upstream's answer, or to now.
     pub fn elapsed(&self) -> Duration {
-        self.worker.shared.clock.monotonic().since(self.started)
+        self.ended().since(self.started)
+    }
+
+    fn ended(&self) -> Monotonic {
+        // An answer's end is the request's, all but the counting: that saves a look at the clock.
+        self.upstream_ended.unwrap_or_else(|| self.worker.shared.clock.monotonic())
     }
 }
 
 impl Drop for Record<'_> {
     fn drop(&mut self) {
-        let ended = self.worker.shared.clock.monotonic();
+        let ended = self.ended();
         let took = ended.since(self.started);
-        let upstream = self.forwarded.map(|at| self.upstream_ended.unwrap_or(ended).since(at));
+        let upstream = self.forwarded.map(|at| ended.since(at));
         let shard = &self.worker.shard;
         shard.request_ended(self.route, self.outcome, took, upstream);
         if let Some(first_byte) = self.first_byte {

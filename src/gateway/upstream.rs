@@ -15,7 +15,7 @@ use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
-use super::buffers::READ_BYTES;
+use super::buffers::{self, READ_BYTES};
 use crate::clock::{Clock, Monotonic};
 use crate::config::{EndpointAddress, UpstreamConfig};
 
@@ -189,6 +189,7 @@ impl Endpoint {
         if conn.has_input() {
             return;
         }
+        buffers::give(conn.input);
         if let Some(pool) = self.idle.get(worker) {
             let mut pool = pool.lock();
             if pool.len() < config.pool_idle {
@@ -227,7 +228,7 @@ impl UpstreamConn {
                 Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
                 Poll::Pending => return Poll::Pending,
             }
-            self.input = Vec::with_capacity(READ_BYTES);
+            self.input = buffers::take();
         } else if self.at > 0 && self.at == self.input.len() {
             self.input.clear();
             self.at = 0;

@@ -97,7 +97,14 @@ impl UserActor {
     /// # Errors
     /// [`TurnPanicked`]; the account is as it was before.
     pub fn ask(self: &Arc<Self>, command: Command<'_>) -> Result<Answer, TurnPanicked> {
-        let now = self.around.clock.now();
+        self.ask_at(self.around.clock.now(), command)
+    }
+
+    /// As [`UserActor::ask`], for a caller that has just looked at the clock.
+    ///
+    /// # Errors
+    /// As [`UserActor::ask`].
+    pub fn ask_at(self: &Arc<Self>, now: UnixMillis, command: Command<'_>) -> Result<Answer, TurnPanicked> {
         let mut state = self.state.lock();
         let before = state.account.numbers();
         let around = &self.around;

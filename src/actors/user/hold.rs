@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use super::actor::UserActor;
 use super::ledger::{Amounts, Command, Reply};
+use crate::clock::UnixMillis;
 use crate::domain::meters::{MeterName, Micro};
 use crate::error::Reject;
 use crate::store::committer::Epoch;
@@ -43,9 +44,10 @@ impl Hold {
         meters: Arc<[MeterName]>,
         amounts: Amounts,
         max_open: u32,
+        now: UnixMillis,
     ) -> Result<Self, Reject> {
         let answer = actor
-            .ask(Command::Reserve { meters: &meters, amounts: &amounts, max_open })
+            .ask_at(now, Command::Reserve { meters: &meters, amounts: &amounts, max_open })
             .map_err(|_| Reject::Internal)?;
         match answer.reply {
             Reply::Done(left) => {

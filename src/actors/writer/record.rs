@@ -146,9 +146,12 @@ fn push_request(out: &mut Vec<u8>, request: &KeptText<'_>) {
 /// Copies valid JSON without the line breaks a client may have put between its tokens: exports are JSON Lines.
 /// Inside a string a raw line break cannot occur, so dropping them all changes nothing.
 fn push_on_one_line(out: &mut Vec<u8>, json: &[u8]) {
-    for line in json.split(|byte| matches!(byte, b'\n' | b'\r')) {
-        out.extend_from_slice(line);
+    let mut rest = json;
+    while let Some(at) = memchr::memchr2(b'\n', b'\r', rest) {
+        out.extend_from_slice(&rest[..at]);
+        rest = &rest[at + 1..];
     }
+    out.extend_from_slice(rest);
 }
 
 fn push_field(out: &mut Vec<u8>, name: &[u8], value: u64) {

@@ -15,8 +15,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::chunked::Decoder;
 use super::head::{Framing, HeadEnd, HeadError, RequestHead};
-use crate::clock::Clock;
-use crate::gateway::buffers::READ_BYTES;
+use crate::gateway::buffers::{self, READ_BYTES};
 use crate::gateway::deadline::Deadline;
 
 /// Bytes of pipelined requests kept while one is served; a client that sends more has to wait.
@@ -74,6 +73,7 @@ pub struct ConnLimits {
     pub body_timeout: Duration,
     pub idle_timeout: Duration,
     pub write_timeout: Duration,
+    pub max_requests: u64,
 }
 
 pub struct ClientConn {
@@ -84,7 +84,6 @@ pub struct ClientConn {
     body: Body,
     pub deadline: Deadline,
     pub limits: ConnLimits,
-    pub clock: Clock,
 }
 
 /// The request body being received.
@@ -131,9 +130,9 @@ pub enum NoHead {
 }
 
 impl ClientConn {
-    pub fn new(io: Transport, deadline: Deadline, limits: ConnLimits, clock: Clock) -> Self {
+    pub fn new(io: Transport, deadline: Deadline, limits: ConnLimits) -> Self {
         let body = Body { left: BodyLeft::None, received: 0, max: 0, continue_left: 0 };
-        Self { io, input: Vec::new(), at: 0, body, deadline, limits, clock }
+        Self { io, input: Vec::new(), at: 0, body, deadline, limits }
     }
 
     /// The next request's head. `stop`, asked at every wake, ends the wait of a connection on which nothing has come yet.
@@ -144,8 +143,8 @@ impl ClientConn {
         let mut end = HeadEnd::default();
         self.compact();
         if self.input.is_empty() {
-            self.input = Vec::new();
-            self.deadline.set(self.clock.monotonic().plus(self.limits.idle_timeout));
+            buffers::give(std::mem::take(&mut self.input));
+            self.deadline.arm(self.limits.idle_timeout);
             poll_fn(|cx| {
                 if self.deadline.has_expired() || stop() {
                     return Poll::Ready(Err(NoHead::Closed));
@@ -154,7 +153,7 @@ impl ClientConn {
             })
             .await?;
         }
-        self.deadline.set(self.clock.monotonic().plus(self.limits.header_timeout));
+        self.deadline.arm(self.limits.header_timeout);
         loop {
             if let Some(len) = end.find(&self.input, self.limits.max_head_bytes).map_err(NoHead::Refused)? {
                 return self.take_head(len).map_err(NoHead::Refused);
@@ -180,7 +179,7 @@ impl ClientConn {
     /// The head keeps the buffer it came in; what follows it moves to a new one.
     fn take_head(&mut self, len: usize) -> Result<RequestHead, HeadError> {
         let rest = if self.input.len() > len {
-            let mut rest = Vec::with_capacity(READ_BYTES.max(self.input.len() - len));
+            let mut rest = buffers::take();
             rest.extend_from_slice(&self.input[len..]);
             rest
         } else {
@@ -303,7 +302,7 @@ impl ClientConn {
         if self.input.capacity() == 0 {
             // Asked first, so that a connection that only waits gets no buffer.
             ready!(self.io.poll_readable(cx))?;
-            self.input = Vec::with_capacity(READ_BYTES);
+            self.input = buffers::take();
         } else if self.input.len() == self.input.capacity() {
             self.compact();
             self.input.reserve(READ_BYTES);
@@ -328,7 +327,7 @@ impl ClientConn {
     /// The client left or did not read in time.
     pub async fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut written = 0;
-        self.deadline.set(self.clock.monotonic().plus(self.limits.write_timeout));
+        self.deadline.arm(self.limits.write_timeout);
         poll_fn(|cx| {
             while written < bytes.len() {
                 if self.deadline.has_expired() {
@@ -350,7 +349,7 @@ impl ClientConn {
         let mut sink = Vec::new();
         let mut total = 0;
         self.body.continue_left = 0;
-        self.deadline.set(self.clock.monotonic().plus(self.limits.body_timeout));
+        self.deadline.arm(self.limits.body_timeout);
         while !self.body_is_done() {
             let step = poll_fn(|cx| {
                 if self.deadline.has_expired() {
@@ -373,7 +372,7 @@ impl ClientConn {
     pub async fn linger(&mut self) {
         const MAX: usize = 1 << 20;
         let linger = Duration::from_secs(2).min(self.limits.idle_timeout);
-        self.deadline.set(self.clock.monotonic().plus(linger));
+        self.deadline.arm(linger);
         let shut = poll_fn(|cx| Pin::new(&mut self.io).poll_shutdown(cx)).await;
         if shut.is_err() {
             return;
