@@ -495,6 +495,7 @@ async fn a_users_conversations_come_newest_first() {
             email: "johndoe@example.com".into(),
             model: format!("model-{n}").into(),
             request: b"[]".to_vec(),
+            request_is_json: false,
             response: b"hi".to_vec(),
             research_enabled: false,
             r_type: None,

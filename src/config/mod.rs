@@ -3,6 +3,7 @@
 //! Owns the path from text to [`Config`] and every message about what is wrong with it. Never opens a socket or a store.
 
 mod env;
+pub use env::foreign_names;
 pub mod raw;
 
 use std::collections::HashSet;

@@ -45,6 +45,13 @@ pub struct Facts {
     is_object: bool,
 }
 
+impl Facts {
+    /// The body was whole and strictly JSON.
+    pub fn is_sound(&self) -> bool {
+        self.is_object && !self.malformed
+    }
+}
+
 impl Intake {
     /// Takes what has arrived, and waits for the rest if the decision depends on it.
     ///
@@ -184,7 +191,7 @@ pub fn check_caller(caller: &Caller, client: ClientIp, policy: &Policy, route: &
 pub fn check_body(caller: &Caller, route: &Route, intake: &Intake) -> Result<Amounts, Reject> {
     let facts = &intake.facts;
     if needs_body(caller, route) && intake.is_json && !intake.body.is_empty() {
-        if facts.malformed || !facts.is_object {
+        if !facts.is_sound() {
             return Err(Reject::BadRequest("The body is not a JSON object".into()));
         }
         if facts.ambiguous {

@@ -177,7 +177,8 @@ impl<'e> Relay<'e> {
                 }
                 Poll::Ready(_) => return Poll::Ready(End::Cut),
                 Poll::Pending => {
-                    if self.poll_upload(client, call, cx) || (self.exchange.upload.is_done() && client.poll_gone(cx).is_ready())
+                    if self.poll_upload(client, call, cx)
+                        || (self.exchange.upload.is_done() && client.poll_gone(cx).is_ready())
                     {
                         return Poll::Ready(End::ClientGone);
                     }
@@ -331,7 +332,9 @@ fn journal(
 ) {
     let standing = &call.caller.standing;
     let mut request = std::mem::take(&mut call.intake.body);
-    match call.intake.facts.messages.take() {
+    let messages = call.intake.facts.messages.take();
+    let request_is_json = messages.is_some() && call.intake.facts.is_sound();
+    match messages {
         Some(range) => {
             request.truncate(range.end);
             request.drain(..range.start);
@@ -348,6 +351,7 @@ fn journal(
         model: Arc::from(answered_by.as_deref().unwrap_or("unknown")),
         route: call.route.pattern.clone(),
         request,
+        request_is_json,
         response: observed.text.into_bytes(),
         research_enabled: false,
         r_type: None,

@@ -249,13 +249,11 @@ async fn exchange(
                 client.deadline.arm_before(limit, total_due);
             }
             match conn.poll_fill(cx) {
-                Poll::Ready(Ok(n)) if n > 0 => {
-                    match read_answer_head(conn, &mut end, &mut interim, head_request) {
-                        Ok(Some(head)) => return Poll::Ready(Ok(head)),
-                        Ok(None) => continue,
-                        Err(error) => return Poll::Ready(Err(Failure::BadAnswer(error))),
-                    }
-                }
+                Poll::Ready(Ok(n)) if n > 0 => match read_answer_head(conn, &mut end, &mut interim, head_request) {
+                    Ok(Some(head)) => return Poll::Ready(Ok(head)),
+                    Ok(None) => continue,
+                    Err(error) => return Poll::Ready(Err(Failure::BadAnswer(error))),
+                },
                 Poll::Ready(_) => {
                     let nothing_sent = conn.reused && upload.moved == 0;
                     return Poll::Ready(Err(match nothing_sent {

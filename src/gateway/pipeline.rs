@@ -162,7 +162,8 @@ impl Worker {
             self.shard.reserved(*label, *amount);
         }
         let (client_ip, request, rate) = (record.client, record.request, taken.tightest);
-        let mut call = Call { head, client: client_ip, caller: &caller, policy, route, intake, hold, rate, share, request };
+        let mut call =
+            Call { head, client: client_ip, caller: &caller, policy, route, intake, hold, rate, share, request };
         forward::forward(self, client, &mut call, record).await
     }
 

@@ -60,6 +60,8 @@ struct Queue {
     epoch: u64,
     rows: Vec<Arc<dyn DirtyRow>>,
     batches: Vec<Submitted>,
+    /// The thread sleeps until it is woken; otherwise it comes by itself when its pace allows.
+    idle: bool,
     stop: bool,
 }
 
@@ -82,7 +84,7 @@ impl Committer {
     pub fn start(store: Arc<dyn Store>, pace: CommitPace, metrics: Arc<Metrics>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             store,
-            queue: Mutex::new(Queue { epoch: 1, rows: Vec::new(), batches: Vec::new(), stop: false }),
+            queue: Mutex::new(Queue { epoch: 1, rows: Vec::new(), batches: Vec::new(), idle: false, stop: false }),
             wake: Condvar::new(),
             durable: AtomicU64::new(0),
             failed: AtomicBool::new(false),
@@ -105,11 +107,12 @@ impl Committer {
     /// Has `row` written with the next commit, whose epoch is returned. The caller keeps a row from being queued twice.
     pub fn mark(&self, row: Arc<dyn DirtyRow>) -> Epoch {
         let mut queue = self.0.queue.lock();
-        let was_empty = queue.is_empty();
         queue.rows.push(row);
         let epoch = queue.epoch;
+        // Taken back by whoever sees it first: of many rows at once, one pays for the wake.
+        let wake = std::mem::take(&mut queue.idle);
         drop(queue);
-        if was_empty {
+        if wake {
             self.0.wake.notify_one();
         }
         Epoch(epoch)
@@ -240,19 +243,20 @@ impl Shared {
     fn next_group(&self, last: Option<Instant>) -> Option<(u64, Vec<Arc<dyn DirtyRow>>, Vec<Submitted>)> {
         let mut queue = self.queue.lock();
         loop {
-            if queue.is_empty() {
-                if queue.stop {
-                    return None;
-                }
-                self.wake.wait(&mut queue);
+            if queue.stop && queue.is_empty() {
+                return None;
+            }
+            // The pace first: under load, what comes meanwhile costs its callers no wake and this thread no second one.
+            let gap = if queue.batches.is_empty() { self.pace.row_gap } else { self.pace.gap };
+            let due = last.map(|at| at + gap).filter(|due| !queue.stop && Instant::now() < *due);
+            if let Some(due) = due {
+                self.wake.wait_until(&mut queue, due);
                 continue;
             }
-            let gap = if queue.batches.is_empty() && !queue.stop { self.pace.row_gap } else { self.pace.gap };
-            let due = last.map(|at| at + gap);
-            if let Some(due) = due.filter(|due| Instant::now() < *due)
-                && !queue.stop
-            {
-                self.wake.wait_until(&mut queue, due);
+            if queue.is_empty() {
+                queue.idle = true;
+                self.wake.wait(&mut queue);
+                queue.idle = false;
                 continue;
             }
             let epoch = queue.epoch;

@@ -4,4 +4,7 @@
 
 mod support;
 
+mod credits;
+mod refusals;
+mod revocation;
 mod smoke;

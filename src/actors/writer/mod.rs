@@ -33,7 +33,7 @@ use reader::{Index, PageQuery, Segment};
 use segment::{SEGMENT_HEAD_BYTES, SegmentHead, append_record, list_segments, segment_path};
 
 pub use reader::{JournalReader, MAX_PAGE_BYTES, MAX_PAGE_SIZE, Page, VerifyReport};
-pub use record::{ConversationEntry, MAX_TEXT_BYTES, rfc3339_seconds};
+pub use record::{ConversationEntry, MAX_JSON_DEPTH, MAX_TEXT_BYTES, rfc3339_seconds};
 pub use segment::{Disk, LocalDisk, SegmentFile};
 
 /// The time, in Unix milliseconds.
@@ -1607,79 +1607,5 @@ mod tests {
         assert!(journal.stop().is_err());
         let (emitted, written, dropped, queued) = balance(&journal);
         assert_eq!((emitted, written + dropped, queued), (2, 2, 0));
-    }
-
-    #[test]
-    #[ignore = "a measurement: run in release with --nocapture"]
-    fn emit_cost() {
-        const BURSTS: u32 = 2000;
-        const BURST: u32 = 40;
-        for threads in [1_u32, 2] {
-            let bench = Bench::new();
-            let journal = bench.start(JournalConfig::new(bench.dir.path().join("journal")));
-            let run = || {
-                let mut costs: Vec<Duration> = (0..BURSTS).map(|n| one_burst(&journal, BURST, n)).collect();
-                costs.sort();
-                costs[costs.len() / 2] / BURST
-            };
-            let medians: Vec<Duration> = thread::scope(|scope| {
-                let running: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
-                running.into_iter().map(|thread| thread.join().unwrap()).collect()
-            });
-            journal.flush().unwrap();
-            println!("{threads} threads, median an emit: {medians:?}; {:?}", journal.counters());
-        }
-    }
-
-    /// A queue of a few hundred records, as a worker at full speed has between two drains.
-    fn one_burst(journal: &Journal, count: u32, number: u32) -> Duration {
-        if number.is_multiple_of(10) {
-            journal.flush().unwrap();
-        }
-        let entries: Vec<_> = (0..count).map(|_| entry(1, &"x".repeat(300))).collect();
-        let start = std::time::Instant::now();
-        entries.into_iter().for_each(|entry| journal.emit(entry));
-        start.elapsed()
-    }
-
-    #[test]
-    #[ignore = "a measurement: run in release with --nocapture"]
-    fn encode_and_page_cost() {
-        let mut typical = entry(1, &"An answer with some words in it. ".repeat(9));
-        let content = "Tell me more about it, please. ".repeat(32);
-        typical.request = format!(r#"[{{"role":"user","content":"{content}"}}]"#).into_bytes();
-        let mut out = Vec::new();
-        let start = std::time::Instant::now();
-        for id in 0..100_000 {
-            out.clear();
-            append_record(&mut out, (id, 1, NOON), |out| typical.encode(id, out));
-        }
-        println!("{} bytes of request: {:?} a record", typical.request.len(), start.elapsed() / 100_000);
-
-        let bench = Bench::new();
-        let mut config = bench.config();
-        config.segment_bytes = 8 << 20;
-        config.queue_bytes = 8 << 30;
-        let journal = bench.start(config);
-        for number in 0..1_000_000 {
-            journal.emit(entry(number * 7919 % 10_007, "a short answer"));
-            if number % 100_000 == 0 {
-                journal.flush().unwrap();
-            }
-        }
-        journal.flush().unwrap();
-        for what in ["first", "second", "third"] {
-            let start = std::time::Instant::now();
-            let page = journal.page(5, 3, 20).unwrap();
-            println!("{what} page of {} in {} segments: {:?}", page.total, bench.files("seg").len(), start.elapsed());
-        }
-        let start = std::time::Instant::now();
-        drop(journal);
-        let journal = bench.journal();
-        println!("restart: {:?}", start.elapsed());
-        let start = std::time::Instant::now();
-        let report = bench.reader().verify().unwrap();
-        println!("verify {report:?}: {:?}", start.elapsed());
-        drop(journal);
     }
 }

@@ -17,7 +17,7 @@ pub const MAX_TEXT_BYTES: usize = 4 << 20;
 const MAX_FIELD_BYTES: usize = 1024;
 
 /// Deepest nesting kept as JSON. Readers stop at 128 levels, and the record itself adds two.
-const MAX_JSON_DEPTH: u8 = 100;
+pub const MAX_JSON_DEPTH: u8 = 100;
 
 /// One finished call, as the request path hands it over. Building it costs moves and reference counts only.
 #[derive(Debug, Clone)]
@@ -32,6 +32,9 @@ pub struct ConversationEntry {
     pub model: Arc<str>,
     /// Raw JSON text of the request's messages. Kept as a JSON string when it is cut or does not parse.
     pub request: Vec<u8>,
+    /// The caller has read `request` strictly and found it to be one JSON value nested at most [`MAX_JSON_DEPTH`] deep;
+    /// without that word, it is read again here.
+    pub request_is_json: bool,
     /// The answer's text. Invalid UTF-8 is replaced, not refused.
     pub response: Vec<u8>,
     /// The seeds' `research_enabled` flag.
@@ -90,7 +93,7 @@ impl ConversationEntry {
         push_text(out, b",\"email\":", &self.email);
         push_text(out, b",\"model\":", &self.model);
         out.extend_from_slice(b",\"messages\":{\"request\":");
-        push_request(out, &request);
+        push_request(out, &request, self.request_is_json);
         out.extend_from_slice(b",\"response\":{\"role\":\"assistant\",\"content\":");
         push_string(out, &String::from_utf8_lossy(response.bytes));
         out.extend_from_slice(b"}},\"research_enabled\":");
@@ -132,12 +135,12 @@ impl<'a> KeptText<'a> {
 
 /// The request goes in as the JSON it is; whatever is not whole JSON goes in as a string, so that the record
 /// always parses.
-fn push_request(out: &mut Vec<u8>, request: &KeptText<'_>) {
+fn push_request(out: &mut Vec<u8>, request: &KeptText<'_>, is_json: bool) {
     if request.bytes.is_empty() {
         return out.extend_from_slice(b"null");
     }
     match std::str::from_utf8(request.bytes) {
-        Ok(text) if !request.cut && is_whole_json(text) => push_on_one_line(out, text.as_bytes()),
+        Ok(text) if !request.cut && (is_json || is_whole_json(text)) => push_on_one_line(out, text.as_bytes()),
         Ok(text) => push_string(out, text),
         Err(_) => push_string(out, &String::from_utf8_lossy(request.bytes)),
     }
@@ -306,6 +309,7 @@ pub(super) mod tests {
             email: "john@example.com".into(),
             model: "gpt-4o".into(),
             request: br#"[{"role": "user", "content": "Hello"}]"#.to_vec(),
+            request_is_json: false,
             response: text.as_bytes().to_vec(),
             research_enabled: false,
             r_type: Some("bpe".into()),

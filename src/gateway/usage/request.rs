@@ -11,7 +11,8 @@ use std::borrow::Cow;
 use super::json::{Number, from, hex_digit, is_space, join_surrogates, plain_run, simple_escape, strict_run};
 
 /// Containers nested deeper than this make a body broken; the body itself is the first.
-pub const MAX_DEPTH: u32 = 128;
+/// As deep as the journal keeps JSON.
+pub const MAX_DEPTH: u32 = crate::actors::writer::MAX_JSON_DEPTH as u32;
 
 /// Keys that matter are shorter than this, so that longer ones need no decoding.
 const LONGEST_KEY: usize = 24;
@@ -663,8 +664,8 @@ mod tests {
             assert!(!facts.is_object && !facts.complete && !facts.broken && facts.model.is_none(), "{other}");
         }
         let nested = |depth: usize| format!("{{\"a\":{}{}}}", "[".repeat(depth), "]".repeat(depth));
-        assert!(scan(&nested(127)).complete);
-        assert!(scan(&nested(128)).broken);
+        assert!(scan(&nested(MAX_DEPTH as usize - 1)).complete);
+        assert!(scan(&nested(MAX_DEPTH as usize)).broken);
         assert!(scan(&"[".repeat(100_000)).broken);
         assert!(scan(&"{\"messages\":".repeat(100_000)).broken);
     }

@@ -1,16 +1,18 @@
 //! What the tests stand on: a gateway in this process, a simulated upstream behind it, and clients that speak over sockets.
 
 pub mod http;
+pub mod stores;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tollgate::app::{App, FirstAdmin};
+use tollgate::app::{App, Core, FirstAdmin};
 use tollgate::clock::{Clock, ManualClock, UnixMillis};
 use tollgate::config::Config;
 use tollgate::mock_upstream::MockUpstream;
+use tollgate::store::Store;
 
 pub use http::{Answer, Conn};
 
@@ -48,6 +50,8 @@ pub struct Options {
     pub dir: Option<Arc<tempfile::TempDir>>,
     pub backend: &'static str,
     pub workers: usize,
+    /// Instead of the backend's own.
+    pub store: Option<Arc<dyn Store>>,
     /// The only route, unless empty.
     pub route: &'static str,
 }
@@ -60,6 +64,7 @@ impl Default for Options {
             dir: None,
             backend: "memory",
             workers: 2,
+            store: None,
             route: "[[routes]]\npath = \"/v1/*\"\nupstream = \"ai\"\ncost = { conversations = 1 }\n",
         }
     }
@@ -85,7 +90,11 @@ impl TestApp {
             None => (Clock::system(), None),
         };
         let admin = FirstAdmin { username: ADMIN.into(), password: PASSWORD.into(), email: None };
-        let app = App::start(config, clock, Some(admin)).unwrap();
+        let core = match options.store {
+            Some(store) => Core::on(store, &config, clock, options.workers),
+            None => Core::open(&config, clock, options.workers),
+        };
+        let app = App::start_on(core.unwrap(), config, Some(admin)).unwrap();
         let (public, admin) = (app.public_addr(), app.admin_addr());
         Self { app: Some(app), upstream, public, admin, hands, dir, _runtime: runtime }
     }

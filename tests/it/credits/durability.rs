@@ -1,0 +1,87 @@
+//! On disk before on the wire: an answer that a client has seen was paid for, and stays paid for.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::Bank;
+use crate::support::http::Conn;
+use crate::support::stores::SteeredStore;
+use crate::support::{Options, TestApp, wait_until};
+
+#[test]
+fn balances_survive_a_stop_and_a_start() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let options = || Options { backend: "sled", dir: Some(dir.clone()), ..Options::default() };
+    let mut bank = Bank::open(options());
+    for _ in 0..3 {
+        assert_eq!(bank.chat(json!({}), &[]).status, 200);
+    }
+    assert_eq!(bank.chat(json!({}), &[("x-mock-status", "500")]).status, 500);
+    bank.app.stop();
+    let Bank { app: stopped, user, .. } = bank;
+    drop(stopped);
+
+    let app = TestApp::with(options());
+    let bank = Bank { admin: app.admin_token(), app, user };
+    assert_eq!(bank.conversations(), 7.0);
+    let answer = bank.chat(json!({}), &[]);
+    assert_eq!(answer.header("x-tollgate-remaining-conversations"), Some("6"), "{}", answer.text());
+    bank.settled();
+}
+
+#[test]
+fn no_byte_of_an_answer_leaves_before_its_debit_is_on_disk() {
+    let store = SteeredStore::new();
+    let bank = Bank::open(Options { store: Some(store.clone()), ..Options::default() });
+    for stream in [false, true] {
+        store.hold_commits();
+        let called = bank.app.upstream.stats().total;
+        let mut conn = Conn::open(bank.app.public);
+        conn.send(bank.request(json!({"stream": stream}), &[]));
+        wait_until("the debit waits for the disk", || store.has_commit_waiting());
+        wait_until("the upstream has answered", || {
+            let stats = bank.app.upstream.stats();
+            stats.total == called + 1 && stats.open == 0
+        });
+        // As long as anybody would take to send what is there.
+        conn.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        let early = conn.stream.read(&mut [0u8; 1]);
+        assert!(early.is_err(), "stream: {stream}: an unpaid answer left");
+        assert_eq!(bank.app.metric("tollgate_holds_open"), 1.0);
+        store.release_commits();
+        conn.stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let answer = conn.read_answer();
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        bank.settled();
+    }
+    assert_eq!(bank.conversations(), 8.0);
+}
+
+#[test]
+fn a_client_that_leaves_while_its_debit_waits_has_seen_nothing_and_pays_nothing() {
+    let store = SteeredStore::new();
+    let bank = Bank::open(Options { store: Some(store.clone()), ..Options::default() });
+    store.hold_commits();
+    let mut conn = Conn::open(bank.app.public);
+    conn.send(bank.request(json!({}), &[]));
+    wait_until("the debit waits for the disk", || store.has_commit_waiting());
+    drop(conn);
+    wait_until("the call is over", || bank.app.metric("tollgate_holds_open") == 0.0);
+    store.release_commits();
+    bank.settled();
+    assert_eq!(bank.conversations(), 10.0);
+}
+
+#[test]
+fn an_operator_may_give_that_up_for_speed() {
+    let store = SteeredStore::new();
+    let toml = "[ledger]\ndurability = \"interval\"\n".to_owned();
+    let bank = Bank::open(Options { store: Some(store.clone()), toml, ..Options::default() });
+    store.hold_commits();
+    assert_eq!(bank.chat(json!({}), &[]).status, 200);
+    store.release_commits();
+    bank.settled();
+}
