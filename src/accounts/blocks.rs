@@ -310,22 +310,4 @@ mod tests {
         blocks.reconfigure(&Access { block_after_failures: 1, ..Access::default() });
         assert!(blocks.failed(ip("192.0.2.1"), at(0)) && blocks.is_blocked(ip("192.0.2.1"), at(1)));
     }
-
-    /// Prints the cost of a look; run in release with `--ignored --nocapture`.
-    #[test]
-    #[ignore = "measures"]
-    fn how_long_a_look_takes() {
-        let blocks = blocks(1, 65_536);
-        for round in ["nobody blocked", "10,000 blocked"] {
-            let began = std::time::Instant::now();
-            let mut hits = 0;
-            for n in 0..10_000_000u32 {
-                hits += u32::from(blocks.is_blocked(std::hint::black_box(IpAddr::V4((n % 20_000).into())), at(1)));
-            }
-            println!("{round}: {:.1} ns ({hits})", began.elapsed().as_nanos() as f64 / 1e7);
-            for n in 0..10_000u32 {
-                blocks.failed(IpAddr::V4(n.into()), at(0));
-            }
-        }
-    }
 }

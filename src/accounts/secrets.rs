@@ -242,17 +242,4 @@ mod tests {
         assert!(!format!("{key:?}").contains(key.expose()));
         assert_eq!(mint_session_token().unwrap().expose().len(), 46);
     }
-
-    /// Prints the cost of a MAC; run in release with `--ignored --nocapture`.
-    #[test]
-    #[ignore = "measures"]
-    fn how_long_a_mac_takes() {
-        let (pepper, key) = (Pepper::new(&[7; 43]).unwrap(), mint_api_key().unwrap());
-        let began = std::time::Instant::now();
-        let mut sum = 0u64;
-        for _ in 0..1_000_000 {
-            sum += u64::from(pepper.mac(std::hint::black_box(key.expose().as_bytes())).0[0]);
-        }
-        println!("{:.0} ns a MAC ({sum})", began.elapsed().as_nanos() as f64 / 1e6);
-    }
 }

@@ -511,41 +511,4 @@ mod tests {
             }
         }
     }
-
-    /// Prints the cost of a lookup; run in release with `--ignored --nocapture`.
-    #[test]
-    #[ignore = "measures"]
-    fn how_long_a_lookup_takes() {
-        let mut random = fastrand::Rng::with_seed(7);
-        for v6 in [false, true] {
-            for count in [10usize, 1000, 100_000] {
-                let mut addr = || match v6 {
-                    false => IpAddr::V4(random.u32(..).into()),
-                    true => IpAddr::V6((random.u128(..) >> 3 | 1 << 125).into()),
-                };
-                let nets: Vec<IpAddr> = (0..count).map(|_| addr()).collect();
-                let rules: Vec<_> = nets
-                    .iter()
-                    .enumerate()
-                    .map(|(at, a)| AddressRule {
-                        network: IpNet::new(*a, if v6 { 32 + (at % 97) as u8 } else { 12 + (at % 21) as u8 }).unwrap(),
-                        kind: if at % 3 == 0 { RuleKind::Allow } else { RuleKind::Deny },
-                        expires_at: (at % 4 == 0).then_some(UnixMillis(500)),
-                    })
-                    .collect();
-                let began = std::time::Instant::now();
-                let set = AddressSet::build(rules.iter().copied());
-                let build = began.elapsed();
-                let probes: Vec<IpAddr> =
-                    (0..65_536).map(|n| if n % 2 == 0 { addr() } else { nets[n % count] }).collect();
-                let began = std::time::Instant::now();
-                let mut denied = 0usize;
-                for _ in 0..100 {
-                    denied += probes.iter().filter(|a| set.verdict(**a, NOW) == Verdict::Denied).count();
-                }
-                let each = began.elapsed().as_nanos() as f64 / (100 * probes.len()) as f64;
-                println!("v6={v6} rules={count}: {each:.1} ns, built in {build:?}, {denied} denied");
-            }
-        }
-    }
 }

@@ -109,10 +109,7 @@ impl Authenticator {
             shard.authenticated(false);
             return Err(Reject::Unauthenticated);
         };
-        let found = match self.find(secret, now, shard) {
-            Ok(found) => found,
-            Err(error) => return Err(error),
-        };
+        let found = self.find(secret, now, shard)?;
         shard.authenticated(found.is_some());
         found.ok_or_else(|| {
             self.blocks.failed(client.0, ticks);

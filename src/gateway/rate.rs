@@ -75,7 +75,7 @@ fn give_back(state: &InMemoryState, quota: Quota) {
 }
 
 fn is_full(state: &InMemoryState, now: Monotonic) -> bool {
-    let full_at = state.measure_and_replace(&NotKeyed::NonKey, |at| Err::<((), Nanos), _>(at));
+    let full_at = state.measure_and_replace(&NotKeyed::NonKey, Err::<((), Nanos), _>);
     full_at.err().flatten().is_none_or(|at| at.as_u64() <= now.0)
 }
 

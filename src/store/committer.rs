@@ -67,7 +67,18 @@ struct Queue {
 
 struct Submitted {
     batch: Batch,
-    reply: oneshot::Sender<Result<(), StoreError>>,
+    reply: Reply,
+}
+
+type Reply = oneshot::Sender<Result<(), StoreError>>;
+/// What a batch's submitter is told once the group is on disk.
+type Verdict = (Reply, Result<(), StoreError>);
+
+/// What is committed together.
+struct Group {
+    epoch: u64,
+    rows: Vec<Arc<dyn DirtyRow>>,
+    batches: Vec<Submitted>,
 }
 
 impl Queue {
@@ -218,7 +229,7 @@ fn stopped() -> StoreError {
 impl Shared {
     fn run(&self) {
         let mut last = None;
-        while let Some((epoch, rows, batches)) = self.next_group(last) {
+        while let Some(Group { epoch, rows, batches }) = self.next_group(last) {
             let began = Instant::now();
             last = Some(began);
             let (group, replies) = self.gather(&rows, batches);
@@ -240,7 +251,7 @@ impl Shared {
     }
 
     /// Waits for work and for the pace; `None` at the end.
-    fn next_group(&self, last: Option<Instant>) -> Option<(u64, Vec<Arc<dyn DirtyRow>>, Vec<Submitted>)> {
+    fn next_group(&self, last: Option<Instant>) -> Option<Group> {
         let mut queue = self.queue.lock();
         loop {
             if queue.stop && queue.is_empty() {
@@ -261,17 +272,13 @@ impl Shared {
             }
             let epoch = queue.epoch;
             queue.epoch += 1;
-            return Some((epoch, std::mem::take(&mut queue.rows), std::mem::take(&mut queue.batches)));
+            let (rows, batches) = (std::mem::take(&mut queue.rows), std::mem::take(&mut queue.batches));
+            return Some(Group { epoch, rows, batches });
         }
     }
 
     /// One batch out of many. Batches are judged in order, each seeing those before it.
-    #[allow(clippy::type_complexity, reason = "used once, right above")]
-    fn gather(
-        &self,
-        rows: &[Arc<dyn DirtyRow>],
-        batches: Vec<Submitted>,
-    ) -> (Batch, Vec<(oneshot::Sender<Result<(), StoreError>>, Result<(), StoreError>)>) {
+    fn gather(&self, rows: &[Arc<dyn DirtyRow>], batches: Vec<Submitted>) -> (Batch, Vec<Verdict>) {
         let mut group = Batch::default();
         let mut changed: HashMap<Vec<u8>, Option<Vec<u8>>> = HashMap::new();
         let mut replies = Vec::with_capacity(batches.len());
@@ -319,11 +326,7 @@ impl Shared {
         Ok(())
     }
 
-    fn fail(
-        &self,
-        replies: Vec<(oneshot::Sender<Result<(), StoreError>>, Result<(), StoreError>)>,
-        error: &StoreError,
-    ) {
+    fn fail(&self, replies: Vec<Verdict>, error: &StoreError) {
         tracing::error!(%error, "a commit failed: nothing is acknowledged any more; restart to recover from disk");
         self.metrics.store_error();
         self.failed.store(true, Ordering::SeqCst);

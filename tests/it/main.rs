@@ -4,7 +4,9 @@
 
 mod support;
 
+mod accounts;
 mod credits;
+mod openai_client;
 mod refusals;
 mod revocation;
 mod smoke;

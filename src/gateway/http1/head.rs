@@ -226,6 +226,9 @@ impl RequestHead {
         match request.parse_with_uninit_headers(&bytes, &mut headers) {
             Ok(httparse::Status::Complete(used)) if used == bytes.len() => {}
             Ok(_) => return Err(HeadError::Malformed("the head does not end where it seems to")),
+            Err(httparse::Error::Version) if !names_a_version(&bytes) => {
+                return Err(HeadError::Malformed("the request line is malformed"));
+            }
             Err(error) => return Err(head_error(error)),
         }
         let version = match request.version {
@@ -339,6 +342,14 @@ impl ResponseHead {
     pub fn first<'a>(&'a self, name: Name, bytes: &'a [u8]) -> Option<&'a [u8]> {
         self.fields.iter().find(|f| f.name == name).map(|f| f.value.of_bytes(bytes))
     }
+}
+
+/// Whether the request line has three parts of which the last is some version of HTTP, so that a version is what is wrong.
+fn names_a_version(head: &[u8]) -> bool {
+    let line = head.trim_ascii_start().split(|b| *b == b'\r').next().unwrap_or_default();
+    let mut parts = line.split(|b| *b == b' ');
+    let version = parts.nth(2).and_then(|v| v.strip_prefix(b"HTTP/"));
+    parts.next().is_none() && version.is_some_and(|v| v.iter().all(|b| b.is_ascii_digit() || *b == b'.'))
 }
 
 fn head_error(error: httparse::Error) -> HeadError {
