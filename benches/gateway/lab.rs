@@ -113,13 +113,7 @@ impl Lab {
 
     /// A fresh gateway with one registered user.
     pub async fn tollgate(&self) -> Fallible<Server> {
-        let dir = self.folder("tollgate")?;
-        let (public, admin) = (free_address()?, free_address()?);
-        fs::write(dir.join("tollgate.toml"), tollgate_config(public, admin, self.mock.addr))?;
-        let args = ["serve", "--config", "tollgate.toml"];
-        let process = Process::start("tollgate", self.cores.proxy, Path::new(TOLLGATE), &args, &dir)?;
-        let mut server = Server { name: "tollgate", addr: public, process, api_key: String::new() };
-        wait_for(&mut server.process, admin, "/ready").await?;
+        let (mut server, public) = self.start_tollgate(|_| Ok(())).await?;
         server.api_key = match register(public).await {
             Ok(key) => key,
             Err(error) => {
@@ -127,6 +121,30 @@ impl Lab {
             }
         };
         Ok(server)
+    }
+
+    /// A gateway over a `data_dir` that `prepare` has filled.
+    pub async fn tollgate_over(&self, prepare: impl FnOnce(&Path) -> Fallible<()> + Send) -> Fallible<Server> {
+        Ok(self.start_tollgate(prepare).await?.0)
+    }
+
+    async fn start_tollgate(
+        &self,
+        prepare: impl FnOnce(&Path) -> Fallible<()> + Send,
+    ) -> Fallible<(Server, SocketAddr)> {
+        let dir = self.folder("tollgate")?;
+        // On a thread of its own, because it may block for long, which this runtime does not allow.
+        let data_dir = dir.join("data");
+        let prepared =
+            std::thread::scope(|scope| scope.spawn(|| prepare(&data_dir).map_err(|error| error.to_string())).join());
+        prepared.map_err(|_| "preparing the data panicked")??;
+        let (public, admin) = (free_address()?, free_address()?);
+        fs::write(dir.join("tollgate.toml"), tollgate_config(public, admin, self.mock.addr))?;
+        let args = ["serve", "--config", "tollgate.toml"];
+        let process = Process::start("tollgate", self.cores.proxy, Path::new(TOLLGATE), &args, &dir)?;
+        let mut server = Server { name: "tollgate", addr: public, process, api_key: String::new() };
+        wait_for(&mut server.process, admin, "/ready").await?;
+        Ok((server, public))
     }
 
     /// A folder of its own for each start, so that no start finds another's state.

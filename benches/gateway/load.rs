@@ -38,6 +38,12 @@ pub fn chat_request(server: &Server, stream: bool, more: &[(&str, &str)]) -> Vec
     request("POST", CHAT, &headers, &chat_body(stream))
 }
 
+/// A plain chat call with this key.
+pub fn chat_request_with(key: &str) -> Vec<u8> {
+    let bearer = format!("Bearer {key}");
+    request("POST", CHAT, &[("content-type", "application/json"), ("authorization", &bearer)], &chat_body(false))
+}
+
 fn chat_body(stream: bool) -> String {
     let open =
         format!(r#"{{"model":"gpt-4o-mini","stream":{stream},"max_tokens":8,"messages":[{{"role":"user","content":""#);

@@ -4,7 +4,7 @@
 //! each to a core, drives them from its own load generator and prints what it measured. It never takes a figure from
 //! the measured program: CPU time and memory come from the kernel, latency from the client's side of the socket.
 //!
-//! `cargo bench --bench gateway -- [cpu] [latency] [sse] [idle] [quick] [nginx-only]`: no section named means all of
+//! `cargo bench --bench gateway -- [cpu] [latency] [sse] [idle] [memory] [quick] [nginx-only]`: no section named means all of
 //! them; `quick` shortens every round; `nginx-only` measures without the gateway.
 
 mod cpu;
@@ -13,6 +13,7 @@ mod idle;
 mod lab;
 mod latency;
 mod load;
+mod memory;
 mod process;
 mod sse;
 
@@ -26,7 +27,7 @@ use lab::Lab;
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
 
-const SECTIONS: [&str; 4] = ["cpu", "latency", "sse", "idle"];
+const SECTIONS: [&str; 5] = ["cpu", "latency", "sse", "idle", "memory"];
 
 /// What the command line selects.
 #[derive(Debug)]
@@ -112,7 +113,8 @@ async fn run(choice: &Choice, cores: lab::Cores) -> Fallible<()> {
             "cpu" => cpu::run(&lab, choice).await?,
             "latency" => latency::run(&lab, choice).await?,
             "sse" => sse::run(&lab, choice).await?,
-            _ => idle::run(&lab, choice).await?,
+            "idle" => idle::run(&lab, choice).await?,
+            _ => memory::run(&lab, choice).await?,
         }
     }
     Ok(())

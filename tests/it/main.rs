@@ -10,3 +10,8 @@ mod openai_client;
 mod refusals;
 mod revocation;
 mod smoke;
+mod bad_input;
+mod http_semantics;
+mod fake_upstream;
+mod server_process;
+mod passing_time;

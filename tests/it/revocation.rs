@@ -15,6 +15,7 @@ use tollgate::domain::key::ApiKey;
 use tollgate::store::{Batch, tables};
 
 use crate::support::http::{self, Conn, request};
+use crate::support::stores::SteeredStore;
 use crate::support::{Options, PASSWORD, TestApp, TestUser, chat_body, wait_until};
 
 const CLIENTS: usize = 64;
@@ -142,6 +143,34 @@ fn a_key_regenerated_while_every_call_looks_it_up() {
     for _ in 0..rounds().div_ceil(2) {
         let answer = race.round(&key, 401, || race.panel("POST", &path, None));
         key = answer["api_key"].as_str().unwrap().to_owned();
+    }
+}
+
+/// The race that a thousand rounds may miss: a call has read the key's row, and before it goes on, the key is revoked.
+/// That call began before; but what it has read must not serve another one.
+#[test]
+fn a_lookup_that_is_under_way_while_the_key_goes_leaves_nothing_behind() {
+    // A lookup reads the row twice. Whichever of the two is overtaken, the outcome is the same.
+    for pass in [0, 1] {
+        let store = SteeredStore::new();
+        let race = Race::open(Options { store: Some(store.clone()), ..Options::default() });
+        let key = &race.user.key;
+        let row = tables::api_key(&race.app.app().core().pepper.mac(key.as_bytes()));
+        let held = store.hold_read(row, pass);
+        let bearer = format!("Bearer {key}");
+        let mut early = Conn::open(race.app.public);
+        let call = request("POST", "/v1/chat/completions", &[("authorization", &bearer)], Some(&chat_body(json!({}))));
+        early.send(&call);
+        wait_until("the lookup has read the row", || store.has_read_waiting());
+        race.panel("POST", &format!("users/{}/suspend", race.user.id), None);
+        race.panel("POST", &format!("users/{}/activate", race.user.id), None);
+        race.panel("POST", &format!("users/{}/keys/regenerate", race.user.id), None);
+        drop(held);
+        let status = early.read_answer().status;
+        assert!(matches!(status, 200 | 401), "{status}");
+        for _ in 0..3 {
+            assert_eq!(race.app.chat(key, json!({})).status, 401, "the {pass}. reading was overtaken");
+        }
     }
 }
 

@@ -37,7 +37,7 @@ fn no_byte_of_an_answer_leaves_before_its_debit_is_on_disk() {
     let store = SteeredStore::new();
     let bank = Bank::open(Options { store: Some(store.clone()), ..Options::default() });
     for stream in [false, true] {
-        store.hold_commits();
+        let held = store.hold_commits();
         let called = bank.app.upstream.stats().total;
         let mut conn = Conn::open(bank.app.public);
         conn.send(bank.request(json!({"stream": stream}), &[]));
@@ -51,7 +51,7 @@ fn no_byte_of_an_answer_leaves_before_its_debit_is_on_disk() {
         let early = conn.stream.read(&mut [0u8; 1]);
         assert!(early.is_err(), "stream: {stream}: an unpaid answer left");
         assert_eq!(bank.app.metric("tollgate_holds_open"), 1.0);
-        store.release_commits();
+        drop(held);
         conn.stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let answer = conn.read_answer();
         assert_eq!(answer.status, 200, "{}", answer.text());
@@ -64,15 +64,42 @@ fn no_byte_of_an_answer_leaves_before_its_debit_is_on_disk() {
 fn a_client_that_leaves_while_its_debit_waits_has_seen_nothing_and_pays_nothing() {
     let store = SteeredStore::new();
     let bank = Bank::open(Options { store: Some(store.clone()), ..Options::default() });
-    store.hold_commits();
+    let held = store.hold_commits();
     let mut conn = Conn::open(bank.app.public);
     conn.send(bank.request(json!({}), &[]));
     wait_until("the debit waits for the disk", || store.has_commit_waiting());
     drop(conn);
     wait_until("the call is over", || bank.app.metric("tollgate_holds_open") == 0.0);
-    store.release_commits();
+    drop(held);
     bank.settled();
     assert_eq!(bank.conversations(), 10.0);
+}
+
+#[test]
+fn a_call_that_a_stop_cuts_off_is_paid_once_its_answer_has_begun() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let store = SteeredStore::new();
+    let options = || Options {
+        store: Some(store.clone()),
+        dir: Some(dir.clone()),
+        toml: "[listen]\ndrain_grace = \"0s\"\n".into(),
+        ..Options::default()
+    };
+    let mut bank = Bank::open(options());
+    let mut begun = Conn::open(bank.app.public);
+    begun.send(bank.request(json!({"stream": true}), &[("x-mock-tokens", "1000"), ("x-mock-chunk-delay-ms", "100")]));
+    assert_eq!(begun.read_head().unwrap().status, 200);
+    let mut waiting = Conn::open(bank.app.public);
+    waiting.send(bank.request(json!({}), &[("x-mock-delay-ms", "3600000")]));
+    wait_until("both are under way", || bank.app.upstream.stats().open == 2);
+    bank.app.stop();
+    let Bank { app: stopped, user, .. } = bank;
+    drop(stopped);
+
+    let app = TestApp::with(options());
+    let bank = Bank { admin: app.admin_token(), app, user };
+    assert_eq!(bank.conversations(), 9.0, "the one that had begun is paid, the other is not");
+    bank.settled();
 }
 
 #[test]
@@ -80,8 +107,8 @@ fn an_operator_may_give_that_up_for_speed() {
     let store = SteeredStore::new();
     let toml = "[ledger]\ndurability = \"interval\"\n".to_owned();
     let bank = Bank::open(Options { store: Some(store.clone()), toml, ..Options::default() });
-    store.hold_commits();
+    let held = store.hold_commits();
     assert_eq!(bank.chat(json!({}), &[]).status, 200);
-    store.release_commits();
+    drop(held);
     bank.settled();
 }

@@ -65,6 +65,7 @@ impl Bank {
         wait_until("all holds are settled", || {
             self.app.metric("tollgate_holds_open") == 0.0 && self.app.metric("tollgate_in_flight") == 0.0
         });
+        assert_eq!(self.app.metric("tollgate_panics_total"), 0.0);
         let path = format!("/v1/admin-panel/users/{}", self.user.id);
         let user = self.app.admin_call(&self.admin, "GET", &path, None).json();
         for (name, meter) in user["user"]["meters"].as_object().unwrap() {

@@ -19,6 +19,9 @@ struct State {
     commits_held: bool,
     commits_fail: bool,
     reads_fail: bool,
+    /// This row's reading is to wait, after so many more have passed.
+    read_to_hold: Option<(Vec<u8>, usize)>,
+    read_is_held: bool,
     /// Commits that wait to be released.
     waiting: usize,
 }
@@ -28,14 +31,10 @@ impl SteeredStore {
         Arc::default()
     }
 
-    /// From now on no commit returns until [`SteeredStore::release_commits`].
-    pub fn hold_commits(&self) {
+    /// From now on no commit returns, until what this returns is dropped: also when a test fails in between.
+    pub fn hold_commits(self: &Arc<Self>) -> Held {
         self.state.lock().commits_held = true;
-    }
-
-    pub fn release_commits(&self) {
-        self.state.lock().commits_held = false;
-        self.changed.notify_all();
+        Held(self.clone())
     }
 
     /// Whether a commit has come and waits.
@@ -51,15 +50,68 @@ impl SteeredStore {
         self.state.lock().reads_fail = fail;
     }
 
+    /// Lets `pass` readings of this row through; the one after them has read the row as it then is, and returns it only
+    /// when what this returns is dropped.
+    pub fn hold_read(self: &Arc<Self>, key: Vec<u8>, pass: usize) -> HeldRead {
+        self.state.lock().read_to_hold = Some((key, pass));
+        HeldRead(self.clone())
+    }
+
+    /// Whether the reading that was to wait waits.
+    pub fn has_read_waiting(&self) -> bool {
+        self.state.lock().read_is_held
+    }
+
+    fn wait_if_held(&self, key: &[u8]) {
+        let mut state = self.state.lock();
+        if state.read_is_held {
+            return;
+        }
+        let Some((_, left)) = state.read_to_hold.as_mut().filter(|(held, _)| held == key) else { return };
+        if *left > 0 {
+            *left -= 1;
+            return;
+        }
+        state.read_is_held = true;
+        while state.read_to_hold.is_some() {
+            self.changed.wait(&mut state);
+        }
+        state.read_is_held = false;
+    }
+
     fn readable(&self) -> Result<(), StoreError> {
         if self.state.lock().reads_fail { Err(StoreError::Failed("the test broke reading".into())) } else { Ok(()) }
+    }
+}
+
+/// While it lives, the disk takes its time.
+#[must_use]
+pub struct Held(Arc<SteeredStore>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.state.lock().commits_held = false;
+        self.0.changed.notify_all();
+    }
+}
+
+/// While it lives, one reading waits.
+#[must_use]
+pub struct HeldRead(Arc<SteeredStore>);
+
+impl Drop for HeldRead {
+    fn drop(&mut self) {
+        self.0.state.lock().read_to_hold = None;
+        self.0.changed.notify_all();
     }
 }
 
 impl Store for SteeredStore {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         self.readable()?;
-        self.rows.get(key)
+        let row = self.rows.get(key)?;
+        self.wait_if_held(key);
+        Ok(row)
     }
 
     fn range(&self, from: &[u8], to: &[u8], limit: usize, order: Order) -> Result<Vec<Row>, StoreError> {
