@@ -55,17 +55,17 @@ fn read_password() -> Result<String, Failure> {
     Ok(password)
 }
 
-async fn create_on(core: &Core, username: &str, email: &str, password: String) -> Result<&'static str, Failure> {
+async fn create_on(core: &Core, username: &str, email: &str, password: String) -> Result<String, Failure> {
     let refused = |reject: Reject| Failure::Failed(reject.describe());
     let first = !core.accounts.has_staff().map_err(refused)?;
     let role = if first { StaffRole::Superadmin } else { StaffRole::Admin };
     let password = Password::new(password).map_err(refused)?;
     let new = NewStaff { username: username.into(), name: username.into(), email: email.into(), password, role };
     core.accounts.create_staff(new).await.map_err(refused)?;
-    Ok(role.as_str())
+    Ok(role.as_str().to_owned())
 }
 
-async fn create_through(config: &Config, username: &str, email: &str, password: &str) -> Result<&'static str, Failure> {
+async fn create_through(config: &Config, username: &str, email: &str, password: &str) -> Result<String, Failure> {
     let missing =
         || Failure::Failed("a server is running on this data, but it left no way in; is data_dir the same?".into());
     let way = operator::read(&config.data_dir)?.ok_or_else(missing)?;
@@ -75,5 +75,7 @@ async fn create_through(config: &Config, username: &str, email: &str, password: 
     if answer.status >= 300 {
         return Err(Failure::Failed(answer.message()));
     }
-    Ok("admin")
+    // The server decides: the first of all is a superadmin.
+    let role = answer.json()["admin"]["role"].as_str().map(str::to_owned);
+    role.ok_or_else(|| Failure::Failed("the server did not say what it made".into()))
 }

@@ -23,6 +23,9 @@ use super::refusal;
 use crate::error::Reject;
 use crate::telemetry::metrics::Outcome;
 
+/// What is received and forgotten of a client whose request could not be read, so that it can read why.
+const MAX_AFTER_BAD_HEAD: u64 = 1 << 20;
+
 /// A listener on `address` that shares its port with those of the other workers.
 ///
 /// # Errors
@@ -96,7 +99,10 @@ async fn serve(worker: &Arc<Worker>, stream: TcpStream, peer: SocketAddr) {
         Poll::Ready(())
     })
     .await;
-    let limits = worker.shared.policy.load().conn_limits;
+    let (limits, max_body) = {
+        let policy = worker.shared.policy.load();
+        (policy.conn_limits, policy.limits.max_body_bytes)
+    };
     let mut client = ClientConn::new(Transport::Tcp(stream), deadline, limits);
     let mut served = 0;
     loop {
@@ -112,7 +118,7 @@ async fn serve(worker: &Arc<Worker>, stream: TcpStream, peer: SocketAddr) {
         buffers::give(head.into_buffer());
         match outcome {
             Served::KeepAlive if served < limits.max_requests => {}
-            Served::KeepAlive | Served::Close => return client.linger().await,
+            Served::KeepAlive | Served::Close => return client.linger(max_body).await,
             Served::Abort => return,
         }
     }
@@ -135,6 +141,6 @@ async fn refuse_head(worker: &Arc<Worker>, client: &mut ClientConn, reject: &Rej
     worker.shard.request_ended(route, Outcome::from(reject), std::time::Duration::ZERO, None);
     let bytes = refusal::encode(reject, None, worker.next_request_id(), now, true);
     if client.write_all(&bytes).await.is_ok() {
-        client.linger().await;
+        client.linger(MAX_AFTER_BAD_HEAD).await;
     }
 }

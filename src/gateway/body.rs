@@ -50,7 +50,7 @@ struct Relay<'e> {
     waits_for_client: bool,
     /// The client's request turned out to be unreadable: its connection cannot go on.
     client_broken: bool,
-    /// Grows with every byte in either direction; what the idle limit watches.
+    /// Bytes of the answer that came or went; with those of the request, what the idle limit watches.
     moved: u64,
 }
 
@@ -85,7 +85,7 @@ pub async fn relay(
         if end.is_ready() {
             return end;
         }
-        let phase = (relay.waits_for_client, relay.moved);
+        let phase = (relay.waits_for_client, relay.moved + relay.exchange.upload.moved());
         if armed_for != Some(phase) {
             armed_for = Some(phase);
             let limit = if relay.waits_for_client { client.limits.write_timeout } else { config.idle_timeout };
@@ -308,7 +308,7 @@ fn settle(call: &mut Call<'_>, observed: &Observed, end: End, status: u16) -> Am
             cost.amounts(input, observed.estimated_output_tokens(), images)
         };
         match observed.usage {
-            Some(usage) if usage.input_tokens + usage.output_tokens + usage.images > 0 => {
+            Some(usage) if usage.input_tokens | usage.output_tokens | usage.images > 0 => {
                 cost.amounts(usage.input_tokens, usage.output_tokens, usage.images)
             }
             // An error costs what a call costs, not what an answer would have.

@@ -164,7 +164,8 @@ fn may_repeat(call: &Call<'_>, failure: &Failure) -> bool {
     // What was read from the client and passed on cannot be sent a second time.
     let repeatable = call.intake.complete || call.head.framing == Framing::None;
     match failure {
-        Failure::NotSent(_) => repeatable,
+        // Nothing has gone out, so nothing of the body beyond what is kept has been taken from the client either.
+        Failure::NotSent(_) => true,
         Failure::NoAnswer => repeatable && call.head.is_replayable(),
         Failure::ClientGone | Failure::Refused(_) | Failure::BadAnswer(_) | Failure::Timeout => false,
     }
@@ -379,6 +380,11 @@ impl Upload {
         !self.abandoned && self.is_done()
     }
 
+    /// Bytes sent so far.
+    pub fn moved(&self) -> u64 {
+        self.moved
+    }
+
     pub fn waits_for_client(&self) -> bool {
         self.waits_for_client
     }
@@ -527,7 +533,7 @@ fn write_request_head(call: &Call<'_>, endpoint: &Endpoint, body_len: usize, out
                     | Name::XTollgate
             )
             || (field.name == Name::AcceptEncoding && !route.compression)
-            || credential.is_some_and(|(header, _)| name.eq_ignore_ascii_case(header.as_bytes()));
+            || credential.is_some_and(|(header, _)| is_same_field(name, header.as_bytes()));
         if !ours {
             write_field(name, value, out);
         }
@@ -541,6 +547,12 @@ fn write_request_head(call: &Call<'_>, endpoint: &Endpoint, body_len: usize, out
         write_field(header.as_bytes(), value.as_bytes(), out);
     }
     out.extend_from_slice(b"\r\n");
+}
+
+/// Also in the spelling of applications that read `_` as `-`.
+fn is_same_field(name: &[u8], header: &[u8]) -> bool {
+    let fold = |b: &u8| if *b == b'_' { b'-' } else { b.to_ascii_lowercase() };
+    name.len() == header.len() && name.iter().map(fold).eq(header.iter().map(fold))
 }
 
 /// Who calls, in headers an upstream may trust because the client's own were removed.

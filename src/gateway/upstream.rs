@@ -19,6 +19,8 @@ use super::buffers::{self, READ_BYTES};
 use crate::clock::{Clock, Monotonic};
 use crate::config::{EndpointAddress, UpstreamConfig};
 
+static NEXT_CHECK: AtomicU64 = AtomicU64::new(1);
+
 /// One address of an upstream.
 pub struct Endpoint {
     pub address: EndpointAddress,
@@ -29,6 +31,8 @@ pub struct Endpoint {
     ejected_until: AtomicU64,
     /// What the active check says; true where there is none.
     checked_healthy: AtomicBool,
+    /// The check whose word counts: the present policy's. 0: none.
+    checked_by: AtomicU64,
     /// Idle connections, by worker.
     idle: Vec<Mutex<Vec<Idle>>>,
 }
@@ -43,6 +47,8 @@ pub struct Upstream {
     pub config: UpstreamConfig,
     pub endpoints: Vec<Arc<Endpoint>>,
     in_flight: AtomicUsize,
+    /// Tells this policy's health check from an earlier one's that is still running.
+    check: u64,
 }
 
 /// A call's place among those in flight; given back when dropped.
@@ -74,7 +80,15 @@ impl Upstream {
             let same = known.iter().find(|endpoint| endpoint.address == *address);
             same.cloned().unwrap_or_else(|| Arc::new(Endpoint::new(address.clone(), workers)))
         });
-        Self { endpoints: endpoints.collect(), config, in_flight: AtomicUsize::new(0) }
+        let endpoints: Vec<Arc<Endpoint>> = endpoints.collect();
+        let check = if config.health_path.is_some() { NEXT_CHECK.fetch_add(1, Ordering::Relaxed) } else { 0 };
+        for endpoint in &endpoints {
+            endpoint.checked_by.store(check, Ordering::SeqCst);
+            if check == 0 {
+                endpoint.checked_healthy.store(true, Ordering::SeqCst);
+            }
+        }
+        Self { endpoints, config, in_flight: AtomicUsize::new(0), check }
     }
 
     /// A place for one more call; `None` when the cap is reached.
@@ -126,6 +140,7 @@ impl Endpoint {
             failures: AtomicU32::new(0),
             ejected_until: AtomicU64::new(0),
             checked_healthy: AtomicBool::new(true),
+            checked_by: AtomicU64::new(0),
             idle: (0..workers).map(|_| Mutex::default()).collect(),
         }
     }
@@ -261,7 +276,10 @@ pub async fn check_health(upstream: std::sync::Weak<Upstream>, clock: Clock) {
             let Some(path) = upstream.config.health_path.clone() else { return };
             for endpoint in &upstream.endpoints {
                 let well = ask(endpoint, &path, upstream.config.connect_timeout).await;
-                let was = endpoint.checked_healthy.swap(well, Ordering::Relaxed);
+                if endpoint.checked_by.load(Ordering::SeqCst) != upstream.check {
+                    return;
+                }
+                let was = endpoint.checked_healthy.swap(well, Ordering::SeqCst);
                 if was != well {
                     let at = clock.now().rfc3339();
                     tracing::warn!(endpoint = %endpoint.address.authority, upstream = %upstream.config.name, well, at, "health changed");

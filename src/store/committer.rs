@@ -47,12 +47,28 @@ struct Shared {
     store: Arc<dyn Store>,
     queue: Mutex<Queue>,
     wake: Condvar,
-    durable: AtomicU64,
-    failed: AtomicBool,
+    progress: Arc<Progress>,
     gates: RwLock<Vec<Arc<Gate>>>,
     pace: CommitPace,
     metrics: Arc<Metrics>,
     thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// How far the disk is. Apart from the rest, so that a gate does not keep the store open.
+#[derive(Default)]
+struct Progress {
+    durable: AtomicU64,
+    failed: AtomicBool,
+}
+
+impl Progress {
+    fn is_durable(&self, epoch: Epoch) -> bool {
+        self.durable.load(Ordering::SeqCst) >= epoch.0
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::SeqCst)
+    }
 }
 
 struct Queue {
@@ -97,8 +113,7 @@ impl Committer {
             store,
             queue: Mutex::new(Queue { epoch: 1, rows: Vec::new(), batches: Vec::new(), idle: false, stop: false }),
             wake: Condvar::new(),
-            durable: AtomicU64::new(0),
-            failed: AtomicBool::new(false),
+            progress: Arc::default(),
             gates: RwLock::default(),
             pace,
             metrics,
@@ -160,7 +175,7 @@ impl Committer {
 
     /// Whether a write or a sync has failed. It stays so until the process starts again and recovers from disk.
     pub fn has_failed(&self) -> bool {
-        self.0.failed.load(Ordering::SeqCst)
+        self.0.progress.has_failed()
     }
 
     /// Whether more writes wait than the config allows.
@@ -174,13 +189,13 @@ impl Committer {
     }
 
     pub fn is_durable(&self, epoch: Epoch) -> bool {
-        self.0.durable.load(Ordering::SeqCst) >= epoch.0
+        self.0.progress.is_durable(epoch)
     }
 
     /// A gate for one worker's runtime; its [`Gate::run`] must be spawned there.
     pub fn gate(&self) -> Arc<Gate> {
         let gate = Arc::new(Gate {
-            committer: self.clone(),
+            progress: self.0.progress.clone(),
             waiting: Mutex::default(),
             any: AtomicBool::new(false),
             notify: Notify::new(),
@@ -239,7 +254,7 @@ impl Shared {
             self.metrics.commit(began.elapsed(), size);
             match result {
                 Ok(()) => {
-                    self.durable.store(epoch, Ordering::SeqCst);
+                    self.progress.durable.store(epoch, Ordering::SeqCst);
                     for (reply, outcome) in replies {
                         let _ = reply.send(outcome);
                     }
@@ -329,7 +344,7 @@ impl Shared {
     fn fail(&self, replies: Vec<Verdict>, error: &StoreError) {
         tracing::error!(%error, "a commit failed: nothing is acknowledged any more; restart to recover from disk");
         self.metrics.store_error();
-        self.failed.store(true, Ordering::SeqCst);
+        self.progress.failed.store(true, Ordering::SeqCst);
         for (reply, outcome) in replies {
             let _ = reply.send(outcome.and(Err(error.clone())));
         }
@@ -354,7 +369,7 @@ impl Shared {
 /// Where one worker's answers wait for the disk. The store thread wakes the worker once per commit; the worker wakes its
 /// own calls, which costs no system call.
 pub struct Gate {
-    committer: Committer,
+    progress: Arc<Progress>,
     waiting: Mutex<Vec<(Epoch, Waker)>>,
     any: AtomicBool,
     notify: Notify,
@@ -376,11 +391,11 @@ impl Gate {
     }
 
     fn release(&self) {
-        let failed = self.committer.has_failed();
+        let failed = self.progress.has_failed();
         let mut waiting = self.waiting.lock();
         let mut at = 0;
         while at < waiting.len() {
-            if failed || self.committer.is_durable(waiting[at].0) {
+            if failed || self.progress.is_durable(waiting[at].0) {
                 waiting.swap_remove(at).1.wake();
             } else {
                 at += 1;
@@ -396,16 +411,16 @@ impl Gate {
         ticket: &mut GateTicket,
         context: &mut Context<'_>,
     ) -> Poll<Result<(), StoreError>> {
-        if !self.committer.is_durable(epoch) && !ticket.registered {
+        if !self.progress.is_durable(epoch) && !ticket.registered {
             let mut waiting = self.waiting.lock();
             waiting.push((epoch, context.waker().clone()));
             self.any.store(true, Ordering::SeqCst);
             ticket.registered = true;
         }
         // Looked at again after registering: a commit in between has seen the list empty.
-        if self.committer.is_durable(epoch) {
+        if self.progress.is_durable(epoch) {
             Poll::Ready(Ok(()))
-        } else if self.committer.has_failed() {
+        } else if self.progress.has_failed() {
             Poll::Ready(Err(stopped()))
         } else {
             Poll::Pending

@@ -23,6 +23,9 @@ const MAX_ROUTES: usize = 128;
 const MAX_METERS: usize = 32;
 const MAX_MODELS: usize = 64;
 
+/// Tokens of one call that are counted at most.
+const MAX_TOKENS_A_CALL: u64 = 1 << 32;
+
 /// How a call ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -142,7 +145,7 @@ struct Local(AtomicU64);
 
 impl Local {
     fn add(&self, n: u64) {
-        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+        self.0.store(self.0.load(Ordering::Relaxed).saturating_add(n), Ordering::Relaxed);
     }
 
     fn get(&self) -> u64 {
@@ -264,11 +267,12 @@ impl Shard {
         self.spent[usize::from(meter.0).min(MAX_METERS - 1)].add(amount.0.unsigned_abs());
     }
 
+    /// What one answer reported, as far as it can be true: one that lies must not spoil the counter for good.
     pub fn tokens(&self, model: Label, input: u64, output: u64, cached: u64) {
         let row = &self.tokens[usize::from(model.0).min(MAX_MODELS)];
-        row[0].add(input);
-        row[1].add(output);
-        row[2].add(cached);
+        for (counter, reported) in row.iter().zip([input, output, cached]) {
+            counter.add(reported.min(MAX_TOKENS_A_CALL));
+        }
     }
 
     pub fn connection_opened(&self) {
@@ -446,7 +450,7 @@ impl Metrics {
     }
 
     fn sum(&self, read: impl Fn(&Shard) -> u64) -> u64 {
-        self.shards.iter().map(|s| read(s)).sum()
+        self.shards.iter().fold(0, |sum, shard| sum.saturating_add(read(shard)))
     }
 
     /// The Prometheus text.

@@ -5,13 +5,13 @@
 mod support;
 
 mod accounts;
+mod bad_input;
 mod credits;
+mod fake_upstream;
+mod http_semantics;
 mod openai_client;
+mod passing_time;
 mod refusals;
 mod revocation;
-mod smoke;
-mod bad_input;
-mod http_semantics;
-mod fake_upstream;
 mod server_process;
-mod passing_time;
+mod smoke;

@@ -145,20 +145,23 @@ impl ClientConn {
         if self.input.is_empty() {
             buffers::give(std::mem::take(&mut self.input));
             self.deadline.arm(self.limits.idle_timeout);
-            poll_fn(|cx| {
+            // Until a first byte is there, this is waiting, however long; after it, a head is due.
+            let read = poll_fn(|cx| {
                 if self.deadline.has_expired() || stop() {
                     return Poll::Ready(Err(NoHead::Closed));
                 }
-                self.io.poll_readable(cx).map_err(|_| NoHead::Closed)
+                self.poll_fill(cx).map_err(|_| NoHead::Closed)
             })
             .await?;
+            if read == 0 {
+                return Err(NoHead::Closed);
+            }
         }
         self.deadline.arm(self.limits.header_timeout);
         loop {
             if let Some(len) = end.find(&self.input, self.limits.max_head_bytes).map_err(NoHead::Refused)? {
                 return self.take_head(len).map_err(NoHead::Refused);
             }
-            let nothing_yet = self.input.is_empty();
             let read = poll_fn(|cx| {
                 if self.deadline.has_expired() {
                     return Poll::Ready(Err(NoHead::Slow));
@@ -167,11 +170,7 @@ impl ClientConn {
             })
             .await?;
             if read == 0 {
-                return Err(if nothing_yet {
-                    NoHead::Closed
-                } else {
-                    NoHead::Refused(HeadError::Malformed("the head is cut off"))
-                });
+                return Err(NoHead::Refused(HeadError::Malformed("the head is cut off")));
             }
         }
     }
@@ -300,10 +299,16 @@ impl ClientConn {
     /// Reads what there is; 0 at the end.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.input.capacity() == 0 {
-            // Asked first, so that a connection that only waits gets no buffer.
+            // Asked first, so that a connection that only waits has no buffer; and taken back if there was nothing after all.
             ready!(self.io.poll_readable(cx))?;
             self.input = buffers::take();
-        } else if self.input.len() == self.input.capacity() {
+            let read = poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input);
+            if read.is_pending() {
+                buffers::give(std::mem::take(&mut self.input));
+            }
+            return read;
+        }
+        if self.input.len() == self.input.capacity() {
             self.compact();
             self.input.reserve(READ_BYTES);
         }
@@ -368,19 +373,19 @@ impl ClientConn {
     }
 
     /// Closes so that the client can read the answer first: an answer that is followed by a reset may never be seen
-    /// (RFC 9112, 9.6). Bounded in time and bytes.
-    pub async fn linger(&mut self) {
-        const MAX: usize = 1 << 20;
-        let linger = Duration::from_secs(2).min(self.limits.idle_timeout);
-        self.deadline.arm(linger);
+    /// (RFC 9112, 9.6). A client that sends on gets the time and the bytes of a whole body for it, and no more.
+    pub async fn linger(&mut self, max_bytes: u64) {
+        const SILENCE: Duration = Duration::from_secs(2);
         let shut = poll_fn(|cx| Pin::new(&mut self.io).poll_shutdown(cx)).await;
         if shut.is_err() {
             return;
         }
+        let latest = self.deadline.now().plus(self.limits.body_timeout);
         let mut total = 0;
-        while total < MAX {
+        while total < max_bytes {
             self.input.clear();
             self.at = 0;
+            self.deadline.arm_before(SILENCE, latest);
             let read = poll_fn(|cx| {
                 if self.deadline.has_expired() {
                     return Poll::Ready(Ok(0));
@@ -390,7 +395,7 @@ impl ClientConn {
             .await;
             match read {
                 Ok(0) | Err(_) => return,
-                Ok(n) => total += n,
+                Ok(n) => total += n as u64,
             }
         }
     }

@@ -318,6 +318,9 @@ impl ResponseHead {
     /// As [`HeadError`] says; such an upstream is not trusted any further.
     pub fn parse(bytes: &[u8], len: usize, head_request: bool) -> Result<Self, HeadError> {
         let bytes = bytes.get(..len).unwrap_or_default();
+        if !bytes.starts_with(b"HTTP/1.") {
+            return Err(HeadError::Malformed("an answer that is not HTTP/1"));
+        }
         let mut headers = [const { MaybeUninit::uninit() }; MAX_FIELDS];
         let mut response = httparse::Response::new(&mut []);
         let parsed =
@@ -329,6 +332,9 @@ impl ResponseHead {
         }
         let version = if response.version == Some(0) { Version::Http10 } else { Version::Http11 };
         let status = response.code.unwrap_or_default();
+        if !(100..=999).contains(&status) {
+            return Err(HeadError::Malformed("a status that is none"));
+        }
         let mut fields = read_fields(bytes, response.headers)?;
         let framing = response_framing(bytes, &fields, status, head_request)?;
         let keep_alive = read_connection(bytes, &mut fields, version) && framing != Framing::UntilClose;
@@ -377,11 +383,36 @@ fn origin_form<'a>(method: &[u8], target: &'a [u8]) -> Result<&'a [u8], HeadErro
         let head = target.get(..scheme.len())?;
         head.eq_ignore_ascii_case(scheme.as_bytes()).then(|| &target[scheme.len()..])
     });
-    let Some(rest) = after_scheme else { return Err(HeadError::Malformed("the request target is malformed")) };
-    match memchr::memchr(b'/', rest) {
-        Some(slash) => Ok(&rest[slash..]),
-        None => Err(HeadError::Malformed("the request target has no path")),
+    let malformed = HeadError::Malformed("the request target is malformed");
+    let Some(rest) = after_scheme else { return Err(malformed) };
+    // The first of both ends the authority: a query may have slashes, too.
+    match memchr::memchr2(b'/', b'?', rest) {
+        Some(end) if rest[end] == b'/' && is_host(&rest[..end]) => Ok(&rest[end..]),
+        _ => Err(malformed),
     }
+}
+
+/// `name`, `1.2.3.4`, `[::1]`, each with or without `:port` (RFC 9110, 7.2). Nothing else: an upstream may build links of it.
+fn is_host(text: &[u8]) -> bool {
+    let digits = |port: &[u8]| port.iter().all(u8::is_ascii_digit);
+    if let Some(bracketed) = text.strip_prefix(b"[") {
+        let Some(end) = memchr::memchr(b']', bracketed) else { return false };
+        let inside = bracketed[..end].iter().all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.'));
+        let port = &bracketed[end + 1..];
+        return end > 0 && inside && (port.is_empty() || port.strip_prefix(b":").is_some_and(digits));
+    }
+    let (name, port) = match memchr::memchr(b':', text) {
+        Some(colon) => (&text[..colon], &text[colon + 1..]),
+        None => (text, &b""[..]),
+    };
+    let in_name = |b: &u8| {
+        b.is_ascii_alphanumeric()
+            || matches!(
+                b,
+                b'-' | b'.' | b'_' | b'~' | b'%' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b';' | b'='
+            )
+    };
+    !name.is_empty() && name.iter().all(in_name) && digits(port)
 }
 
 fn read_fields(bytes: &[u8], headers: &[httparse::Header<'_>]) -> Result<Fields, HeadError> {
@@ -502,9 +533,8 @@ fn check_host(bytes: &[u8], fields: &Fields, version: Version) -> Result<(), Hea
     match (hosts.next(), hosts.next()) {
         (_, Some(_)) => Err(HeadError::Malformed("Host is there more than once")),
         (None, None) if version == Version::Http11 => Err(HeadError::Malformed("Host is missing")),
-        (Some(host), None) if host.iter().any(|b| matches!(b, b'/' | b'@' | b'?' | b' ' | b',' | b'\\')) => {
-            Err(HeadError::Malformed("Host is malformed"))
-        }
+        // It may be empty, where the target has no authority.
+        (Some(host), None) if !host.is_empty() && !is_host(host) => Err(HeadError::Malformed("Host is malformed")),
         _ => Ok(()),
     }
 }

@@ -51,6 +51,21 @@ fn more_than_was_set_aside_is_never_charged() {
 }
 
 #[test]
+fn a_lie_about_tokens_does_not_turn_the_counters_back() {
+    let bank = metered("");
+    let usage = [("x-mock-usage", "{\"prompt_tokens\":1,\"completion_tokens\":18446744073709551615}")];
+    let sample = "tollgate_tokens_total{direction=\"output\",model=\"gpt-4o\"}";
+    let mut last = 0.0;
+    // Each on a connection of its own, so that both workers get some.
+    for _ in 0..12 {
+        price(&bank, json!({"max_tokens": 100}), &usage);
+        let count = bank.app.metric(sample);
+        assert!(count >= last, "{count} after {last}");
+        last = count;
+    }
+}
+
+#[test]
 fn no_report_means_all_that_was_set_aside() {
     let bank = metered("");
     for stream in [false, true] {

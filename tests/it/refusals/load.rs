@@ -94,7 +94,7 @@ fn too_many_calls_to_one_upstream() {
 fn too_many_connections() {
     let desk = Desk::open("[limits]\nmax_connections = 2\n");
     wait_until("earlier connections are gone", || desk.app.metric("tollgate_connections") == 0.0);
-    let mut open = vec![Conn::open(desk.app.public), Conn::open(desk.app.public)];
+    let mut open = [Conn::open(desk.app.public), Conn::open(desk.app.public)];
     wait_until("both are in", || desk.app.metric("tollgate_connections") == 2.0);
     let mut third = Conn::open(desk.app.public);
     assert_refused(&third.read_answer(), &OVERLOADED);

@@ -105,7 +105,8 @@ impl TestApp {
 
     /// The config with which this app would start again, for `reload`.
     pub fn config_with(&self, toml: &str) -> Config {
-        let options = Options { toml: toml.to_owned(), ..Options::default() };
+        let manual_clock = self.hands.is_some().then_some("");
+        let options = Options { toml: toml.to_owned(), manual_clock, ..Options::default() };
         config(&options, self.upstream.addr(), self.dir.path())
     }
 
@@ -210,8 +211,27 @@ fn config(options: &Options, upstream: SocketAddr, dir: &std::path::Path) -> Con
     let defaults = "[limits]\nper_ip_per_minute = 0\n[access]\nblock_after_failures = 0\n[telemetry]\naccess_log = \"off\"\nlog = \"error\"\n";
     merge(&mut table, toml::from_str(defaults).unwrap());
     merge(&mut table, toml::from_str(&options.toml).unwrap_or_else(|e| panic!("{e}")));
+    if options.manual_clock.is_some() {
+        stand_still(&mut table);
+    }
     let text = toml::to_string(&table).unwrap();
     Config::parse("test", &text, std::iter::empty()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Takes the time limits of connections and calls out of the way, but for those that the test sets: moving the clock by a
+/// day is to end a day, not whatever is just being read or sent.
+fn stand_still(table: &mut toml::Table) {
+    let long = || toml::Value::from("1000days");
+    let limits = table.get_mut("limits").and_then(toml::Value::as_table_mut).unwrap();
+    for limit in ["header_timeout", "body_timeout", "idle_timeout", "write_timeout"] {
+        limits.entry(limit).or_insert_with(long);
+    }
+    for upstream in table.get_mut("upstreams").and_then(toml::Value::as_array_mut).unwrap() {
+        let upstream = upstream.as_table_mut().unwrap();
+        for limit in ["connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout"] {
+            upstream.entry(limit).or_insert_with(long);
+        }
+    }
 }
 
 /// Tables are merged key by key; everything else is replaced.
