@@ -260,7 +260,8 @@ impl App {
         }
         let workers = config.worker_count();
         let policy = Arc::new(Policy::new(&config, &core.metrics, workers, &[]));
-        let ready = Arc::new(AtomicBool::new(true));
+        // Until the public listeners are there.
+        let ready = Arc::new(AtomicBool::new(false));
         let shared = Arc::new(share(&core, &config, policy.clone(), control.handle().clone()));
         watch_health(&control, &policy, &core.clock);
         add_probes(&core, &shared);
@@ -288,6 +289,7 @@ impl App {
         };
         app.start_workers(&stopped, &ended)?;
         app.start_sweeper();
+        app.ready.store(true, Ordering::Release);
         tracing::info!(public = %app.public, admin = %app.admin, workers, "listening");
         Ok(app)
     }
@@ -534,7 +536,7 @@ fn start_side_port(
         if committer.has_failed() {
             return Err("the store has failed");
         }
-        if ready.load(Ordering::Acquire) { Ok(()) } else { Err("draining") }
+        if ready.load(Ordering::Acquire) { Ok(()) } else { Err("starting or draining") }
     });
     let router = api::side_router(api::SideState { accounts: core.accounts.clone(), readiness });
     let listener = control

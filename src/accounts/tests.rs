@@ -489,14 +489,14 @@ async fn a_users_conversations_come_newest_first() {
     let world = world("");
     let id = world.register("johndoe").await.user.id;
     for n in 0..3u64 {
-        world.journal.emit(ConversationEntry {
+        world.journal.emit(&ConversationEntry {
             user_id: id.0,
-            username: "johndoe".into(),
-            email: "johndoe@example.com".into(),
-            model: format!("model-{n}").into(),
-            request: b"[]".to_vec(),
+            username: "johndoe",
+            email: "johndoe@example.com",
+            model: &format!("model-{n}"),
+            request: b"[]",
             request_is_json: false,
-            response: b"hi".to_vec(),
+            response: b"hi",
             research_enabled: false,
             r_type: None,
             tokens_used: 1,
@@ -505,8 +505,8 @@ async fn a_users_conversations_come_newest_first() {
             processing_time_ms: 1,
             ip_address: HERE,
             timestamp_ms: n * 1000,
-            route: "/v1/*".into(),
-            request_id: "req".into(),
+            route: "/v1/*",
+            request_id: "req",
             status: 200,
             truncated: false,
             outcome: "ok",

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::task::Poll;
 
 use super::authenticate::Caller;
-use super::buffers::Share;
+use super::buffers::{self, Share};
 use super::client_ip::ClientIp;
 use super::http1::conn::{BodyError, BodyStep, ClientConn};
 use super::http1::head::{Name, RequestHead};
@@ -70,12 +70,13 @@ impl Intake {
             intake.complete = true;
             return Ok(intake);
         }
-        client.deadline.arm(client.limits.body_timeout);
+        intake.body = buffers::take();
+        let mut armed = false;
         let max = policy.limits.max_inspect_bytes;
         loop {
             let before = intake.body.len();
             let step = poll_fn(|cx| {
-                if client.deadline.has_expired() {
+                if armed && client.deadline.has_expired() {
                     return Poll::Ready(Err(Reject::RequestTimeout));
                 }
                 if !ahead && client.body_is_untouched() {
@@ -85,14 +86,20 @@ impl Intake {
                 match client.poll_body(cx, &mut intake.body) {
                     Poll::Ready(Ok(step)) => Poll::Ready(Ok(Some(step))),
                     Poll::Ready(Err(error)) => Poll::Ready(Err(body_error(&error, policy))),
-                    Poll::Pending if ahead => Poll::Pending,
+                    Poll::Pending if ahead => {
+                        // What is here already needs no limit; what must be waited for does.
+                        if !armed {
+                            client.deadline.arm(client.limits.body_timeout);
+                            armed = true;
+                        }
+                        Poll::Pending
+                    }
                     Poll::Pending => Poll::Ready(Ok(None)),
                 }
             })
             .await?;
-            if intake.body.len() > before {
-                client.deadline.arm(client.limits.body_timeout);
-            }
+            // Each piece renews the time for the next.
+            armed = false;
             if !share.grow(intake.body.len() - before) {
                 return Err(Reject::Overloaded("Too many bytes in flight"));
             }

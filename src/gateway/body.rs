@@ -4,7 +4,6 @@
 //! soon as it is read, so an SSE event never waits. Never changes a byte of the payload.
 
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::buffers::{self, READ_BYTES};
@@ -169,6 +168,10 @@ impl<'e> Relay<'e> {
             if matches!(self.incoming, Incoming::Done) {
                 return Poll::Ready(End::Complete);
             }
+            if self.exchange.conn.has_input() {
+                // More had arrived than was taken at once.
+                continue;
+            }
             match self.exchange.conn.poll_fill(cx) {
                 Poll::Ready(Ok(n)) if n > 0 => self.moved += n as u64,
                 Poll::Ready(Ok(_)) if matches!(self.incoming, Incoming::UntilClose) => {
@@ -291,8 +294,9 @@ fn finish(worker: &Worker, call: &mut Call<'_>, observed: Observed, end: End, re
     }
     let had_body = call.head.framing != Framing::None;
     if call.route.log && had_body && call.policy.journal_bytes.is_some() {
-        journal(worker, call, observed, usage, model, record);
+        journal(worker, call, &observed, usage, model.as_deref(), record);
     }
+    buffers::give(std::mem::take(&mut call.intake.body));
 }
 
 /// Pays what the call cost, by what the upstream said or, where it said nothing, by the stated rule.
@@ -325,34 +329,31 @@ fn settle(call: &mut Call<'_>, observed: &Observed, end: End, status: u16) -> Am
 fn journal(
     worker: &Worker,
     call: &mut Call<'_>,
-    observed: Observed,
+    observed: &Observed,
     usage: Usage,
-    model: Option<Box<str>>,
+    model: Option<&str>,
     record: &Record<'_>,
 ) {
     let standing = &call.caller.standing;
-    let mut request = std::mem::take(&mut call.intake.body);
-    let messages = call.intake.facts.messages.take();
-    let request_is_json = messages.is_some() && call.intake.facts.is_sound();
-    match messages {
-        Some(range) => {
-            request.truncate(range.end);
-            request.drain(..range.start);
-        }
+    let intake = &call.intake;
+    let messages = intake.facts.messages.clone();
+    let request_is_json = messages.is_some() && intake.facts.is_sound();
+    let request = match messages {
+        Some(range) => intake.body.get(range).unwrap_or_default(),
         // Audio and the like are not conversations to be read.
-        None if !call.intake.is_json => request.clear(),
-        None => {}
-    }
-    let answered_by = model.or(observed.model);
-    worker.shared.journal.emit(ConversationEntry {
+        None if !intake.is_json => &[],
+        None => &intake.body,
+    };
+    let answered_by = model.or(observed.model.as_deref());
+    worker.shared.journal.emit(&ConversationEntry {
         user_id: standing.id.0,
-        username: standing.username.clone(),
-        email: standing.email.clone(),
-        model: Arc::from(answered_by.as_deref().unwrap_or("unknown")),
-        route: call.route.pattern.clone(),
+        username: &standing.username,
+        email: &standing.email,
+        model: answered_by.unwrap_or("unknown"),
+        route: &call.route.pattern,
         request,
         request_is_json,
-        response: observed.text.into_bytes(),
+        response: observed.text.as_bytes(),
         research_enabled: false,
         r_type: None,
         tokens_used: usage.input_tokens.saturating_add(usage.output_tokens),
@@ -361,9 +362,9 @@ fn journal(
         processing_time_ms: record.elapsed().as_millis() as u64,
         ip_address: call.client.0,
         timestamp_ms: record.at.0,
-        request_id: Box::from(call.request.as_str()),
+        request_id: call.request.as_str(),
         status: record.status,
-        truncated: call.intake.cut || observed.text_truncated,
+        truncated: intake.cut || observed.text_truncated,
         outcome: record.outcome.as_str(),
     });
 }

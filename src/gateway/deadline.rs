@@ -1,8 +1,8 @@
 //! Time limits of connections without a timer per step.
 //!
 //! Owns one slot per connection and, per worker, one task that looks at all slots ten times a second. Setting a limit is
-//! one store and no look at the clock; an idle connection costs nothing but its slot. A limit therefore strikes up to two
-//! [`TICK`]s late and never early. Never decides what a limit is or what follows from it.
+//! one look at the clock and one store; an idle connection costs nothing but its slot. A limit strikes up to a [`TICK`]
+//! late and never early. Never decides what a limit is or what follows from it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -37,6 +37,7 @@ struct Slot {
 /// One connection's limit. Dropping it frees the slot at the next tick.
 pub struct Deadline {
     slot: Arc<Slot>,
+    clock: Clock,
     coarse: Arc<AtomicU64>,
 }
 
@@ -54,7 +55,7 @@ impl Deadlines {
             waker: Mutex::default(),
         });
         self.slots.lock().push(slot.clone());
-        Deadline { slot, coarse: self.coarse.clone() }
+        Deadline { slot, clock: self.clock.clone(), coarse: self.coarse.clone() }
     }
 
     /// Looks at all slots until the process ends. Run it on the worker's own runtime.
@@ -101,20 +102,29 @@ impl Deadline {
         *self.slot.waker.lock() = Some(context.waker().clone());
     }
 
-    /// The time, as of the last tick.
-    pub fn now(&self) -> Monotonic {
+    /// The time as of the last tick: good enough for what is measured in seconds, and free.
+    pub fn coarse_now(&self) -> Monotonic {
         Monotonic(self.coarse.load(Ordering::Relaxed))
     }
 
     /// Strikes `after` from now.
     pub fn arm(&self, after: Duration) {
-        self.arm_before(after, Monotonic(NEVER));
+        self.set(self.clock.monotonic().plus(after));
     }
 
     /// Strikes `after` from now, or at `latest` if that is sooner.
     pub fn arm_before(&self, after: Duration, latest: Monotonic) {
-        // A tick more, because the last one may have been as long ago.
-        self.slot.due.store(self.now().plus(after).plus(TICK).min(latest).0, Ordering::Relaxed);
+        self.set(self.clock.monotonic().plus(after).min(latest));
+    }
+
+    /// Strikes `after` from about now. Only for limits that may strike early after the process was held up, as that of an
+    /// idle connection may.
+    pub fn arm_coarsely(&self, after: Duration) {
+        self.set(self.coarse_now().plus(after).plus(TICK));
+    }
+
+    fn set(&self, due: Monotonic) {
+        self.slot.due.store(due.0, Ordering::Relaxed);
         self.slot.expired.store(false, Ordering::Relaxed);
     }
 
@@ -141,12 +151,17 @@ mod tests {
         let deadlines = Deadlines::new(clock.clone());
         let deadline = deadlines.open();
         deadline.arm(Duration::from_secs(5));
-        hands.advance(Duration::from_secs(5));
+        hands.advance(Duration::from_millis(4999));
         deadlines.tick();
         assert!(!deadline.has_expired());
-        hands.advance(TICK);
+        hands.advance(Duration::from_millis(1));
         deadlines.tick();
         assert!(deadline.has_expired());
+        // The process was held up for a minute; what begins after that has all of its time.
+        hands.advance(Duration::from_secs(60));
+        deadline.arm(Duration::from_secs(5));
+        deadlines.tick();
+        assert!(!deadline.has_expired());
         deadline.arm_before(Duration::from_secs(5), clock.monotonic().plus(Duration::from_secs(1)));
         assert!(!deadline.has_expired());
         hands.advance(Duration::from_secs(1));

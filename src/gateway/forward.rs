@@ -81,7 +81,7 @@ pub async fn forward(
     };
     let now = worker.shared.clock.monotonic();
     record.forwarded = Some(now);
-    let total_due = client.deadline.now().plus(upstream.config.total_timeout);
+    let total_due = now.plus(upstream.config.total_timeout);
     let exchange = match reach(worker, client, call, total_due).await {
         Ok(exchange) => exchange,
         Err(Failure::ClientGone) => return Ok(client_gone(record)),
@@ -132,7 +132,7 @@ async fn reach(
     let mut tried: Vec<Arc<Endpoint>> = Vec::new();
     let mut left = upstream.config.retries;
     loop {
-        let Some(at) = upstream.choose(client.deadline.now(), &tried) else {
+        let Some(at) = upstream.choose(client.deadline.coarse_now(), &tried) else {
             return Err(Failure::NotSent(Reject::UpstreamUnreachable));
         };
         let endpoint = at.endpoint.clone();
@@ -141,7 +141,7 @@ async fn reach(
             Err(failure) => failure,
         };
         if !matches!(failure, Failure::ClientGone | Failure::Refused(_)) {
-            endpoint.failed(client.deadline.now(), &upstream.config);
+            endpoint.failed(client.deadline.coarse_now(), &upstream.config);
         }
         if left == 0 || !may_repeat(call, &failure) {
             if let Failure::BadAnswer(error) = &failure {
@@ -187,7 +187,7 @@ async fn attempt(
     total_due: Monotonic,
 ) -> Result<Box<Exchange>, Failure> {
     let config = &call.route.upstream.config;
-    let mut conn = match at.endpoint.reuse(worker.index, client.deadline.now(), config) {
+    let mut conn = match at.endpoint.reuse(worker.index, client.deadline.coarse_now(), config) {
         Some(conn) => conn,
         // Rare, and large: apart from the call's own state.
         None => Box::pin(connect(client, &at.endpoint, config.connect_timeout, total_due)).await?,

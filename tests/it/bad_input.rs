@@ -4,8 +4,6 @@
 use std::io::{ErrorKind, Read, Write};
 use std::time::Duration;
 
-use serde_json::json;
-
 use crate::fake_upstream::FakeUpstream;
 use crate::passing_time::advance;
 use crate::server_process::Site;
@@ -447,6 +445,74 @@ fn a_refused_request_s_body_is_not_the_next_request() {
     assert_eq!(conn.read_answer().status, 401);
     assert!(conn.is_closed());
     assert_eq!(app.upstream.stats().total, 0);
+}
+
+/// What a body holds must never be a request of its own for the upstream, however the request around it is bent. Without a
+/// credential, the gateway would refuse it; so if the upstream sees it, the two disagreed where a request ends.
+#[test]
+fn no_bent_request_smuggles_another_past_the_gateway() {
+    const TRIES: usize = 1_000;
+    let app = TestApp::start(PLENTY);
+    let key = app.register("mallory").key;
+    let inner = "GET /v1/smuggled HTTP/1.1\r\nhost: x\r\n\r\n";
+    let chunk = format!("{:x}\r\n{inner}\r\n0\r\n\r\n", inner.len());
+    let sound = [
+        post(&key, &format!("content-length: {}\r\n", inner.len()), inner),
+        post(&key, "transfer-encoding: chunked\r\n", &chunk),
+        post(&key, &format!("content-length: {}\r\nx-a: b\r\nexpect: 100-continue\r\n", chunk.len()), &chunk),
+    ];
+    let pieces: [&[u8]; 22] = [
+        b"\r",
+        b"\n",
+        b"\r\n",
+        b" ",
+        b"\t",
+        b"\0",
+        b":",
+        b",",
+        b";",
+        b"0",
+        b"9",
+        b"a",
+        b"\x0b",
+        b"\xa0",
+        b"\r\n\r\n",
+        b"content-length: 0\r\n",
+        b"content-length: 5\r\n",
+        b"transfer-encoding: chunked\r\n",
+        b"Transfer-Encoding : x\r\n",
+        b"HTTP/1.0",
+        b"0\r\n\r\n",
+        b"GET /v1/smuggled HTTP/1.1\r\n",
+    ];
+    std::thread::scope(|scope| {
+        for part in 0..4 {
+            let (app, sound, pieces) = (&app, &sound, &pieces);
+            scope.spawn(move || {
+                let mut random = fastrand::Rng::with_seed(part);
+                for _ in 0..TRIES / 4 {
+                    let mut bent = sound[random.usize(0..sound.len())].clone().into_bytes();
+                    // The fields that matter stand behind the credential.
+                    let from = bent.windows(15).position(|w| w == b"authorization: ").unwrap();
+                    for _ in 0..random.usize(1..4) {
+                        let at = random.usize(from..bent.len());
+                        let gone = random.usize(0..2).min(bent.len() - at);
+                        bent.splice(at..at + gone, pieces[random.usize(0..pieces.len())].iter().copied());
+                    }
+                    let mut conn = Conn::open(app.public);
+                    let _ = conn.try_send(&bent);
+                    // It stays, so that what follows its request is judged as well; an answer comes at once or never.
+                    conn.stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+                    let _ = conn.stream.read_to_end(&mut Vec::new());
+                }
+            });
+        }
+    });
+    let stats = app.upstream.stats();
+    assert!(!stats.by_path.contains_key("/v1/smuggled"), "{:?}", stats.by_path);
+    assert!(stats.total > 50, "many were harmless and reached it: {}", stats.total);
+    assert_eq!(stats.malformed, 0, "whatever reached the upstream was well-formed");
+    wait_until("all is settled", || app.metric("tollgate_holds_open") == 0.0);
 }
 
 #[test]

@@ -185,3 +185,37 @@ impl Drop for Server {
         let _ = self.child.wait();
     }
 }
+
+/// The simulated upstream as a process of its own, so that its memory and its time are not the tests'.
+pub struct MockProcess {
+    child: Child,
+    pub addr: SocketAddr,
+}
+
+impl MockProcess {
+    pub fn start() -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tollgate"))
+            .args(["mock-upstream", "--listen", "127.0.0.1:0"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let addr = line.trim().rsplit('/').next().unwrap().parse().unwrap_or_else(|e| panic!("{e}: {line}"));
+        Self { child, addr }
+    }
+
+    /// How many calls it has had on this path.
+    pub fn served(&self, path: &str) -> u64 {
+        let stats = support::http::call(self.addr, "GET", "/__mock/stats", &[], None).json();
+        stats["by_path"][path].as_u64().unwrap_or(0)
+    }
+}
+
+impl Drop for MockProcess {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,12 +1,12 @@
 //! One conversation: what a caller hands over, and the JSON that is kept of it.
 //!
 //! Owns the record's shape and its encoding. It never reads a clock, touches a file or runs on the request path:
-//! the caller only moves buffers into a [`ConversationEntry`]; checking, escaping and formatting happen on the
-//! journal's thread.
+//! the caller only lends what it has to a [`ConversationEntry`]; checking, escaping and formatting happen on the
+//! journal's thread, into one buffer and without an allocation per record.
 
 use std::fmt;
+use std::io::Write;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
@@ -14,33 +14,36 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 pub const MAX_TEXT_BYTES: usize = 4 << 20;
 
 /// Longest short field kept (model, route, names, ids), in bytes. These come from clients too.
-const MAX_FIELD_BYTES: usize = 1024;
+pub(super) const MAX_FIELD_BYTES: usize = 1024;
 
 /// Deepest nesting kept as JSON. Readers stop at 128 levels, and the record itself adds two.
 pub const MAX_JSON_DEPTH: u8 = 100;
 
-/// One finished call, as the request path hands it over. Building it costs moves and reference counts only.
-#[derive(Debug, Clone)]
-pub struct ConversationEntry {
+/// What a record's JSON is about to need besides its texts, in bytes; a guess, to make room once.
+const USUAL_REST_BYTES: usize = 768;
+
+/// One finished call, as the request path shows it. It owns nothing: what the journal keeps, it copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConversationEntry<'a> {
     /// Whose conversation it is; pages are read by this.
     pub user_id: u64,
     /// The user's name at the time of the call.
-    pub username: Arc<str>,
+    pub username: &'a str,
     /// The user's address at the time of the call.
-    pub email: Arc<str>,
+    pub email: &'a str,
     /// The AI model that was asked.
-    pub model: Arc<str>,
+    pub model: &'a str,
     /// Raw JSON text of the request's messages. Kept as a JSON string when it is cut or does not parse.
-    pub request: Vec<u8>,
+    pub request: &'a [u8],
     /// The caller has read `request` strictly and found it to be one JSON value nested at most [`MAX_JSON_DEPTH`] deep;
     /// without that word, it is read again here.
     pub request_is_json: bool,
     /// The answer's text. Invalid UTF-8 is replaced, not refused.
-    pub response: Vec<u8>,
+    pub response: &'a [u8],
     /// The seeds' `research_enabled` flag.
     pub research_enabled: bool,
     /// The seeds' `r_type` (`"bpe"`, …).
-    pub r_type: Option<Arc<str>>,
+    pub r_type: Option<&'a str>,
     /// Tokens charged for the call.
     pub tokens_used: u64,
     /// Tokens of the prompt.
@@ -54,62 +57,51 @@ pub struct ConversationEntry {
     /// When the call ended, in Unix milliseconds.
     pub timestamp_ms: u64,
     /// The configured route that served the call.
-    pub route: Arc<str>,
+    pub route: &'a str,
     /// The id that the client got in its answer's head.
-    pub request_id: Box<str>,
+    pub request_id: &'a str,
     /// The HTTP status that the client got.
     pub status: u16,
     /// True when the request or response text was cut before it came here.
     pub truncated: bool,
     /// How the call ended: `"ok"`, `"client_left"`, …
-    pub outcome: &'static str,
+    pub outcome: &'a str,
 }
 
-impl ConversationEntry {
-    /// Bytes of memory this entry holds while it waits; the queue's bound counts these. Shared strings count in
-    /// full, so the bound errs on the safe side.
-    #[must_use]
-    pub fn weight(&self) -> usize {
-        size_of::<Self>()
-            + self.username.len()
-            + self.email.len()
-            + self.model.len()
-            + self.route.len()
-            + self.request_id.len()
-            + self.r_type.as_ref().map_or(0, |kind| kind.len())
-            + self.request.capacity()
-            + self.response.capacity()
-    }
-
+impl ConversationEntry<'_> {
     /// Appends the record's JSON to `out`: one object on one line, without a NUL byte (recovery relies on that).
     pub(super) fn encode(&self, id: u64, out: &mut Vec<u8>) {
-        let request = KeptText::of(&self.request);
-        let response = KeptText::of(&self.response);
+        let request = KeptText::of(self.request);
+        let response = KeptText::of(self.response);
+        out.reserve(request.bytes.len() + response.bytes.len() + response.bytes.len() / 8 + USUAL_REST_BYTES);
         let truncated = self.truncated || request.cut || response.cut;
 
         push_field(out, b"{\"id\":", id);
         push_field(out, b",\"user_id\":", self.user_id);
-        push_text(out, b",\"username\":", &self.username);
-        push_text(out, b",\"email\":", &self.email);
-        push_text(out, b",\"model\":", &self.model);
+        push_text(out, b",\"username\":", self.username);
+        push_text(out, b",\"email\":", self.email);
+        push_text(out, b",\"model\":", self.model);
         out.extend_from_slice(b",\"messages\":{\"request\":");
         push_request(out, &request, self.request_is_json);
         out.extend_from_slice(b",\"response\":{\"role\":\"assistant\",\"content\":");
-        push_string(out, &String::from_utf8_lossy(response.bytes));
+        push_lossy_string(out, response.bytes);
         out.extend_from_slice(b"}},\"research_enabled\":");
         push_bool(out, self.research_enabled);
-        match &self.r_type {
+        match self.r_type {
             Some(kind) => push_text(out, b",\"r_type\":", kind),
             None => out.extend_from_slice(b",\"r_type\":null"),
         }
         push_field(out, b",\"tokens_used\":", self.tokens_used);
         push_field(out, b",\"processing_time_ms\":", self.processing_time_ms);
-        push_text(out, b",\"ip_address\":", &self.ip_address.to_string());
-        push_text(out, b",\"timestamp\":", &rfc3339_seconds(self.timestamp_ms));
+        out.extend_from_slice(b",\"ip_address\":\"");
+        push_address(out, self.ip_address);
+        out.extend_from_slice(b"\",\"timestamp\":\"");
+        push_timestamp(out, self.timestamp_ms);
+        out.push(b'"');
         push_field(out, b",\"input_tokens\":", self.input_tokens);
         push_field(out, b",\"output_tokens\":", self.output_tokens);
-        push_text(out, b",\"route\":", &self.route);
-        push_text(out, b",\"request_id\":", &self.request_id);
+        push_text(out, b",\"route\":", self.route);
+        push_text(out, b",\"request_id\":", self.request_id);
         push_field(out, b",\"status\":", u64::from(self.status));
         out.extend_from_slice(b",\"truncated\":");
         push_bool(out, truncated);
@@ -141,8 +133,7 @@ fn push_request(out: &mut Vec<u8>, request: &KeptText<'_>, is_json: bool) {
     }
     match std::str::from_utf8(request.bytes) {
         Ok(text) if !request.cut && (is_json || is_whole_json(text)) => push_on_one_line(out, text.as_bytes()),
-        Ok(text) => push_string(out, text),
-        Err(_) => push_string(out, &String::from_utf8_lossy(request.bytes)),
+        _ => push_lossy_string(out, request.bytes),
     }
 }
 
@@ -164,43 +155,103 @@ fn push_field(out: &mut Vec<u8>, name: &[u8], value: u64) {
 
 fn push_text(out: &mut Vec<u8>, name: &[u8], value: &str) {
     out.extend_from_slice(name);
-    push_string(out, value.get(..value.floor_char_boundary(MAX_FIELD_BYTES)).unwrap_or(value));
+    out.push(b'"');
+    push_escaped(out, value.as_bytes());
+    out.push(b'"');
 }
 
 fn push_bool(out: &mut Vec<u8>, value: bool) {
     out.extend_from_slice(if value { b"true" } else { b"false" });
 }
 
-fn push_string(out: &mut Vec<u8>, text: &str) {
-    let start = out.len();
-    // Writing to memory cannot fail; should it ever, the record still has to parse.
-    if serde_json::to_writer(&mut *out, text).is_err() {
-        out.truncate(start);
-        out.extend_from_slice(b"\"\"");
-    }
+fn push_number(out: &mut Vec<u8>, value: u64) {
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
-fn push_number(out: &mut Vec<u8>, mut value: u64) {
-    let start = out.len();
-    loop {
-        out.push(b'0' + (value % 10) as u8);
-        value /= 10;
-        if value == 0 {
-            break;
+/// A JSON string; what is not UTF-8 becomes U+FFFD.
+fn push_lossy_string(out: &mut Vec<u8>, text: &[u8]) {
+    out.push(b'"');
+    if std::str::from_utf8(text).is_ok() {
+        push_escaped(out, text);
+    } else {
+        for chunk in text.utf8_chunks() {
+            push_escaped(out, chunk.valid().as_bytes());
+            if !chunk.invalid().is_empty() {
+                out.extend_from_slice("\u{FFFD}".as_bytes());
+            }
         }
     }
-    if let Some(digits) = out.get_mut(start..) {
-        digits.reverse();
+    out.push(b'"');
+}
+
+/// The inside of a JSON string: stretches that need no escape are copied whole.
+fn push_escaped(out: &mut Vec<u8>, text: &[u8]) {
+    let mut rest = text;
+    while let Some((plain, [byte, after @ ..])) = rest.split_at_checked(plain_run(rest)) {
+        out.extend_from_slice(plain);
+        push_escape(out, *byte);
+        rest = after;
     }
+    out.extend_from_slice(rest);
+}
+
+fn push_escape(out: &mut Vec<u8>, byte: u8) {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let short = match byte {
+        b'"' | b'\\' => byte,
+        b'\n' => b'n',
+        b'\r' => b'r',
+        b'\t' => b't',
+        0x08 => b'b',
+        0x0c => b'f',
+        _ => {
+            let digits = [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]];
+            return out.extend_from_slice(&[b'\\', b'u', b'0', b'0', digits[0], digits[1]]);
+        }
+    };
+    out.extend_from_slice(&[b'\\', short]);
+}
+
+/// How many bytes at the beginning go into a JSON string as they are: up to the first control character, quote or
+/// backslash. Eight bytes at a time; the first one marked is exact, since a borrow only runs towards later ones.
+fn plain_run(text: &[u8]) -> usize {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x8080_8080_8080_8080;
+    let below = |word: u64, limit: u8| word.wrapping_sub(ONES * u64::from(limit)) & !word & HIGH;
+    let equal = |word: u64, byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
+    let (words, tail) = text.as_chunks::<8>();
+    for (number, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        let marks = below(word, b' ') | equal(word, b'"') | equal(word, b'\\');
+        if marks != 0 {
+            return number * 8 + marks.trailing_zeros() as usize / 8;
+        }
+    }
+    let needs_escape = |byte: &u8| matches!(byte, ..b' ' | b'"' | b'\\');
+    words.len() * 8 + tail.iter().position(needs_escape).unwrap_or(tail.len())
+}
+
+fn push_address(out: &mut Vec<u8>, address: IpAddr) {
+    // Writing to memory cannot fail.
+    write!(out, "{address}").ok();
 }
 
 /// `2024-01-15T12:00:00Z` from Unix milliseconds; the part below a second is dropped, as the seeds show it.
-#[must_use]
-pub fn rfc3339_seconds(unix_ms: u64) -> String {
+fn push_timestamp(out: &mut Vec<u8>, unix_ms: u64) {
     let seconds = unix_ms / 1000;
     let (year, month, day) = civil_date(seconds / 86_400);
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    // A year has four digits; nonsense is shown in full.
+    push_number(out, year / 100);
+    push_two_digits(out, year % 100, b'-');
+    push_two_digits(out, month, b'-');
+    push_two_digits(out, day, b'T');
+    push_two_digits(out, seconds / 3600 % 24, b':');
+    push_two_digits(out, seconds / 60 % 60, b':');
+    push_two_digits(out, seconds % 60, b'Z');
+}
+
+fn push_two_digits(out: &mut Vec<u8>, value: u64, then: u8) {
+    out.extend_from_slice(&[b'0' + (value / 10 % 10) as u8, b'0' + (value % 10) as u8, then]);
 }
 
 /// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar. The year is taken to begin in
@@ -296,40 +347,45 @@ impl<'de> Visitor<'de> for Check {
 pub(super) mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-    use super::*;
+    use proptest::prelude::*;
     use serde_json::Value;
+
+    use super::super::frame::{Frame, read};
+    use super::*;
 
     /// 2024-01-15T12:00:00Z, the seeds' example.
     pub(in super::super) const NOON: u64 = 1_705_320_000_000;
 
-    pub(in super::super) fn entry(user_id: u64, text: &str) -> ConversationEntry {
+    pub(in super::super) fn entry(user_id: u64, text: &str) -> ConversationEntry<'_> {
         ConversationEntry {
             user_id,
-            username: "johndoe".into(),
-            email: "john@example.com".into(),
-            model: "gpt-4o".into(),
-            request: br#"[{"role": "user", "content": "Hello"}]"#.to_vec(),
+            username: "johndoe",
+            email: "john@example.com",
+            model: "gpt-4o",
+            request: br#"[{"role": "user", "content": "Hello"}]"#,
             request_is_json: false,
-            response: text.as_bytes().to_vec(),
+            response: text.as_bytes(),
             research_enabled: false,
-            r_type: Some("bpe".into()),
+            r_type: Some("bpe"),
             tokens_used: 25,
             input_tokens: 5,
             output_tokens: 20,
             processing_time_ms: 1500,
             ip_address: "192.168.1.100".parse().unwrap(),
             timestamp_ms: NOON,
-            route: "chat".into(),
-            request_id: "req-1".into(),
+            route: "chat",
+            request_id: "req-1",
             status: 200,
             truncated: false,
             outcome: "ok",
         }
     }
 
-    fn encoded(entry: &ConversationEntry) -> (String, Value) {
-        let mut out = Vec::new();
-        entry.encode(1, &mut out);
+    /// The record's JSON, by the way that every record goes.
+    fn encoded(entry: &ConversationEntry<'_>) -> (String, Value) {
+        let (mut frame, mut out) = (Vec::new(), Vec::new());
+        Frame::of(entry).append_to(&mut frame);
+        read(&frame).unwrap().encode(1, &mut out);
         let text = String::from_utf8(out).unwrap();
         let value = serde_json::from_str(&text).unwrap();
         (text, value)
@@ -351,7 +407,7 @@ pub(super) mod tests {
             [b"[{\"a\":", b"\"\\ud800\"", b"\xff\xfe", b"[1] 2", b"1e999", b"{\"a\" 1}", deep.as_bytes()];
         for request in broken {
             let mut entry = entry(1, "x");
-            entry.request = request.to_vec();
+            entry.request = request;
             let (_, value) = encoded(&entry);
             assert_eq!(value["messages"]["request"], String::from_utf8_lossy(request).as_ref());
         }
@@ -360,7 +416,7 @@ pub(super) mod tests {
     #[test]
     fn a_record_is_one_line_without_nul() {
         let mut entry = entry(1, "two\nlines\0");
-        entry.request = b"[\r\n {\"a\": \"b\\nc\"}\n]\n".to_vec();
+        entry.request = b"[\r\n {\"a\": \"b\\nc\"}\n]\n";
         let (text, value) = encoded(&entry);
         assert!(!text.contains(['\n', '\r', '\0']));
         assert_eq!(value["messages"]["request"][0]["a"], "b\nc");
@@ -369,8 +425,8 @@ pub(super) mod tests {
 
     #[test]
     fn texts_and_fields_have_a_limit() {
-        let mut entry = entry(1, &"x".repeat(MAX_TEXT_BYTES + 1));
-        entry.model = "é".repeat(2000).into();
+        let (long, name) = ("x".repeat(MAX_TEXT_BYTES + 1), "é".repeat(2000));
+        let entry = ConversationEntry { model: &name, ..entry(1, &long) };
         let (_, value) = encoded(&entry);
         assert_eq!(value["truncated"], true);
         assert_eq!(value["messages"]["response"]["content"].as_str().unwrap().len(), MAX_TEXT_BYTES);
@@ -387,14 +443,35 @@ pub(super) mod tests {
             (4_107_542_400_000, "2100-03-01T00:00:00Z"),
         ];
         for (ms, text) in known {
-            assert_eq!(rfc3339_seconds(ms), text);
+            let mut out = Vec::new();
+            push_timestamp(&mut out, ms);
+            assert_eq!(String::from_utf8(out).unwrap(), text);
         }
     }
 
     #[test]
-    fn weight_counts_the_buffers() {
-        let mut big = entry(1, "");
-        big.request = Vec::with_capacity(10_000);
-        assert!(big.weight() >= 10_000 + size_of::<ConversationEntry>());
+    fn a_request_one_byte_too_long_is_a_string() {
+        let whole = format!("[{}]", " ".repeat(MAX_TEXT_BYTES - 2));
+        let longer = format!("{whole} ");
+        for (request, is_string) in [(&whole, false), (&longer, true)] {
+            let (_, value) = encoded(&ConversationEntry { request: request.as_bytes(), ..entry(1, "x") });
+            assert_eq!((value["messages"]["request"].is_string(), &value["truncated"]), (is_string, &is_string.into()));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn strings_are_escaped_as_serde_does(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let mut out = Vec::new();
+            push_lossy_string(&mut out, &bytes);
+            prop_assert_eq!(out, serde_json::to_vec(&String::from_utf8_lossy(&bytes)).unwrap());
+        }
+
+        #[test]
+        fn mostly_plain_strings_too(text in "[a-z\"\\\\\n\u{0}-\u{80}é€😀]{0,60}") {
+            let mut out = Vec::new();
+            push_lossy_string(&mut out, text.as_bytes());
+            prop_assert_eq!(out, serde_json::to_vec(&text).unwrap());
+        }
     }
 }

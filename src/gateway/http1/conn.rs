@@ -144,7 +144,7 @@ impl ClientConn {
         self.compact();
         if self.input.is_empty() {
             buffers::give(std::mem::take(&mut self.input));
-            self.deadline.arm(self.limits.idle_timeout);
+            self.deadline.arm_coarsely(self.limits.idle_timeout);
             // Until a first byte is there, this is waiting, however long; after it, a head is due.
             let read = poll_fn(|cx| {
                 if self.deadline.has_expired() || stop() {
@@ -157,10 +157,15 @@ impl ClientConn {
                 return Err(NoHead::Closed);
             }
         }
-        self.deadline.arm(self.limits.header_timeout);
+        let mut armed = false;
         loop {
             if let Some(len) = end.find(&self.input, self.limits.max_head_bytes).map_err(NoHead::Refused)? {
                 return self.take_head(len).map_err(NoHead::Refused);
+            }
+            // Most heads come in one piece and need no limit.
+            if !armed {
+                self.deadline.arm(self.limits.header_timeout);
+                armed = true;
             }
             let read = poll_fn(|cx| {
                 if self.deadline.has_expired() {
@@ -380,7 +385,7 @@ impl ClientConn {
         if shut.is_err() {
             return;
         }
-        let latest = self.deadline.now().plus(self.limits.body_timeout);
+        let latest = self.deadline.coarse_now().plus(self.limits.body_timeout);
         let mut total = 0;
         while total < max_bytes {
             self.input.clear();

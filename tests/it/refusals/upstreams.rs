@@ -66,8 +66,8 @@ fn an_upstream_that_takes_too_long() {
     let mut conn = Conn::open(desk.app.public);
     let headers = [("authorization", bearer.as_str()), ("x-mock-delay-ms", "3600000")];
     conn.send(request("POST", CHAT, &headers, Some(&crate::support::chat_body(json!({})))));
-    wait_until("the upstream has the call", || desk.app.upstream.stats().open == 1);
     let waiting = std::thread::spawn(move || conn.read_answer());
+    wait_until("the upstream has the call", || desk.app.upstream.stats().open == 1);
     wait_until("the gateway gives up", || {
         // Again and again: the limit is counted from when the gateway has sent the last byte, which may be just now.
         desk.clock().advance(Duration::from_secs(5));
