@@ -262,7 +262,8 @@ mod tests {
         let mut config = bench.config();
         config.batch_records = 10;
         let journal = bench.start(config);
-        emit_numbered(&journal, 1, 0..10);
+        // Twice a batch: the thread may take some of the first before they are ten, and those it leaves must be ten again.
+        emit_numbered(&journal, 1, 0..20);
         while balance_written(&journal) < 10 {
             thread::yield_now();
         }
