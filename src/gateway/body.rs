@@ -74,7 +74,7 @@ pub async fn relay(
     let clock = &worker.shared.clock;
     let config = &call.route.upstream.config;
     let mut close = !call.head.keep_alive || worker.shared.is_draining();
-    let mut relay = Relay::begin(call, &mut exchange, &mut close);
+    let mut relay = Relay::begin(client, call, &mut exchange, &mut close);
     let mut armed_for = None;
     let end = poll_fn(|cx| {
         let end = relay.poll(client, call, cx);
@@ -118,9 +118,10 @@ pub async fn relay(
 }
 
 impl<'e> Relay<'e> {
-    fn begin(call: &Call<'_>, exchange: &'e mut Exchange, close: &mut bool) -> Self {
+    fn begin(client: &mut ClientConn, call: &Call<'_>, exchange: &'e mut Exchange, close: &mut bool) -> Self {
         let Exchange { conn, head, .. } = &mut *exchange;
         let mut out = buffers::take();
+        out.extend_from_slice(client.rest_of_continue());
         let outgoing = write_answer_head(call, head, &conn.input()[..head.len], close, &mut out);
         let content_type = head.first(Name::ContentType, conn.input());
         let compressed =

@@ -237,7 +237,8 @@ impl Worker {
         // A client that waits for `100 Continue` may send its body or not; nobody can tell what comes next.
         let uncertain = head.expects_continue && !client.body_is_done();
         let close = !head.keep_alive || !rest_is_small || broken || uncertain || self.shared.is_draining();
-        let bytes = refusal::encode(reject, Some(head), record.request, record.at, close);
+        let mut bytes = client.rest_of_continue().to_vec();
+        bytes.extend(refusal::encode(reject, Some(head), record.request, record.at, close));
         record.bytes_out = bytes.len() as u64;
         if client.write_all(&bytes).await.is_err() {
             return Served::Abort;

@@ -284,6 +284,12 @@ impl ClientConn {
         self.body.continue_left == CONTINUE.len() && self.at == self.input.len()
     }
 
+    /// An answer is about to be written: `100 Continue` is not sent any more, or what is missing of it comes first.
+    pub fn rest_of_continue(&mut self) -> &'static [u8] {
+        let left = std::mem::take(&mut self.body.continue_left);
+        if left == CONTINUE.len() { &[] } else { &CONTINUE[CONTINUE.len() - left..] }
+    }
+
     pub fn body_received(&self) -> u64 {
         self.body.received
     }
