@@ -22,7 +22,8 @@ pub enum Reject {
     AddressDenied,
     Forbidden(&'static str),
     NotFound,
-    MethodNotAllowed,
+    /// With the methods that are, as `Allow` lists them (RFC 9110, 10.2.1); empty where the router adds that field itself.
+    MethodNotAllowed(String),
     Conflict(String),
     RateLimited {
         scope: RateScope,
@@ -90,7 +91,7 @@ impl Reject {
             Self::Unauthenticated => 401,
             Self::AddressDenied | Self::Forbidden(_) => 403,
             Self::NotFound => 404,
-            Self::MethodNotAllowed => 405,
+            Self::MethodNotAllowed(_) => 405,
             Self::RequestTimeout => 408,
             Self::Conflict(_) => 409,
             Self::BodyTooLarge { .. } => 413,
@@ -113,7 +114,7 @@ impl Reject {
             Self::AddressDenied => "ADDRESS_DENIED",
             Self::Forbidden(_) => "FORBIDDEN",
             Self::NotFound => "NOT_FOUND",
-            Self::MethodNotAllowed => "METHOD_NOT_ALLOWED",
+            Self::MethodNotAllowed(_) => "METHOD_NOT_ALLOWED",
             Self::Conflict(_) => "CONFLICT",
             Self::RateLimited { .. } => "RATE_LIMITED",
             Self::TooManyInFlight { .. } => "TOO_MANY_IN_FLIGHT",
@@ -152,7 +153,7 @@ impl Reject {
             Self::AddressDenied => "Access from this address is not allowed".into(),
             Self::Forbidden(why) => (*why).into(),
             Self::NotFound => "Nothing is here".into(),
-            Self::MethodNotAllowed => "This method is not allowed here".into(),
+            Self::MethodNotAllowed(_) => "This method is not allowed here".into(),
             Self::RateLimited { limit, .. } => format!("Rate limit of {limit} requests a minute exceeded"),
             Self::TooManyInFlight { limit } => format!("More than {limit} calls in flight"),
             Self::CreditsExhausted(short) => match short.meter.as_str() {
@@ -221,6 +222,11 @@ impl Reject {
         let mut headers = Vec::new();
         if matches!(self, Self::Unauthenticated) {
             headers.push(("www-authenticate", "Bearer realm=\"tollgate\"".to_owned()));
+        }
+        if let Self::MethodNotAllowed(allowed) = self
+            && !allowed.is_empty()
+        {
+            headers.push(("allow", allowed.clone()));
         }
         if let Some(seconds) = self.retry_after() {
             headers.push(("retry-after", seconds.to_string()));

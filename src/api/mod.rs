@@ -28,7 +28,7 @@ pub use public::public_router;
 fn finish<S: Clone + Send + Sync + 'static>(router: Router<S>, state: S, clock: Clock) -> Router {
     router
         .fallback(|| async { Refused(Reject::NotFound) })
-        .method_not_allowed_fallback(|| async { Refused(Reject::MethodNotAllowed) })
+        .method_not_allowed_fallback(|| async { Refused(Reject::MethodNotAllowed(String::new())) })
         .with_state(state)
         .layer(from_fn_with_state(clock, render::refusals))
 }

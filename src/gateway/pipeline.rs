@@ -139,7 +139,7 @@ impl Worker {
             // On the heap: a proxied call should not carry the room for a local one.
             Surface::Local => return Box::pin(self.local(client, head, policy, record)).await,
             Surface::NotFound => return Err(Reject::NotFound),
-            Surface::WrongMethod => return Err(Reject::MethodNotAllowed),
+            Surface::WrongMethod(allowed) => return Err(Reject::MethodNotAllowed(allowed)),
         };
         (record.route, record.route_name) = (route.label, route.pattern.clone());
         let caller = shared.auth.authenticate(head, record.client, record.at, record.started, &self.shard)?;

@@ -123,8 +123,8 @@ pub enum Surface<'a> {
     Proxied(&'a Arc<Route>),
     Local,
     NotFound,
-    /// There is a route, but not for this method.
-    WrongMethod,
+    /// There are routes, but for these methods only.
+    WrongMethod(String),
 }
 
 /// Paths that this process answers on the public listener.
@@ -159,16 +159,21 @@ impl RouteTable {
         if LOCAL.iter().any(|root| is_under(path, root)) {
             return Surface::Local;
         }
-        let mut wrong_method = false;
+        let mut allowed: Vec<&str> = Vec::new();
         let exact = std::str::from_utf8(path).ok().and_then(|path| self.exact.get(path)).into_iter().flatten();
         let prefixes = self.prefixes.iter().filter(|(prefix, _)| path.starts_with(prefix.as_bytes())).map(|(_, r)| r);
         for route in exact.chain(prefixes) {
             if route.allows_method(method) {
                 return Surface::Proxied(route);
             }
-            wrong_method = true;
+            allowed.extend(route.methods.iter().map(String::as_str));
         }
-        if wrong_method { Surface::WrongMethod } else { Surface::NotFound }
+        if allowed.is_empty() {
+            return Surface::NotFound;
+        }
+        allowed.sort_unstable();
+        allowed.dedup();
+        Surface::WrongMethod(allowed.join(", "))
     }
 }
 
@@ -302,7 +307,7 @@ mod tests {
             Surface::Proxied(route) => route.pattern.to_string(),
             Surface::Local => "local".into(),
             Surface::NotFound => "not found".into(),
-            Surface::WrongMethod => "wrong method".into(),
+            Surface::WrongMethod(allowed) => format!("only {allowed}"),
         }
     }
 
@@ -312,6 +317,10 @@ mod tests {
         assert_eq!(matched("/v1/models", "POST"), "/v1/*");
         assert_eq!(matched("/v1/chat", "POST"), "/v1/*");
         assert_eq!(matched("/v10/chat", "POST"), "/*");
+        let only_get = RouteTable::new(
+            policy().routes.exact.into_iter().map(|(path, mut routes)| (PathPattern::Exact(path), routes.remove(0))),
+        );
+        assert!(matches!(only_get.surface(b"/v1/models", "POST"), Surface::WrongMethod(allowed) if allowed == "GET"));
     }
 
     #[test]

@@ -99,7 +99,7 @@ impl From<&Reject> for Outcome {
             | Reject::VersionNotSupported => Self::BadRequest,
             Reject::AddressDenied => Self::AddressDenied,
             Reject::Forbidden(_) | Reject::Locked { .. } => Self::Forbidden,
-            Reject::NotFound | Reject::MethodNotAllowed => Self::NotFound,
+            Reject::NotFound | Reject::MethodNotAllowed(_) => Self::NotFound,
             Reject::RateLimited { .. } => Self::RateLimited,
             Reject::TooManyInFlight { .. } => Self::TooManyInFlight,
             Reject::CreditsExhausted(_) => Self::CreditsExhausted,

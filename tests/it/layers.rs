@@ -284,3 +284,14 @@ fn the_program_asks_only_the_clock_what_time_it_is() {
     }
     assert!(wrong.is_empty(), "these read the system's clock: {wrong:?}");
 }
+
+/// The table of the older systems' variables in the README is the program's own.
+#[test]
+fn the_readme_lists_every_foreign_variable() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let listed: Vec<&str> =
+        readme.lines().filter(|line| line.starts_with("| `") && line.matches('`').count() == 4).collect();
+    let known: Vec<String> =
+        tollgate::config::foreign_names().map(|(name, key)| format!("| `{name}` | `{key}` |")).collect();
+    assert_eq!(listed, known);
+}
