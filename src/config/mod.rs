@@ -431,6 +431,11 @@ fn parse_price(raw: &raw::RawPrice) -> Option<Price> {
 }
 
 fn check_plan(name: &str, raw: raw::RawPlan) -> Result<Plan, String> {
+    // It goes into a header of every call.
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    if name.is_empty() || name.len() > 64 || !name.bytes().all(fits) {
+        return Err(format!("plans: \"{name}\" is no plan name: letters, digits, - and _, at most 64"));
+    }
     let mut meters = Vec::new();
     for (meter, amounts) in &raw.meters {
         let key = format!("plans.{name}.meters.{meter}");

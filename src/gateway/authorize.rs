@@ -26,6 +26,8 @@ pub struct Intake {
     pub complete: bool,
     /// More came than was kept in `body`.
     pub cut: bool,
+    /// It took its time to come.
+    pub waited: bool,
     pub is_json: bool,
     pub facts: Facts,
 }
@@ -71,7 +73,7 @@ impl Intake {
             return Ok(intake);
         }
         intake.body = buffers::take();
-        let mut armed = false;
+        let (mut armed, mut waited) = (false, false);
         let max = policy.limits.max_inspect_bytes;
         loop {
             let before = intake.body.len();
@@ -91,6 +93,7 @@ impl Intake {
                         if !armed {
                             client.deadline.arm(client.limits.body_timeout);
                             armed = true;
+                            waited = true;
                         }
                         Poll::Pending
                     }
@@ -115,6 +118,7 @@ impl Intake {
             }
             break;
         }
+        intake.waited = waited;
         if intake.complete && intake.is_json {
             intake.scan();
         }

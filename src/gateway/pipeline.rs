@@ -142,7 +142,7 @@ impl Worker {
             Surface::WrongMethod(allowed) => return Err(Reject::MethodNotAllowed(allowed)),
         };
         (record.route, record.route_name) = (route.label, route.pattern.clone());
-        let caller = shared.auth.authenticate(head, record.client, record.at, record.started, &self.shard)?;
+        let mut caller = shared.auth.authenticate(head, record.client, record.at, record.started, &self.shard)?;
         record.user = Some(caller.standing.id);
         let own_rate = caller.limits().and_then(|limits| limits.per_minute);
         rate::check_caller(&shared.rates, &policy.rates, &caller.mac, own_rate, &caller.actor, record.started, taken)?;
@@ -155,6 +155,12 @@ impl Worker {
         self.begin_body(client, head, policy.limits.max_body_bytes, record)?;
         let ahead = authorize::needs_body(&caller, route);
         let intake = Intake::read(client, head, policy, ahead, &mut share).await?;
+        if intake.waited {
+            // Whoever was revoked while his body came does not go either.
+            let (now, ticks) = (shared.clock.now(), shared.clock.monotonic());
+            caller = shared.auth.authenticate(head, record.client, now, ticks, &self.shard)?;
+            authorize::check_caller(&caller, record.client, policy, route)?;
+        }
         let amounts = authorize::check_body(&caller, route, &intake)?;
         let max_open = policy.limits.in_flight_per_user;
         let hold = Hold::reserve(caller.actor.clone(), route.cost.meters.clone(), amounts, max_open, record.at)?;

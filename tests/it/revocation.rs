@@ -241,3 +241,25 @@ fn a_key_that_expires() {
         race.round(&victim.key, 401, || clock.advance(Duration::from_millis(1000)));
     }
 }
+
+/// Where the decision needs the body, the call has been let in before the body is there: the last word is at its end.
+#[test]
+fn who_is_suspended_while_his_body_comes_does_not_go() {
+    let route =
+        "[[routes]]\npath = \"/v1/*\"\nupstream = \"ai\"\nmodels = [\"gpt-4o\"]\ncost = { conversations = 1 }\n";
+    let race = Race::open(Options { route, ..Options::default() });
+    let body = chat_body(json!({})).to_string();
+    let mut slow = Conn::open(race.app.public);
+    slow.send(format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{}",
+        race.user.key,
+        body.len(),
+        &body[..10]
+    ));
+    wait_until("the call is under way", || race.app.metric("tollgate_in_flight") == 1.0);
+    race.panel("POST", &format!("users/{}/suspend", race.user.id), Some(json!({})));
+    slow.send(&body[10..]);
+    assert_eq!(slow.read_answer().status, 403);
+    assert_eq!(race.app.upstream.stats().total, 0);
+}
