@@ -10,10 +10,11 @@ demo:
 	$(CARGO) build --release --quiet
 	./target/release/tollgate demo $(DEMO_ARGS)
 
-# One binary of integration tests; the OpenAI client's own tests need Python with the package.
+# One binary of integration tests; the OpenAI client's own tests need Python with the package. The benchmarks are only
+# built, by `make lint`.
 test: openai-client
-	TOLLGATE_TEST_PYTHON=$(abspath $(VENV))/bin/python $(CARGO) test --all-targets -- --quiet
-	$(CARGO) test --doc -- --quiet
+	TOLLGATE_TEST_PYTHON=$(abspath $(VENV))/bin/python $(CARGO) test --lib --bins --test it
+	$(CARGO) test --doc
 
 openai-client: $(VENV)/.openai-$(OPENAI_VERSION)
 
