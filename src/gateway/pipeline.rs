@@ -151,6 +151,9 @@ impl Worker {
         if shared.committer.has_failed() {
             return Err(Reject::StoreUnavailable);
         }
+        if shared.committer.is_overloaded() {
+            return Err(Reject::Overloaded("Too many debits wait for the disk"));
+        }
         let mut share = shared.budget.take(CALL_BYTES).ok_or(Reject::Overloaded("Too many bytes in flight"))?;
         self.begin_body(client, head, policy.limits.max_body_bytes, record)?;
         let ahead = authorize::needs_body(&caller, route);

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -48,6 +48,8 @@ struct Shared {
     queue: Mutex<Queue>,
     wake: Condvar,
     progress: Arc<Progress>,
+    /// Rows and batches in the queue, to be read without its lock.
+    waiting: AtomicUsize,
     gates: RwLock<Vec<Arc<Gate>>>,
     pace: CommitPace,
     metrics: Arc<Metrics>,
@@ -98,8 +100,12 @@ struct Group {
 }
 
 impl Queue {
+    fn len(&self) -> usize {
+        self.rows.len() + self.batches.len()
+    }
+
     fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.batches.is_empty()
+        self.len() == 0
     }
 }
 
@@ -114,6 +120,7 @@ impl Committer {
             queue: Mutex::new(Queue { epoch: 1, rows: Vec::new(), batches: Vec::new(), idle: false, stop: false }),
             wake: Condvar::new(),
             progress: Arc::default(),
+            waiting: AtomicUsize::new(0),
             gates: RwLock::default(),
             pace,
             metrics,
@@ -134,6 +141,7 @@ impl Committer {
     pub fn mark(&self, row: Arc<dyn DirtyRow>) -> Epoch {
         let mut queue = self.0.queue.lock();
         queue.rows.push(row);
+        self.0.waiting.store(queue.len(), Ordering::Relaxed);
         let epoch = queue.epoch;
         // Taken back by whoever sees it first: of many rows at once, one pays for the wake.
         let wake = std::mem::take(&mut queue.idle);
@@ -168,6 +176,7 @@ impl Committer {
             return answer;
         }
         queue.batches.push(Submitted { batch, reply });
+        self.0.waiting.store(queue.len(), Ordering::Relaxed);
         drop(queue);
         self.0.wake.notify_one();
         answer
@@ -184,8 +193,7 @@ impl Committer {
     }
 
     pub fn pending(&self) -> usize {
-        let queue = self.0.queue.lock();
-        queue.rows.len() + queue.batches.len()
+        self.0.waiting.load(Ordering::Relaxed)
     }
 
     pub fn is_durable(&self, epoch: Epoch) -> bool {
@@ -287,6 +295,7 @@ impl Shared {
             }
             let epoch = queue.epoch;
             queue.epoch += 1;
+            self.waiting.store(0, Ordering::Relaxed);
             let (rows, batches) = (std::mem::take(&mut queue.rows), std::mem::take(&mut queue.batches));
             return Some(Group { epoch, rows, batches });
         }
