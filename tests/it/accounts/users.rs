@@ -229,7 +229,10 @@ fn usage_and_quota_follow_the_calls() {
     let (key, session) = john_in(&app);
     let token = Some(text(&session, "session_token"));
     assert_eq!(app.chat(&key, json!({})).status, 200);
-    let usage = ok(&send(&app, "GET", "usage", token, None))["meters"]["conversations"].clone();
+    // The hold is settled right after the answer's last byte, so a client can be faster than that.
+    let usage = || ok(&send(&app, "GET", "usage", token, None))["meters"]["conversations"].clone();
+    crate::support::wait_until("the hold is settled", || usage()["held"] == 0);
+    let usage = usage();
     assert_eq!((&usage["balance"], &usage["spent"], &usage["granted"]), (&json!(9), &json!(1), &json!(10)));
     let quota = ok(&send(&app, "GET", "quota", token, None))["quota"]["conversations"].clone();
     assert_eq!((&quota["limit"], &quota["used"], &quota["remaining"]), (&json!(10), &json!(1), &json!(9)));
