@@ -7,7 +7,6 @@ pub use env::foreign_names;
 pub mod raw;
 
 use std::collections::HashSet;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -483,11 +482,6 @@ fn line_of_key(text: &str, reason: &str) -> Option<usize> {
     text.lines()
         .position(|line| line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('=')))
         .map(|at| at + 1)
-}
-
-/// The public address for tests that want any free port.
-pub fn any_port() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], 0))
 }
 
 #[cfg(test)]
