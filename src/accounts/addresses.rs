@@ -123,11 +123,6 @@ impl AddressBook {
         }
     }
 
-    /// The set in force, for a caller that keeps it for a while.
-    pub fn current(&self) -> Arc<AddressSet> {
-        self.set.load_full()
-    }
-
     /// Takes the rules of a reloaded config.
     pub fn reconfigure(&self, access: &Access) {
         let mut rules = self.rules.lock();

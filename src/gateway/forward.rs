@@ -97,6 +97,12 @@ pub async fn forward(
         exchange.at.endpoint.succeeded();
         let must_wait = call.policy.durability == Durability::BeforeResponse;
         if must_wait && wait_durable(worker, client, &call.hold).await? == Waited::ClientGone {
+            // The upstream has answered, so the call is not free; of what is metered nothing was seen but the request.
+            let cost = &call.route.cost;
+            let paid = call.hold.settle(&cost.amounts((call.intake.body.len() as u64).div_ceil(4), 0, 0));
+            for (label, amount) in cost.labels.iter().zip(&paid) {
+                worker.shard.spent(*label, *amount);
+            }
             return Ok(client_gone(record));
         }
         call.hold.answer_begins();

@@ -1,7 +1,7 @@
 //! A write-ahead log in front of an embedded backend: what makes a commit durable in one write and one sync.
 //!
 //! Measured, one commit through sled costs some 200 µs of processor time, most of it waking its seven pool threads, against
-//! a tenth of that for an append to a preallocated file (figures in benches/README.md). So the log is the truth, and the
+//! about half for an append to a preallocated file, all but a little the sync (benches/README.md). So the log is the truth, and the
 //! backend a checkpoint of it: a commit is appended, synced, and kept in memory; when a log file is full, its changes move
 //! to the backend in the background and the file is used again. Opening replays what the backend may lack; replaying twice
 //! does no harm, because changes are replayed in order and each sets a key to a value.
