@@ -26,6 +26,7 @@ use crate::accounts::secrets::Pepper;
 use crate::accounts::{Accounts, AccountsParts, Settings};
 use crate::actors::user::actor::Surroundings;
 use crate::actors::user::ledger::Recovery;
+use crate::actors::user::once::{KeptBytes, OnceLimits};
 use crate::actors::user::registry::Registry;
 use crate::actors::writer::{Journal, JournalConfig};
 use crate::api;
@@ -134,6 +135,12 @@ impl Core {
                 RecoverOpenHolds::Charge => Recovery::Charge,
                 RecoverOpenHolds::Refund => Recovery::Refund,
             },
+            once: OnceLimits {
+                window: config.ledger.idempotency_window.0,
+                answer_bytes: config.ledger.idempotency_answer_bytes,
+                total_bytes: config.ledger.idempotency_total_bytes,
+            },
+            kept: KeptBytes::default(),
             holds_open: AtomicI64::new(0),
             generations: AtomicU64::new(0),
         });
@@ -331,6 +338,13 @@ impl App {
     fn start_sweeper(&self) {
         let Some(control) = &self.control else { return };
         let (shared, accounts) = (self.shared.clone(), self.core.accounts.clone());
+        let (users, committer) = (self.core.users.clone(), self.core.committer.clone());
+        let started = self.core.clock.now();
+        control.spawn_blocking(move || {
+            if let Err(error) = users.around().kept.count(committer.store(), started) {
+                tracing::error!(%error, "the answers kept for repeated calls could not be counted");
+            }
+        });
         control.spawn(async move {
             let mut ticks = tokio::time::interval(SWEEP);
             loop {
@@ -338,6 +352,7 @@ impl App {
                 shared.users.sweep();
                 shared.rates.sweep(shared.clock.monotonic());
                 accounts.sweep().await;
+                shared.users.forget_old_keys().await;
             }
         });
     }
@@ -554,6 +569,11 @@ fn add_probes(core: &Core, shared: &Arc<Shared>) {
     core.metrics.probe(move |out: &mut Exposition| {
         let Some(shared) = weak.upgrade() else { return };
         out.gauge("tollgate_holds_open", "Holds that are not settled yet.", shared.users.holds_open() as f64);
+        out.gauge(
+            "tollgate_idempotent_answer_bytes",
+            "Bytes of answers kept for repeated calls.",
+            shared.users.around().kept.get() as f64,
+        );
         out.gauge("tollgate_actors_live", "Users held in memory.", shared.users.live() as f64);
         out.gauge(
             "tollgate_mailbox_depth",

@@ -34,6 +34,10 @@ pub enum Reject {
         limit: u32,
     },
     CreditsExhausted(Box<Shortage>),
+    /// The credits did not last for the rest of an answer that has begun.
+    CreditsRanOut,
+    /// The idempotency key of the request was used before, and the call cannot be carried out again.
+    Repeated(Repeat),
     BodyTooLarge {
         limit: u64,
     },
@@ -65,6 +69,17 @@ pub struct Shortage {
     pub resets_at: Option<UnixMillis>,
 }
 
+/// Why a repeated call is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeat {
+    /// The first one has not ended.
+    Running,
+    /// The key stands for another request.
+    Different,
+    /// The first one was answered, and the answer was not kept.
+    NotKept,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RateScope {
     Address,
@@ -93,11 +108,15 @@ impl Reject {
             Self::NotFound => 404,
             Self::MethodNotAllowed(_) => 405,
             Self::RequestTimeout => 408,
-            Self::Conflict(_) => 409,
+            Self::Conflict(_) | Self::Repeated(Repeat::Running) => 409,
             Self::BodyTooLarge { .. } => 413,
             Self::ExpectationFailed => 417,
+            Self::Repeated(Repeat::Different | Repeat::NotKept) => 422,
             Self::Locked { .. } => 423,
-            Self::RateLimited { .. } | Self::TooManyInFlight { .. } | Self::CreditsExhausted(_) => 429,
+            Self::RateLimited { .. }
+            | Self::TooManyInFlight { .. }
+            | Self::CreditsExhausted(_)
+            | Self::CreditsRanOut => 429,
             Self::HeadTooLarge => 431,
             Self::Internal => 500,
             Self::UpstreamUnreachable => 502,
@@ -118,7 +137,10 @@ impl Reject {
             Self::Conflict(_) => "CONFLICT",
             Self::RateLimited { .. } => "RATE_LIMITED",
             Self::TooManyInFlight { .. } => "TOO_MANY_IN_FLIGHT",
-            Self::CreditsExhausted(_) => "CREDITS_EXHAUSTED",
+            Self::CreditsExhausted(_) | Self::CreditsRanOut => "CREDITS_EXHAUSTED",
+            Self::Repeated(Repeat::Running) => "IDEMPOTENCY_CONFLICT",
+            Self::Repeated(Repeat::Different) => "IDEMPOTENCY_MISMATCH",
+            Self::Repeated(Repeat::NotKept) => "IDEMPOTENCY_ANSWERED",
             Self::BodyTooLarge { .. } => "BODY_TOO_LARGE",
             Self::Locked { .. } => "LOCKED",
             Self::Overloaded(_) => "OVERLOADED",
@@ -138,7 +160,7 @@ impl Reject {
         match self.status() {
             401 => "authentication_error",
             403 => "permission_error",
-            429 if matches!(self, Self::CreditsExhausted(_)) => "insufficient_quota",
+            429 if matches!(self, Self::CreditsExhausted(_) | Self::CreditsRanOut) => "insufficient_quota",
             429 => "rate_limit_error",
             400..=499 => "invalid_request_error",
             _ => "server_error",
@@ -160,6 +182,12 @@ impl Reject {
                 "conversations" => "Insufficient conversation credits".into(),
                 meter => format!("Insufficient {meter}"),
             },
+            Self::CreditsRanOut => "The credits did not last for the rest of this answer".into(),
+            Self::Repeated(Repeat::Running) => "A call with this Idempotency-Key is still running".into(),
+            Self::Repeated(Repeat::Different) => "This Idempotency-Key was used for a different request".into(),
+            Self::Repeated(Repeat::NotKept) => {
+                "The call with this Idempotency-Key was answered, and its answer was not kept".into()
+            }
             Self::BodyTooLarge { limit } => format!("The request body is over the limit of {limit} bytes"),
             Self::Locked { .. } => "This account is temporarily locked".into(),
             Self::Overloaded(why) => (*why).into(),
@@ -210,7 +238,7 @@ impl Reject {
     pub fn retry_after(&self) -> Option<u64> {
         match self {
             Self::RateLimited { retry_after, .. } | Self::Locked { retry_after } => Some(whole_seconds(*retry_after)),
-            Self::TooManyInFlight { .. } | Self::Overloaded(_) => Some(1),
+            Self::TooManyInFlight { .. } | Self::Overloaded(_) | Self::Repeated(Repeat::Running) => Some(1),
             Self::StoreUnavailable => Some(5),
             Self::CreditsExhausted(_) => None,
             _ => None,

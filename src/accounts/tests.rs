@@ -14,6 +14,7 @@ use super::users::{AdminUpdate, MeterUpdate, Registered, Registration};
 use super::{Accounts, AccountsParts, Settings};
 use crate::actors::user::actor::Surroundings;
 use crate::actors::user::ledger::Recovery;
+use crate::actors::user::once::{KeptBytes, OnceLimits};
 use crate::actors::user::registry::Registry;
 use crate::actors::writer::{ConversationEntry, Journal, JournalConfig};
 use crate::clock::{Clock, ManualClock, UnixMillis};
@@ -55,6 +56,8 @@ pub(crate) fn world(toml: &str) -> World {
         metrics: metrics.clone(),
         reset_hour: ResetHour::default(),
         recovery: Recovery::Charge,
+        once: OnceLimits { window: Duration::from_secs(86_400), answer_bytes: 1 << 16, total_bytes: 1 << 20 },
+        kept: KeptBytes::default(),
         holds_open: AtomicI64::new(0),
         generations: AtomicU64::new(0),
     };

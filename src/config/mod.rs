@@ -6,17 +6,18 @@ mod env;
 pub use env::foreign_names;
 pub mod raw;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use raw::{
-    Access, Accounts, Backend, Durability, Journal, Ledger, Limits, Listen, LogFormat, MissingUsage, RawConfig,
-    RecoverOpenHolds, Store, Telemetry,
+    Access, Accounts, Backend, Durability, Journal, Ledger, Limits, Listen, LogFormat, MissingUsage, OutgrownHold,
+    RawConfig, RecoverOpenHolds, Store, Telemetry, UnknownModel,
 };
 
-use crate::domain::meters::{MeterName, Micro, Price, ResetPeriod};
+use crate::domain::meters::{MeterName, Micro, ResetPeriod};
+use crate::domain::price::{Price, Rates, Tier, TokenRate};
 
 /// The defaults, as a file an operator can read.
 pub const DEFAULT_TOML: &str = include_str!("../../config/default.toml");
@@ -32,6 +33,7 @@ pub struct Config {
     pub access: Access,
     pub limits: Limits,
     pub plans: Vec<Plan>,
+    pub prices: PriceList,
     pub accounts: Accounts,
     pub ledger: Ledger,
     pub journal: Journal,
@@ -87,6 +89,8 @@ pub struct RouteConfig {
     pub upstream: Arc<str>,
     pub methods: Vec<String>,
     pub cost: Vec<(MeterName, Price)>,
+    /// Whether the price list counts here.
+    pub prices: bool,
     pub scope: Option<String>,
     pub models: Vec<String>,
     pub verified: bool,
@@ -102,6 +106,22 @@ pub enum PathPattern {
     Exact(String),
     /// All paths that begin so; ends in `/`.
     Prefix(String),
+}
+
+/// What models cost.
+#[derive(Clone, Debug, Default)]
+pub struct PriceList {
+    pub unknown_model: UnknownModel,
+    pub default: Vec<(MeterName, Price)>,
+    /// Model, exact or ending in `*`, with its prices.
+    pub models: Vec<(String, Vec<(MeterName, Price)>)>,
+}
+
+impl PriceList {
+    /// Whether there is a price at all.
+    pub fn is_in_force(&self) -> bool {
+        !self.models.is_empty() || !self.default.is_empty()
+    }
 }
 
 /// What a plan gives its users.
@@ -209,6 +229,7 @@ impl Config {
             access: raw.access,
             limits: raw.limits,
             plans,
+            prices: check_prices(raw.prices)?,
             accounts: raw.accounts,
             ledger: raw.ledger,
             journal: raw.journal,
@@ -388,24 +409,14 @@ fn check_route(raw: raw::RawRoute, upstreams: &HashSet<Arc<str>>) -> Result<Rout
             format!("there is no upstream \"{}\"; define it under [[upstreams]]", raw.upstream),
         ));
     };
-    let mut cost = Vec::new();
-    for (meter, price) in &raw.cost {
-        let name = MeterName::parse(meter)
-            .ok_or_else(|| named("cost", format!("\"{meter}\" is no meter name: lower-case letters, digits and _")))?;
-        cost.push((
-            name,
-            parse_price(price).ok_or_else(|| named("cost", format!("{meter}: a price cannot be negative")))?,
-        ));
-    }
-    if cost.len() > 8 {
-        return Err(named("cost", "more than 8 meters".into()));
-    }
+    let cost = check_cost(&raw.cost).map_err(|why| named("cost", why))?;
     Ok(RouteConfig {
         pattern: Arc::from(raw.path.as_str()),
         path,
         upstream: upstream.clone(),
         methods: raw.methods.iter().map(|m| m.to_ascii_uppercase()).collect(),
         cost,
+        prices: raw.prices,
         scope: raw.scope,
         models: raw.models,
         verified: raw.verified,
@@ -417,16 +428,72 @@ fn check_route(raw: raw::RawRoute, upstreams: &HashSet<Arc<str>>) -> Result<Rout
     })
 }
 
-fn parse_price(raw: &raw::RawPrice) -> Option<Price> {
-    match raw {
-        raw::RawPrice::PerCall(amount) => Micro::from_decimal(*amount).map(Price::fixed),
-        raw::RawPrice::Parts(parts) => Some(Price {
-            per_call: Micro::from_decimal(parts.per_call)?,
-            per_input_token: Micro::from_decimal(parts.per_input_token)?,
-            per_output_token: Micro::from_decimal(parts.per_output_token)?,
-            per_image: Micro::from_decimal(parts.per_image)?,
-        }),
+/// Prices on at most 8 meters.
+fn check_cost(raw: &BTreeMap<String, raw::RawPrice>) -> Result<Vec<(MeterName, Price)>, String> {
+    if raw.len() > 8 {
+        return Err("more than 8 meters".into());
     }
+    let priced = raw.iter().map(|(meter, price)| {
+        let name = MeterName::parse(meter)
+            .ok_or_else(|| format!("\"{meter}\" is no meter name: lower-case letters, digits and _"))?;
+        Ok((name, check_price(price).map_err(|why| format!("{meter}: {why}"))?))
+    });
+    priced.collect()
+}
+
+fn check_price(raw: &raw::RawPrice) -> Result<Price, String> {
+    let amount = |key: &str, value: f64| {
+        Micro::from_decimal(value).ok_or_else(|| format!("{key} = {value}: a price cannot be negative or beyond 9e12"))
+    };
+    let parts = match raw {
+        raw::RawPrice::PerCall(value) => return amount("per_call", *value).map(Price::fixed),
+        raw::RawPrice::Parts(parts) => parts,
+    };
+    let mut tiers = Vec::new();
+    for tier in &parts.tiers {
+        let rates = check_rates(tier.per_input_token, tier.per_cached_token, tier.per_output_token)
+            .map_err(|why| format!("tiers: {why}"))?;
+        tiers.push(Tier { above: tier.above_input_tokens, rates });
+    }
+    if tiers.len() > 8 || !tiers.is_sorted_by(|a, b| a.above < b.above) {
+        return Err("tiers: at most 8, each with a larger above_input_tokens than the one before".into());
+    }
+    Ok(Price {
+        per_call: amount("per_call", parts.per_call)?,
+        per_image: amount("per_image", parts.per_image)?,
+        rates: check_rates(parts.per_input_token, parts.per_cached_token, parts.per_output_token)?,
+        tiers,
+    })
+}
+
+fn check_rates(input: f64, cached: Option<f64>, output: f64) -> Result<Rates, String> {
+    let rate = |key: &str, value: f64| {
+        TokenRate::from_decimal(value)
+            .ok_or_else(|| format!("{key} = {value}: a price cannot be negative or beyond 1e6"))
+    };
+    Ok(Rates {
+        input: rate("per_input_token", input)?,
+        cached: rate("per_cached_token", cached.unwrap_or(input))?,
+        output: rate("per_output_token", output)?,
+    })
+}
+
+fn check_prices(raw: raw::RawPrices) -> Result<PriceList, String> {
+    let default = check_cost(&raw.default).map_err(|why| format!("prices.default: {why}"))?;
+    if raw.unknown_model == UnknownModel::Default && default.is_empty() {
+        return Err("prices.unknown_model: \"default\" needs a price under [prices.default]".into());
+    }
+    if raw.models.len() > 4096 {
+        return Err("prices.models: more than 4096".into());
+    }
+    let models = raw.models.iter().map(|(model, prices)| {
+        if model.is_empty() || model.trim_end_matches('*').contains('*') || model.ends_with("**") {
+            return Err(format!("prices.models: \"{model}\" is no model: a name, or its beginning and a * at the end"));
+        }
+        let prices = check_cost(prices).map_err(|why| format!("prices.models.\"{model}\": {why}"))?;
+        Ok((model.clone(), prices))
+    });
+    Ok(PriceList { unknown_model: raw.unknown_model, default, models: models.collect::<Result<_, _>>()? })
 }
 
 fn check_plan(name: &str, raw: raw::RawPlan) -> Result<Plan, String> {

@@ -112,6 +112,7 @@ pub struct RawConfig {
     pub access: Access,
     pub limits: Limits,
     pub plans: BTreeMap<String, RawPlan>,
+    pub prices: RawPrices,
     pub accounts: Accounts,
     pub ledger: Ledger,
     pub journal: Journal,
@@ -130,6 +131,7 @@ impl Default for RawConfig {
             access: Access::default(),
             limits: Limits::default(),
             plans: default_plans(),
+            prices: RawPrices::default(),
             accounts: Accounts::default(),
             ledger: Ledger::default(),
             journal: Journal::default(),
@@ -228,6 +230,9 @@ pub struct RawRoute {
     pub methods: Vec<String>,
     #[serde(default)]
     pub cost: BTreeMap<String, RawPrice>,
+    /// Whether `[prices]` of models count here, besides `cost`.
+    #[serde(default = "defaults::yes")]
+    pub prices: bool,
     /// A key with scopes must have this one.
     #[serde(default)]
     pub scope: Option<String>,
@@ -267,8 +272,46 @@ pub enum RawPrice {
 pub struct RawPriceParts {
     pub per_call: f64,
     pub per_input_token: f64,
+    /// Of input that the upstream had in its cache; as `per_input_token` when left out.
+    pub per_cached_token: Option<f64>,
     pub per_output_token: f64,
     pub per_image: f64,
+    /// Other prices of tokens for calls with a long input.
+    pub tiers: Vec<RawTier>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawTier {
+    /// For calls with more input tokens than this.
+    pub above_input_tokens: u64,
+    pub per_input_token: f64,
+    pub per_cached_token: Option<f64>,
+    pub per_output_token: f64,
+}
+
+/// What happens to a call whose model has no price.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnknownModel {
+    /// It gets 403.
+    #[default]
+    Refuse,
+    /// It costs what its route costs.
+    Free,
+    /// It costs `prices.default`.
+    Default,
+}
+
+/// What models cost, besides the routes' own costs. In force when `models` or `default` names a price.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawPrices {
+    pub unknown_model: UnknownModel,
+    /// By meter.
+    pub default: BTreeMap<String, RawPrice>,
+    /// By model, exact or ending in `*`; then by meter. The longest match wins.
+    pub models: BTreeMap<String, BTreeMap<String, RawPrice>>,
 }
 
 mod defaults {
@@ -521,6 +564,17 @@ pub enum MissingUsage {
     Estimate,
 }
 
+/// What happens when a stream has brought more than was held for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutgrownHold {
+    /// More is held while there are credits; then the stream ends with an error event.
+    #[default]
+    Extend,
+    /// The stream goes on; what exceeds the hold is the operator's loss.
+    Finish,
+}
+
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Ledger {
@@ -530,6 +584,13 @@ pub struct Ledger {
     pub min_commit_gap: Span,
     pub recover_open_holds: RecoverOpenHolds,
     pub missing_usage: MissingUsage,
+    pub outgrown_hold: OutgrownHold,
+    /// How long an `Idempotency-Key` stands for its first call.
+    pub idempotency_window: Span,
+    /// An answer up to this size is kept for repeats of its call; 0: none is.
+    pub idempotency_answer_bytes: usize,
+    /// Of all kept answers together.
+    pub idempotency_total_bytes: u64,
     /// The UTC hour at which days, weeks and months begin.
     pub reset_hour: ResetHour,
     /// Writes waiting for the store; more get 503.
@@ -544,6 +605,10 @@ impl Default for Ledger {
             min_commit_gap: Span::millis(1),
             recover_open_holds: RecoverOpenHolds::default(),
             missing_usage: MissingUsage::default(),
+            outgrown_hold: OutgrownHold::default(),
+            idempotency_window: Span::secs(24 * 3600),
+            idempotency_answer_bytes: 64 << 10,
+            idempotency_total_bytes: 256 << 20,
             reset_hour: ResetHour::default(),
             max_pending: 100_000,
         }

@@ -182,33 +182,6 @@ fn first_of_month(day: i64) -> i64 {
     date.map_or(day, |d| day - i64::from(d.day()) + 1)
 }
 
-/// What one call costs on one meter. Every part is at least zero.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Price {
-    pub per_call: Micro,
-    pub per_input_token: Micro,
-    pub per_output_token: Micro,
-    pub per_image: Micro,
-}
-
-impl Price {
-    pub fn fixed(per_call: Micro) -> Self {
-        Self { per_call, ..Self::default() }
-    }
-
-    /// Whether the amount depends on what the upstream reports.
-    pub fn is_metered(&self) -> bool {
-        self.per_input_token.0 | self.per_output_token.0 | self.per_image.0 != 0
-    }
-
-    pub fn amount(&self, input_tokens: u64, output_tokens: u64, images: u64) -> Micro {
-        self.per_call
-            .saturating_add(self.per_input_token.saturating_times(input_tokens))
-            .saturating_add(self.per_output_token.saturating_times(output_tokens))
-            .saturating_add(self.per_image.saturating_times(images))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -247,12 +220,5 @@ mod tests {
             "2026-01-16T00:00:00Z"
         );
         assert_eq!(ResetPeriod::Never.began(at("2026-01-15T12:00:00Z"), six), None);
-    }
-
-    #[test]
-    fn an_absurd_count_saturates() {
-        let price = Price { per_call: Micro(1), per_output_token: Micro(5), ..Price::default() };
-        assert_eq!(price.amount(0, u64::MAX, 0), Micro(i64::MAX));
-        assert_eq!(price.amount(7, 2, 0), Micro(11));
     }
 }

@@ -6,5 +6,6 @@ pub mod addresses;
 pub mod ids;
 pub mod key;
 pub mod meters;
+pub mod price;
 pub mod session;
 pub mod user;

@@ -5,18 +5,31 @@
 
 use std::future::poll_fn;
 use std::ops::Range;
+use std::sync::Arc;
 use std::task::Poll;
 
 use super::authenticate::Caller;
 use super::buffers::{self, Share};
 use super::client_ip::ClientIp;
+use super::cost::Cost;
 use super::http1::conn::{BodyError, BodyStep, ClientConn};
 use super::http1::head::{Name, RequestHead};
 use super::policy::{Policy, Route};
-use super::usage::scan_request;
+use super::usage::{Usage, scan_request};
 use crate::actors::user::ledger::Amounts;
 use crate::domain::user::Status;
 use crate::error::Reject;
+
+/// How much of a request's body is waited for before the decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ahead {
+    /// What is here already.
+    Nothing,
+    /// As much as may be read ahead; the rest of a longer one comes later.
+    Beginning,
+    /// All of it: the decision depends on it.
+    Whole,
+}
 
 /// What has been read of a request's body, and what it says.
 #[derive(Default)]
@@ -64,7 +77,7 @@ impl Intake {
         client: &mut ClientConn,
         head: &RequestHead,
         policy: &Policy,
-        ahead: bool,
+        ahead: Ahead,
         share: &mut Share,
     ) -> Result<Self, Reject> {
         let mut intake = Self { is_json: is_json(head), ..Self::default() };
@@ -81,14 +94,14 @@ impl Intake {
                 if armed && client.deadline.has_expired() {
                     return Poll::Ready(Err(Reject::RequestTimeout));
                 }
-                if !ahead && client.body_is_untouched() {
+                if ahead == Ahead::Nothing && client.body_is_untouched() {
                     // Nothing is here and nothing is needed yet: who expects `100 Continue` gets it with the upstream's.
                     return Poll::Ready(Ok(None));
                 }
                 match client.poll_body(cx, &mut intake.body) {
                     Poll::Ready(Ok(step)) => Poll::Ready(Ok(Some(step))),
                     Poll::Ready(Err(error)) => Poll::Ready(Err(body_error(&error, policy))),
-                    Poll::Pending if ahead => {
+                    Poll::Pending if ahead != Ahead::Nothing => {
                         // What is here already needs no limit; what must be waited for does.
                         if !armed {
                             client.deadline.arm(client.limits.body_timeout);
@@ -109,7 +122,8 @@ impl Intake {
             match step {
                 Some(BodyStep::End) => intake.complete = true,
                 Some(BodyStep::More) if client.body_is_done() => intake.complete = true,
-                Some(BodyStep::More) if !ahead => break,
+                Some(BodyStep::More) if ahead == Ahead::Nothing => break,
+                Some(BodyStep::More) if ahead == Ahead::Beginning && intake.body.len() > max => break,
                 Some(BodyStep::More) if intake.body.len() > max => {
                     return Err(Reject::BodyTooLarge { limit: max as u64 });
                 }
@@ -163,11 +177,23 @@ pub fn body_error(error: &BodyError, policy: &Policy) -> Reject {
 }
 
 /// Whether the decision needs the body: its model, or how many tokens it may cost.
-pub fn needs_body(caller: &Caller, route: &Route) -> bool {
-    route.cost.is_metered
+fn needs_body(caller: &Caller, route: &Route) -> bool {
+    route.costs.need_body()
         || route.include_usage
         || !route.models.is_empty()
         || caller.limits().is_some_and(|limits| !limits.models.is_empty())
+}
+
+/// How much of the body the decision needs.
+pub fn ahead(caller: &Caller, route: &Route, head: &RequestHead) -> Ahead {
+    if needs_body(caller, route) {
+        Ahead::Whole
+    } else if head.first(Name::IdempotencyKey).is_some() {
+        // The key stands for this request, so it must be known which one this is.
+        Ahead::Beginning
+    } else {
+        Ahead::Nothing
+    }
 }
 
 /// Judges the caller before a byte of the body is waited for.
@@ -195,11 +221,12 @@ pub fn check_caller(caller: &Caller, client: ClientIp, policy: &Policy, route: &
     Ok(())
 }
 
-/// Judges the body, and says what to hold for the call.
+/// Judges the body, and says what the call costs and how much to hold for it.
 ///
 /// # Errors
-/// [`Reject::BadRequest`] for JSON that must be read and cannot, [`Reject::Forbidden`] for a model that is not allowed.
-pub fn check_body(caller: &Caller, route: &Route, intake: &Intake) -> Result<Amounts, Reject> {
+/// [`Reject::BadRequest`] for JSON that must be read and cannot, [`Reject::Forbidden`] for a model that is not allowed or
+/// has no price.
+pub fn check_body<'r>(caller: &Caller, route: &'r Route, intake: &Intake) -> Result<(&'r Arc<Cost>, Amounts), Reject> {
     let facts = &intake.facts;
     if needs_body(caller, route) && intake.is_json && !intake.body.is_empty() {
         if !facts.is_sound() {
@@ -221,16 +248,20 @@ pub fn check_body(caller: &Caller, route: &Route, intake: &Intake) -> Result<Amo
             return Err(Reject::Forbidden("This model is not allowed"));
         }
     }
-    Ok(estimate(route, intake))
+    let cost = route.costs.of(facts.model.as_deref(), !intake.body.is_empty())?;
+    Ok((cost, estimate(cost, route, intake)))
 }
 
 /// The most the call is expected to cost: four bytes a token is cheap for English, so two are assumed.
-fn estimate(route: &Route, intake: &Intake) -> Amounts {
-    if !route.cost.is_metered {
-        return route.cost.amounts(0, 0, 0);
+fn estimate(cost: &Cost, route: &Route, intake: &Intake) -> Amounts {
+    if !cost.is_metered {
+        return cost.amounts(&Usage::default());
     }
     let choices = intake.facts.choices.unwrap_or(1).clamp(1, 128);
-    let output = intake.facts.max_tokens.unwrap_or(route.assumed_output_tokens).saturating_mul(choices);
-    let input = (intake.body.len() as u64).div_ceil(2);
-    route.cost.amounts(input, output, choices)
+    cost.at_most(&Usage {
+        input_tokens: (intake.body.len() as u64).div_ceil(2),
+        output_tokens: intake.facts.max_tokens.unwrap_or(route.assumed_output_tokens).saturating_mul(choices),
+        cached_tokens: 0,
+        images: choices,
+    })
 }

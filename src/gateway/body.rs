@@ -13,12 +13,19 @@ use super::http1::conn::{BodyError, ClientConn};
 use super::http1::head::{Framing, Name};
 use super::pipeline::Worker;
 use super::record::Record;
+use super::replay::Capture;
 use super::usage::{AnswerFormat, AnswerScan, Observed, Usage};
 use crate::actors::user::ledger::Amounts;
+use crate::actors::user::once::Ended;
 use crate::actors::writer::ConversationEntry;
 use crate::clock::Monotonic;
-use crate::config::MissingUsage;
+use crate::config::{Durability, MissingUsage, OutgrownHold};
+use crate::error::Reject;
+use crate::store::committer::GateTicket;
 use crate::telemetry::metrics::Outcome;
+
+/// Output tokens that an extended hold has room for beyond what has come: fewer trips to the disk.
+const HEADROOM_TOKENS: u64 = 512;
 
 /// How the client's connection goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,10 +52,22 @@ struct Relay<'e> {
     out: Vec<u8>,
     at: usize,
     scan: AnswerScan,
+    /// The answer so far, where it is to be kept.
+    capture: Option<Capture>,
     written: u64,
     waits_for_client: bool,
     /// The client's request turned out to be unreadable: its connection cannot go on.
     client_broken: bool,
+    /// What is held for the call has to follow what it brings.
+    watches_cost: bool,
+    /// What waits in `out` may leave once this commit is on disk.
+    awaits: Option<GateTicket>,
+    /// The call is settled before the last piece leaves: who then repeats it at once finds it ended.
+    settles_first: bool,
+    /// The client was told a length.
+    sized: bool,
+    /// The answer is at its end before the upstream is.
+    short: bool,
     /// Bytes of the answer that came or went; with those of the request, what the idle limit watches.
     moved: u64,
 }
@@ -60,6 +79,10 @@ enum End {
     ClientGone,
     /// The upstream broke off, fell silent, or sent nonsense.
     Cut,
+    /// The credits did not last: the answer ended with an error event.
+    Short,
+    /// What it cost could not be written down, so nothing more of it leaves (invariant 2).
+    Unrecorded,
 }
 
 /// Sends the answer on and settles the call.
@@ -76,8 +99,8 @@ pub async fn relay(
     let mut close = !call.head.keep_alive || worker.shared.is_draining();
     let mut relay = Relay::begin(client, call, &mut exchange, &mut close);
     let mut armed_for = None;
-    let end = poll_fn(|cx| {
-        let end = relay.poll(client, call, cx);
+    let mut end = poll_fn(|cx| {
+        let end = relay.poll(worker, client, call, cx);
         if record.first_byte.is_none() && relay.written > 0 {
             record.first_byte = Some(clock.monotonic());
         }
@@ -97,11 +120,17 @@ pub async fn relay(
     .await;
     let now = clock.monotonic();
     record.upstream_ended = Some(now);
-    record.bytes_out = relay.written;
     record.bytes_in = client.body_received();
+    let kept = relay.capture.take().map(Capture::into_bytes);
+    let observed = std::mem::replace(&mut relay.scan, AnswerScan::new(AnswerFormat::Opaque, 0)).finish();
+    finish(worker, call, observed, end, kept, record);
+    if end == End::Complete && !relay.flush_rest(client, total_due).await {
+        (end, record.outcome) = (End::ClientGone, Outcome::ClientGone);
+    }
+    record.first_byte = record.first_byte.or_else(|| (relay.written > 0).then(|| clock.monotonic()));
+    record.bytes_out = relay.written;
     let client_broken = relay.client_broken;
     buffers::give(relay.out);
-    let observed = relay.scan.finish();
     let Exchange { at, conn, upload, head } = *exchange;
     let sent_whole = upload.is_whole();
     if end == End::Complete && sent_whole && head.keep_alive {
@@ -109,20 +138,20 @@ pub async fn relay(
     } else if end == End::Cut {
         at.endpoint.failed(now, config);
     }
-    finish(worker, call, observed, end, record);
     match end {
         End::Complete if close || client_broken || !sent_whole && !client.body_is_done() => Served::Close,
         End::Complete => Served::KeepAlive,
-        End::ClientGone | End::Cut => Served::Abort,
+        End::Short => Served::Close,
+        End::ClientGone | End::Cut | End::Unrecorded => Served::Abort,
     }
 }
 
 impl<'e> Relay<'e> {
-    fn begin(client: &mut ClientConn, call: &Call<'_>, exchange: &'e mut Exchange, close: &mut bool) -> Self {
+    fn begin(client: &mut ClientConn, call: &mut Call<'_>, exchange: &'e mut Exchange, close: &mut bool) -> Self {
         let Exchange { conn, head, .. } = &mut *exchange;
         let mut out = buffers::take();
         out.extend_from_slice(client.rest_of_continue());
-        let outgoing = write_answer_head(call, head, &conn.input()[..head.len], close, &mut out);
+        let (outgoing, capture) = write_answer_head(call, head, &conn.input()[..head.len], close, &mut out);
         let content_type = head.first(Name::ContentType, conn.input());
         let compressed =
             head.first(Name::ContentEncoding, conn.input()).is_some_and(|v| !v.eq_ignore_ascii_case(b"identity"));
@@ -132,6 +161,7 @@ impl<'e> Relay<'e> {
         };
         let text_limit = if call.route.log { call.policy.journal_bytes.unwrap_or(0) } else { 0 };
         conn.consume(head.len);
+        let sized = matches!(head.framing, Framing::Length(_));
         let incoming = match head.framing {
             Framing::None => Incoming::Done,
             Framing::Length(n) => Incoming::Length(n),
@@ -145,18 +175,47 @@ impl<'e> Relay<'e> {
             out,
             at: 0,
             scan: AnswerScan::new(format, text_limit),
+            capture,
             written: 0,
             waits_for_client: false,
             client_broken: false,
+            watches_cost: format == AnswerFormat::Sse
+                && call.cost.is_metered
+                && call.policy.outgrown_hold == OutgrownHold::Extend,
+            awaits: None,
+            settles_first: call.hold.keeps_answer().is_some(),
+            sized,
+            short: false,
             moved: 0,
         }
     }
 
-    fn poll(&mut self, client: &mut ClientConn, call: &mut Call<'_>, cx: &mut Context<'_>) -> Poll<End> {
+    fn poll(
+        &mut self,
+        worker: &Worker,
+        client: &mut ClientConn,
+        call: &mut Call<'_>,
+        cx: &mut Context<'_>,
+    ) -> Poll<End> {
         loop {
             // What has arrived goes out with the head, or with what else is waiting: one write instead of two.
+            let arrived_at = self.out.len();
             if self.take_arrived().is_err() {
                 return Poll::Ready(End::Cut);
+            }
+            if self.watches_cost && self.out.len() > arrived_at {
+                self.cover(worker, call, arrived_at);
+            }
+            match self.poll_covered(worker, call, cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(())) => return Poll::Ready(End::Unrecorded),
+                Poll::Pending => {
+                    self.poll_upload(client, call, cx);
+                    return client.poll_gone(cx).map(|()| End::ClientGone);
+                }
+            }
+            if self.settles_first && matches!(self.incoming, Incoming::Done) && !self.short {
+                return Poll::Ready(End::Complete);
             }
             match self.poll_flush(client, cx) {
                 Poll::Ready(true) => {}
@@ -165,6 +224,9 @@ impl<'e> Relay<'e> {
                     self.poll_upload(client, call, cx);
                     return Poll::Pending;
                 }
+            }
+            if self.short {
+                return Poll::Ready(End::Short);
             }
             if matches!(self.incoming, Incoming::Done) {
                 return Poll::Ready(End::Complete);
@@ -190,6 +252,46 @@ impl<'e> Relay<'e> {
                 }
             }
         }
+    }
+
+    /// Sees to it that what has come is paid for before it leaves: holds more where it must, or ends the answer. What came
+    /// with the last piece begins at `arrived_at`.
+    fn cover(&mut self, worker: &Worker, call: &mut Call<'_>, arrived_at: usize) {
+        let so_far = Usage {
+            input_tokens: (call.intake.body.len() as u64).div_ceil(4),
+            output_tokens: self.scan.output_tokens_so_far(),
+            ..Usage::default()
+        };
+        let ahead = Usage { output_tokens: HEADROOM_TOKENS, ..Usage::default() };
+        let before = call.hold.epoch();
+        if call.hold.cover(&call.cost.amounts(&so_far), &call.cost.amounts(&ahead)) {
+            if call.hold.epoch() != before && call.policy.durability == Durability::BeforeResponse {
+                self.awaits = Some(GateTicket::default());
+            }
+            return;
+        }
+        (self.short, self.watches_cost, self.capture) = (true, false, None);
+        self.out.truncate(arrived_at);
+        let event = short_event(worker, call);
+        match self.outgoing {
+            AnswerFraming::Chunked => {
+                write_chunk(&event, &mut self.out);
+                self.out.extend_from_slice(LAST_CHUNK);
+            }
+            // A stated length leaves no room for it: the client sees that the answer is not whole.
+            AnswerFraming::AsIs if !self.sized => self.out.extend_from_slice(&event),
+            AnswerFraming::AsIs | AnswerFraming::None => {}
+        }
+    }
+
+    /// Ready when the debit for what waits to be written is on disk (invariant 2); `Err` when it never will be.
+    fn poll_covered(&mut self, worker: &Worker, call: &Call<'_>, cx: &mut Context<'_>) -> Poll<Result<(), ()>> {
+        let Some(ticket) = &mut self.awaits else { return Poll::Ready(Ok(())) };
+        let durable = worker.gate.poll_durable(call.hold.epoch(), ticket, cx).map_err(|_| ());
+        if durable.is_ready() {
+            self.awaits = None;
+        }
+        durable
     }
 
     /// Goes on sending the request while the answer comes. Says whether the client is gone.
@@ -226,6 +328,9 @@ impl<'e> Relay<'e> {
                 }
             };
             self.scan.feed(data);
+            if self.capture.as_mut().is_some_and(|capture| !capture.push(data)) {
+                self.capture = None;
+            }
             match self.outgoing {
                 AnswerFraming::Chunked => write_chunk(data, &mut self.out),
                 AnswerFraming::AsIs => self.out.extend_from_slice(data),
@@ -244,6 +349,23 @@ impl<'e> Relay<'e> {
         if self.outgoing == AnswerFraming::Chunked {
             self.out.extend_from_slice(LAST_CHUNK);
         }
+    }
+
+    /// Writes what is left of a whole answer. Says whether the client took it.
+    async fn flush_rest(&mut self, client: &mut ClientConn, total_due: Monotonic) -> bool {
+        let mut armed_for = None;
+        poll_fn(|cx| match self.poll_flush(client, cx) {
+            Poll::Pending if armed_for == Some(self.moved) && client.deadline.has_expired() => Poll::Ready(false),
+            Poll::Pending => {
+                if armed_for != Some(self.moved) {
+                    armed_for = Some(self.moved);
+                    client.deadline.arm_before(client.limits.write_timeout, total_due);
+                }
+                Poll::Pending
+            }
+            ready => ready,
+        })
+        .await
     }
 
     /// Ready with whether the client still takes what we write.
@@ -269,18 +391,38 @@ impl<'e> Relay<'e> {
     }
 }
 
+/// The last event of a stream whose credits ran out. Begins with an empty line, in case an event was cut off.
+fn short_event(worker: &Worker, call: &Call<'_>) -> Vec<u8> {
+    let body = Reject::CreditsRanOut.body(call.request, worker.shared.clock.now());
+    [b"\n\nevent: error\ndata: ".as_slice(), &body, b"\n\n"].concat()
+}
+
 /// Everything that follows from the end of an answer.
-fn finish(worker: &Worker, call: &mut Call<'_>, observed: Observed, end: End, record: &mut Record<'_>) {
+fn finish(
+    worker: &Worker,
+    call: &mut Call<'_>,
+    observed: Observed,
+    end: End,
+    kept: Option<Vec<u8>>,
+    record: &mut Record<'_>,
+) {
     record.outcome = match (end, record.status) {
         (End::ClientGone, _) => Outcome::ClientGone,
         (End::Cut, _) => Outcome::UpstreamCut,
+        (End::Short, _) => Outcome::CreditsExhausted,
+        (End::Unrecorded, _) => Outcome::StoreUnavailable,
         (End::Complete, 500..) => Outcome::UpstreamFailed,
         (End::Complete, 400..) => Outcome::UpstreamRefused,
         (End::Complete, _) => Outcome::Ok,
     };
     let usage = observed.usage.unwrap_or_default();
-    let paid = if call.hold.is_settled() { Amounts::new() } else { settle(call, &observed, end, record.status) };
-    for (label, amount) in call.route.cost.labels.iter().zip(&paid) {
+    let ended = if end == End::Complete { Ended::Whole(kept) } else { Ended::Cut };
+    let paid = if call.hold.is_settled() {
+        Amounts::new()
+    } else {
+        settle(worker, call, &observed, end, ended, record.status)
+    };
+    for (label, amount) in call.cost.labels.iter().zip(&paid) {
         worker.shard.spent(*label, *amount);
     }
     if !call.intake.complete && call.intake.is_json && !call.intake.cut {
@@ -301,30 +443,38 @@ fn finish(worker: &Worker, call: &mut Call<'_>, observed: Observed, end: End, re
 }
 
 /// Pays what the call cost, by what the upstream said or, where it said nothing, by the stated rule.
-fn settle(call: &mut Call<'_>, observed: &Observed, end: End, status: u16) -> Amounts {
-    let cost = &call.route.cost;
-    let all_held = Amounts::from_slice(call.hold.amounts());
-    let paid = if !cost.is_metered {
-        all_held
-    } else {
-        let images = observed.usage.map_or(0, |u| u.images);
-        let estimated = || {
-            let input = (call.intake.body.len() as u64).div_ceil(4);
-            cost.amounts(input, observed.estimated_output_tokens(), images)
-        };
-        match observed.usage {
-            Some(usage) if usage.input_tokens | usage.output_tokens | usage.images > 0 => {
-                cost.amounts(usage.input_tokens, usage.output_tokens, usage.images)
-            }
-            // An error costs what a call costs, not what an answer would have.
-            _ if status >= 400 => cost.amounts(0, 0, 0),
-            // A client that left, or an upstream that broke off: what had been produced until then.
-            _ if end != End::Complete => estimated(),
-            _ if call.policy.missing_usage == MissingUsage::Estimate => estimated(),
-            _ => all_held,
-        }
+fn settle(worker: &Worker, call: &mut Call<'_>, observed: &Observed, end: End, ended: Ended, status: u16) -> Amounts {
+    let cost = call.cost;
+    if !cost.is_metered {
+        return call.hold.settle(&cost.amounts(&Usage::default()), ended);
+    }
+    let estimated = || Usage {
+        input_tokens: (call.intake.body.len() as u64).div_ceil(4),
+        output_tokens: observed.estimated_output_tokens(),
+        images: observed.usage.map_or(0, |usage| usage.images),
+        cached_tokens: 0,
     };
-    call.hold.settle(&paid)
+    let usage = match observed.usage {
+        Some(usage) if usage.input_tokens | usage.output_tokens | usage.images > 0 => Some(usage),
+        // An error costs what a call costs, not what an answer would have.
+        _ if status >= 400 => Some(Usage::default()),
+        // A client that left, or an upstream that broke off: what had been produced until then.
+        _ if end != End::Complete => Some(estimated()),
+        // A hold that followed the stream has room for what never came.
+        _ if call.policy.missing_usage == MissingUsage::Estimate || call.hold.was_extended() => Some(estimated()),
+        _ => None,
+    };
+    match usage {
+        Some(usage) => {
+            let amounts = cost.amounts(&usage);
+            for (label, amount) in cost.labels.iter().zip(call.hold.beyond(&amounts)) {
+                worker.shard.unpaid(*label, amount);
+            }
+            call.hold.settle(&amounts, ended)
+        }
+        // All that is held.
+        None => call.hold.settle(&[], ended),
+    }
 }
 
 fn journal(

@@ -13,6 +13,7 @@ use super::authorize::{self, Intake};
 use super::body::{self, Served};
 use super::buffers::{self, Share};
 use super::client_ip::ClientIp;
+use super::cost::Cost;
 use super::http1::chunked::{LAST_CHUNK, write_chunk};
 use super::http1::conn::{BodyError, BodyStep, ClientConn};
 use super::http1::head::{Framing, HeadEnd, HeadError, Name, RequestHead, ResponseHead, Version};
@@ -21,8 +22,11 @@ use super::policy::{Policy, Route};
 use super::rate::{self, Standing};
 use super::record::Record;
 use super::refusal::connection_field;
+use super::replay::Capture;
 use super::upstream::{AtEndpoint, Endpoint, UpstreamConn};
+use super::usage::Usage;
 use crate::actors::user::hold::Hold;
+use crate::actors::user::once::Ended;
 use crate::clock::Monotonic;
 use crate::config::Durability;
 use crate::domain::ids::RequestId;
@@ -43,6 +47,8 @@ pub struct Call<'a> {
     pub caller: &'a Caller,
     pub policy: &'a Policy,
     pub route: &'a Arc<Route>,
+    /// What it costs: the route's price and its model's.
+    pub cost: &'a Arc<Cost>,
     pub intake: Intake,
     pub hold: Hold,
     pub rate: Option<Standing>,
@@ -98,8 +104,9 @@ pub async fn forward(
         let must_wait = call.policy.durability == Durability::BeforeResponse;
         if must_wait && wait_durable(worker, client, &call.hold).await? == Waited::ClientGone {
             // The upstream has answered, so the call is not free; of what is metered nothing was seen but the request.
-            let cost = &call.route.cost;
-            let paid = call.hold.settle(&cost.amounts((call.intake.body.len() as u64).div_ceil(4), 0, 0));
+            let cost = call.cost;
+            let seen = Usage { input_tokens: (call.intake.body.len() as u64).div_ceil(4), ..Usage::default() };
+            let paid = call.hold.settle(&cost.amounts(&seen), Ended::Cut);
             for (label, amount) in cost.labels.iter().zip(&paid) {
                 worker.shard.spent(*label, *amount);
             }
@@ -493,7 +500,7 @@ fn write_field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn write_number(name: &[u8], value: u64, out: &mut Vec<u8>) {
+pub fn write_number(name: &[u8], value: u64, out: &mut Vec<u8>) {
     write_field(name, itoa::Buffer::new().format(value).as_bytes(), out);
 }
 
@@ -575,14 +582,8 @@ fn write_identity(call: &Call<'_>, client_host: &[u8], out: &mut Vec<u8>) {
     write_field(b"x-tollgate-plan", standing.plan.as_bytes(), out);
 }
 
-/// The answer's head as the client gets it. Says how the body is to be framed.
-pub fn write_answer_head(
-    call: &Call<'_>,
-    head: &ResponseHead,
-    bytes: &[u8],
-    close: &mut bool,
-    out: &mut Vec<u8>,
-) -> AnswerFraming {
+/// Status line and fields of the answer's head that are the upstream's own.
+fn write_upstream_part(head: &ResponseHead, bytes: &[u8], out: &mut Vec<u8>) {
     let line_end = memchr::memchr(b'\r', bytes).unwrap_or(bytes.len());
     out.extend_from_slice(b"HTTP/1.1");
     // Status and reason as the upstream wrote them, after its own version.
@@ -599,6 +600,21 @@ pub fn write_answer_head(
             write_field(name, value, out);
         }
     }
+}
+
+/// The answer's head as the client gets it. Says how the body is to be framed, and begins to keep the answer where a repeat
+/// of the call would need it.
+pub fn write_answer_head(
+    call: &mut Call<'_>,
+    head: &ResponseHead,
+    bytes: &[u8],
+    close: &mut bool,
+    out: &mut Vec<u8>,
+) -> (AnswerFraming, Option<Capture>) {
+    let begin = out.len();
+    write_upstream_part(head, bytes, out);
+    let limit = call.hold.keeps_answer().filter(|_| head.framing != Framing::None);
+    let capture = limit.filter(|limit| call.share.grow(*limit)).and_then(|limit| Capture::begin(&out[begin..], limit));
     let framing = match (head.framing, call.head.version) {
         (Framing::None, _) => AnswerFraming::None,
         (Framing::Length(n), _) => {
@@ -614,22 +630,27 @@ pub fn write_answer_head(
             AnswerFraming::AsIs
         }
     };
-    write_field(b"x-request-id", call.request.as_str().as_bytes(), out);
-    if let Some(standing) = call.rate {
+    write_call_fields(call.request, call.rate, call.cost, call.hold.left(), out);
+    connection_field(*close, call.head.version, out);
+    out.extend_from_slice(b"\r\n");
+    (framing, capture)
+}
+
+/// What the client is told of this call: its id, its rate, the balances left.
+pub fn write_call_fields(request: RequestId, rate: Option<Standing>, cost: &Cost, left: &[Micro], out: &mut Vec<u8>) {
+    write_field(b"x-request-id", request.as_str().as_bytes(), out);
+    if let Some(standing) = rate {
         write_number(b"x-ratelimit-limit-requests", u64::from(standing.limit), out);
         write_number(b"x-ratelimit-remaining-requests", u64::from(standing.remaining), out);
         out.extend_from_slice(b"x-ratelimit-reset-requests: ");
         rate::write_reset(standing.reset, out);
         out.extend_from_slice(b"\r\n");
     }
-    for (name, left) in call.route.cost.headers.iter().zip(call.hold.left()) {
+    for (name, left) in cost.headers.iter().zip(left) {
         out.extend_from_slice(name);
         write_amount(*left, out);
         out.extend_from_slice(b"\r\n");
     }
-    connection_field(*close, call.head.version, out);
-    out.extend_from_slice(b"\r\n");
-    framing
 }
 
 fn write_amount(amount: Micro, out: &mut Vec<u8>) {

@@ -10,6 +10,7 @@ pub mod authorize;
 pub mod body;
 pub mod buffers;
 pub mod client_ip;
+pub mod cost;
 pub mod deadline;
 pub mod forward;
 pub mod http1;
@@ -19,6 +20,7 @@ pub mod policy;
 pub mod rate;
 pub mod record;
 pub mod refusal;
+pub mod replay;
 pub mod upstream;
 pub mod usage;
 

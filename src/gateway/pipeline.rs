@@ -30,9 +30,10 @@ use super::policy::{Policy, Surface, normalize};
 use super::rate::{self, RateStates, Taken};
 use super::record::Record;
 use super::refusal;
+use super::replay::{self, Repeated};
 use crate::accounts::addresses::AddressBook;
 use crate::accounts::blocks::AddressBlocks;
-use crate::actors::user::hold::Hold;
+use crate::actors::user::hold::{Hold, Reserved};
 use crate::actors::writer::Journal;
 use crate::clock::Clock;
 use crate::domain::addresses::ClientAddress;
@@ -156,7 +157,7 @@ impl Worker {
         }
         let mut share = shared.budget.take(CALL_BYTES).ok_or(Reject::Overloaded("Too many bytes in flight"))?;
         self.begin_body(client, head, policy.limits.max_body_bytes, record)?;
-        let ahead = authorize::needs_body(&caller, route);
+        let ahead = authorize::ahead(&caller, route, head);
         let intake = Intake::read(client, head, policy, ahead, &mut share).await?;
         if intake.waited {
             // Whoever was revoked while his body came does not go either.
@@ -164,15 +165,26 @@ impl Worker {
             caller = shared.auth.authenticate(head, record.client, now, ticks, &self.shard)?;
             authorize::check_caller(&caller, record.client, policy, route)?;
         }
-        let amounts = authorize::check_body(&caller, route, &intake)?;
-        let max_open = policy.limits.in_flight_per_user;
-        let hold = Hold::reserve(caller.actor.clone(), route.cost.meters.clone(), amounts, max_open, record.at)?;
-        for (label, amount) in route.cost.labels.iter().zip(hold.amounts()) {
+        let (cost, amounts) = authorize::check_body(&caller, route, &intake)?;
+        let (actor, meters, max_open) = (caller.actor.clone(), cost.meters.clone(), policy.limits.in_flight_per_user);
+        let reserved = match replay::once_key(head, &intake)? {
+            None => Reserved::Hold(Hold::reserve(actor, meters, amounts, max_open, record.at)?),
+            Some(key) => Hold::reserve_once(actor, key, meters, &amounts, max_open, record.at)?,
+        };
+        let hold = match reserved {
+            Reserved::Hold(hold) => hold,
+            Reserved::Answered { kept, left } => {
+                let (user, rate) = (caller.standing.id, taken.tightest);
+                let repeated = Repeated { user, kept, cost, left, rate };
+                return Box::pin(replay::replay(self, client, head, repeated, record)).await;
+            }
+        };
+        for (label, amount) in cost.labels.iter().zip(hold.amounts()) {
             self.shard.reserved(*label, *amount);
         }
         let (client_ip, request, rate) = (record.client, record.request, taken.tightest);
         let mut call =
-            Call { head, client: client_ip, caller: &caller, policy, route, intake, hold, rate, share, request };
+            Call { head, client: client_ip, caller: &caller, policy, route, cost, intake, hold, rate, share, request };
         forward::forward(self, client, &mut call, record).await
     }
 

@@ -10,13 +10,12 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
+use super::cost::RouteCosts;
 use super::http1::conn::ConnLimits;
 use super::rate::{Quota, RateQuotas};
 use super::upstream::{Endpoint, Upstream};
-use crate::actors::user::ledger::Amounts;
-use crate::config::{Config, Durability, Limits, MissingUsage, PathPattern, RouteConfig};
+use crate::config::{Config, Durability, Limits, MissingUsage, OutgrownHold, PathPattern, PriceList, RouteConfig};
 use crate::domain::key::matches_pattern;
-use crate::domain::meters::{MeterName, Price};
 use crate::error::Reject;
 use crate::telemetry::metrics::{Label, Metrics};
 
@@ -30,6 +29,7 @@ pub struct Policy {
     pub email_verification: bool,
     pub durability: Durability,
     pub missing_usage: MissingUsage,
+    pub outgrown_hold: OutgrownHold,
     /// `None`: the journal is off.
     pub journal_bytes: Option<usize>,
     /// The label of calls that reached no route.
@@ -45,7 +45,7 @@ pub struct Route {
     pub label: Label,
     pub methods: Vec<String>,
     pub upstream: Arc<Upstream>,
-    pub cost: Cost,
+    pub costs: RouteCosts,
     pub scope: Option<String>,
     pub models: Vec<String>,
     pub verified: bool,
@@ -56,41 +56,14 @@ pub struct Route {
     pub assumed_output_tokens: u64,
 }
 
-/// What a call costs, in the order of its meters.
-pub struct Cost {
-    pub meters: Arc<[MeterName]>,
-    pub prices: Vec<Price>,
-    pub labels: Vec<Label>,
-    /// `x-tollgate-remaining-<meter>: `, ready to be written.
-    pub headers: Vec<Vec<u8>>,
-    /// Whether the upstream's usage matters.
-    pub is_metered: bool,
-}
-
-impl Cost {
-    fn new(parts: &[(MeterName, Price)], metrics: &Metrics) -> Self {
-        Self {
-            meters: parts.iter().map(|(name, _)| name.clone()).collect(),
-            prices: parts.iter().map(|(_, price)| *price).collect(),
-            labels: parts.iter().map(|(name, _)| metrics.meter(name.as_str())).collect(),
-            headers: parts.iter().map(|(name, _)| format!("x-tollgate-remaining-{name}: ").into_bytes()).collect(),
-            is_metered: parts.iter().any(|(_, price)| price.is_metered()),
-        }
-    }
-
-    pub fn amounts(&self, input_tokens: u64, output_tokens: u64, images: u64) -> Amounts {
-        self.prices.iter().map(|price| price.amount(input_tokens, output_tokens, images)).collect()
-    }
-}
-
 impl Route {
-    fn new(config: &RouteConfig, upstream: Arc<Upstream>, metrics: &Metrics) -> Self {
+    fn new(config: &RouteConfig, prices: &PriceList, upstream: Arc<Upstream>, metrics: &Metrics) -> Self {
         Self {
             pattern: config.pattern.clone(),
             label: metrics.route(&config.pattern),
             methods: config.methods.clone(),
             upstream,
-            cost: Cost::new(&config.cost, metrics),
+            costs: RouteCosts::new(&config.cost, config.prices.then_some(prices), metrics),
             scope: config.scope.clone(),
             models: config.models.clone(),
             verified: config.verified,
@@ -237,7 +210,7 @@ impl Policy {
             config.upstreams.iter().map(|u| Arc::new(Upstream::new(u.clone(), workers, known))).collect();
         let routes = config.routes.iter().filter_map(|route| {
             let upstream = upstreams.iter().find(|u| u.config.name == route.upstream)?;
-            Some((route.path.clone(), Arc::new(Route::new(route, upstream.clone(), metrics))))
+            Some((route.path.clone(), Arc::new(Route::new(route, &config.prices, upstream.clone(), metrics))))
         });
         let routes = RouteTable::new(routes);
         let limits = &config.limits;
@@ -262,6 +235,7 @@ impl Policy {
             email_verification: config.accounts.email_verification,
             durability: config.ledger.durability,
             missing_usage: config.ledger.missing_usage,
+            outgrown_hold: config.ledger.outgrown_hold,
             journal_bytes: config.journal.enabled.then_some(config.journal.max_message_bytes),
             no_route: metrics.route("(none)"),
             no_name: Arc::from("(none)"),

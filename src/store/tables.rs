@@ -16,12 +16,16 @@
 //! | `m/` user id | the user's meters, written by his actor alone |
 //! | `st/` id · `sn/` username, folded | staff · staff id |
 //! | `ip/` id | an address rule made by an admin |
+//! | `o/` user id, hash of an idempotency key | what was paid under the key, and how its call ended |
+//! | `oa/` user id, hash, count | a piece of the kept answer |
+//! | `oe/` time of first use, user id, hash | bytes of the kept answer; in the order in which keys expire |
 //! | `c/` name | counters: the next user id, … |
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Store, StoreError};
+use crate::clock::UnixMillis;
 use crate::domain::ids::{CredentialId, SecretMac, StaffId, UserId};
 
 /// The only row format there is so far.
@@ -31,6 +35,7 @@ pub const USERS: &[u8] = b"u/";
 pub const METERS: &[u8] = b"m/";
 pub const STAFF: &[u8] = b"st/";
 pub const ADDRESS_RULES: &[u8] = b"ip/";
+pub const ONCE_EXPIRIES: &[u8] = b"oe/";
 
 fn key(prefix: &[u8], rest: &[u8]) -> Vec<u8> {
     [prefix, rest].concat()
@@ -93,6 +98,35 @@ pub fn address_rule(id: u64) -> Vec<u8> {
     key(ADDRESS_RULES, &id.to_be_bytes())
 }
 
+pub fn once_of_user(user: UserId) -> Vec<u8> {
+    key(b"o/", &user.0.to_be_bytes())
+}
+
+pub fn once(user: UserId, hash: &[u8; 16]) -> Vec<u8> {
+    [&once_of_user(user), hash.as_slice()].concat()
+}
+
+pub fn once_answer(user: UserId, hash: &[u8; 16], count: u32) -> Vec<u8> {
+    [b"oa/", user.0.to_be_bytes().as_slice(), hash, &count.to_be_bytes()].concat()
+}
+
+pub fn once_expiry(at: UnixMillis, user: UserId, hash: &[u8; 16]) -> Vec<u8> {
+    [&once_expiries_until(at), user.0.to_be_bytes().as_slice(), hash].concat()
+}
+
+/// The end of the range of all expiries before `at`.
+pub fn once_expiries_until(at: UnixMillis) -> Vec<u8> {
+    key(ONCE_EXPIRIES, &at.0.to_be_bytes())
+}
+
+/// The parts of a key that [`once_expiry`] made.
+pub fn parse_once_expiry(key: &[u8]) -> Option<(UnixMillis, UserId, [u8; 16])> {
+    let (at, rest) = key.strip_prefix(ONCE_EXPIRIES)?.split_first_chunk::<8>()?;
+    let (user, hash) = rest.split_first_chunk::<8>()?;
+    let hash = hash.try_into().ok()?;
+    Some((UnixMillis(u64::from_be_bytes(*at)), UserId(u64::from_be_bytes(*user)), hash))
+}
+
 pub fn counter(name: &str) -> Vec<u8> {
     key(b"c/", name.as_bytes())
 }
@@ -100,6 +134,15 @@ pub fn counter(name: &str) -> Vec<u8> {
 /// The id at the end of a key such as `u/` id.
 pub fn trailing_id(key: &[u8]) -> Option<u64> {
     key.last_chunk::<8>().map(|bytes| u64::from_be_bytes(*bytes))
+}
+
+/// As [`encode`], for bytes that stand for themselves.
+pub fn encode_bytes(bytes: &[u8]) -> Vec<u8> {
+    let mut row = Vec::with_capacity(5 + bytes.len());
+    row.push(ROW_FORMAT);
+    row.extend_from_slice(&crc32fast::hash(bytes).to_le_bytes());
+    row.extend_from_slice(bytes);
+    row
 }
 
 /// Format version, CRC-32 of the rest, JSON.
@@ -117,16 +160,24 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, StoreError> {
 /// # Errors
 /// [`StoreError::Corrupt`] for a damaged row or one of a newer format.
 pub fn decode<T: DeserializeOwned>(row: &[u8]) -> Result<T, StoreError> {
-    let Some((&[format, a, b, c, d], json)) = row.split_first_chunk::<5>() else {
+    serde_json::from_slice(decode_bytes(row)?).map_err(|e| StoreError::Corrupt(e.to_string()))
+}
+
+/// What [`encode_bytes`] was given.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_bytes(row: &[u8]) -> Result<&[u8], StoreError> {
+    let Some((&[format, a, b, c, d], rest)) = row.split_first_chunk::<5>() else {
         return Err(StoreError::Corrupt("a row is shorter than its header".into()));
     };
     if format != ROW_FORMAT {
         return Err(StoreError::Corrupt(format!("row format {format} is not one of this version")));
     }
-    if crc32fast::hash(json) != u32::from_le_bytes([a, b, c, d]) {
+    if crc32fast::hash(rest) != u32::from_le_bytes([a, b, c, d]) {
         return Err(StoreError::Corrupt("a row's checksum does not match".into()));
     }
-    serde_json::from_slice(json).map_err(|e| StoreError::Corrupt(e.to_string()))
+    Ok(rest)
 }
 
 /// Reads and decodes one row.

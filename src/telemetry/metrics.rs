@@ -40,6 +40,8 @@ pub enum Outcome {
     ClientGone,
     /// A call of the local API.
     Local,
+    /// A repeated call that got the answer of the first.
+    Replayed,
     Unauthenticated,
     BadRequest,
     AddressDenied,
@@ -48,6 +50,7 @@ pub enum Outcome {
     RateLimited,
     TooManyInFlight,
     CreditsExhausted,
+    Repeated,
     BodyTooLarge,
     Overloaded,
     StoreUnavailable,
@@ -57,13 +60,14 @@ pub enum Outcome {
     Internal,
 }
 
-const OUTCOMES: [&str; 21] = [
+const OUTCOMES: [&str; 23] = [
     "ok",
     "upstream_refused",
     "upstream_failed",
     "upstream_cut",
     "client_gone",
     "local",
+    "replayed",
     "unauthenticated",
     "bad_request",
     "address_denied",
@@ -72,6 +76,7 @@ const OUTCOMES: [&str; 21] = [
     "rate_limited",
     "too_many_in_flight",
     "credits_exhausted",
+    "repeated",
     "body_too_large",
     "overloaded",
     "store_unavailable",
@@ -102,7 +107,8 @@ impl From<&Reject> for Outcome {
             Reject::NotFound | Reject::MethodNotAllowed(_) => Self::NotFound,
             Reject::RateLimited { .. } => Self::RateLimited,
             Reject::TooManyInFlight { .. } => Self::TooManyInFlight,
-            Reject::CreditsExhausted(_) => Self::CreditsExhausted,
+            Reject::CreditsExhausted(_) | Reject::CreditsRanOut => Self::CreditsExhausted,
+            Reject::Repeated(_) => Self::Repeated,
             Reject::BodyTooLarge { .. } => Self::BodyTooLarge,
             Reject::Overloaded(_) => Self::Overloaded,
             Reject::StoreUnavailable => Self::StoreUnavailable,
@@ -192,6 +198,7 @@ pub struct Shard {
     rate_limited: [Local; 3],
     reserved: [Local; MAX_METERS],
     spent: [Local; MAX_METERS],
+    unpaid: [Local; MAX_METERS],
     tokens: Box<[[Local; 3]]>,
     connections_opened: Local,
     connections_closed: Local,
@@ -216,6 +223,7 @@ impl Shard {
             rate_limited: Default::default(),
             reserved: Default::default(),
             spent: Default::default(),
+            unpaid: Default::default(),
             tokens: (0..=MAX_MODELS).map(|_| Default::default()).collect(),
             connections_opened: Local::default(),
             connections_closed: Local::default(),
@@ -261,6 +269,11 @@ impl Shard {
 
     pub fn reserved(&self, meter: Label, amount: Micro) {
         self.reserved[usize::from(meter.0).min(MAX_METERS - 1)].add(amount.0.unsigned_abs());
+    }
+
+    /// What a call cost beyond what was held for it.
+    pub fn unpaid(&self, meter: Label, amount: Micro) {
+        self.unpaid[usize::from(meter.0).min(MAX_METERS - 1)].add(amount.0.unsigned_abs());
     }
 
     pub fn spent(&self, meter: Label, amount: Micro) {
@@ -575,6 +588,11 @@ impl Metrics {
                 .collect()
         };
         out.counters("tollgate_credits_reserved_total", "Units held for calls, by meter.", per_meter(|s| &s.reserved));
+        out.counters(
+            "tollgate_credits_unpaid_total",
+            "Units that calls cost beyond what was held for them, by meter.",
+            per_meter(|s| &s.unpaid),
+        );
         out.counters("tollgate_credits_spent_total", "Units charged for calls, by meter.", per_meter(|s| &s.spent));
         let commits = self.commit_seconds.lock();
         out.histogram("tollgate_ledger_commit_seconds", "One group commit, sync included.", Merged::from(&commits.0));

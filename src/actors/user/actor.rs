@@ -11,13 +11,15 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use governor::state::InMemoryState;
 use parking_lot::Mutex;
 
-use super::ledger::{self, Account, Command, Records, Recovery, Reply};
+use super::ledger::{self, Account, Amounts, Command, Records, Recovery, Reply};
+use super::once::{Attempt, Ended, KeptAnswer, KeptBytes, OnceBook, OnceKey, OnceLimits};
 use crate::clock::{Clock, UnixMillis};
 use crate::domain::ids::UserId;
-use crate::domain::meters::ResetHour;
+use crate::domain::meters::{MeterName, Micro, ResetHour};
 use crate::domain::user::Standing;
+use crate::error::Reject;
 use crate::store::committer::{Committer, DirtyRow, Epoch};
-use crate::store::{Op, tables};
+use crate::store::{Op, StoreError, tables};
 use crate::telemetry::metrics::Metrics;
 
 /// What all actors share.
@@ -27,6 +29,9 @@ pub struct Surroundings {
     pub metrics: Arc<Metrics>,
     pub reset_hour: ResetHour,
     pub recovery: Recovery,
+    pub once: OnceLimits,
+    /// Answers kept for calls that may be repeated.
+    pub kept: KeptBytes,
     /// Holds of all users that are not settled yet.
     pub holds_open: AtomicI64,
     /// Numbers for [`UserActor::generation`]; never given twice in a process.
@@ -60,6 +65,8 @@ struct State {
     /// The commit that will hold, or holds, the newest state that was marked.
     epoch: Epoch,
     last_turn: UnixMillis,
+    /// Idempotency keys in use; most users never bring one.
+    once: Option<Box<OnceBook>>,
 }
 
 /// A turn that did not come to an end.
@@ -71,6 +78,23 @@ pub struct TurnPanicked;
 pub struct Answer {
     pub reply: Reply,
     pub epoch: Epoch,
+}
+
+/// What a call with an idempotency key asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    pub meters: &'a [MeterName],
+    pub amounts: &'a [Micro],
+    pub max_open: u32,
+}
+
+/// What such a call is told.
+#[derive(Debug)]
+pub enum OnceAnswer {
+    /// To be carried out, if the reply says that it could be held; `paid` was paid before, `held` is set aside now.
+    Go { answer: Answer, held: Amounts, paid: Amounts },
+    /// It was carried out before.
+    Answered { kept: KeptAnswer, left: Amounts },
 }
 
 impl UserActor {
@@ -88,6 +112,7 @@ impl UserActor {
                 unwritten: false,
                 epoch: Epoch::default(),
                 last_turn,
+                once: None,
             }),
         }
     }
@@ -106,6 +131,11 @@ impl UserActor {
     /// As [`UserActor::ask`].
     pub fn ask_at(self: &Arc<Self>, now: UnixMillis, command: Command<'_>) -> Result<Answer, TurnPanicked> {
         let mut state = self.state.lock();
+        let reply = self.turn(&mut state, now, command)?;
+        Ok(Answer { reply, epoch: state.epoch })
+    }
+
+    fn turn(self: &Arc<Self>, state: &mut State, now: UnixMillis, command: Command<'_>) -> Result<Reply, TurnPanicked> {
         let before = state.account.numbers();
         let around = &self.around;
         let account = &mut state.account;
@@ -120,9 +150,105 @@ impl UserActor {
         match records {
             Records::None => {}
             Records::Later => state.unwritten = true,
-            Records::Now => self.mark(&mut state),
+            Records::Now => self.mark(state),
+        }
+        Ok(reply)
+    }
+
+    /// Reserves for a call with an idempotency key, less what was paid under the key before. Key and debit are written in
+    /// one batch.
+    ///
+    /// # Errors
+    /// [`Reject::Repeated`]; [`Reject::StoreUnavailable`] when the key's row cannot be read; [`Reject::Internal`] after a
+    /// panic.
+    pub fn reserve_once(
+        self: &Arc<Self>,
+        now: UnixMillis,
+        key: &OnceKey,
+        wanted: Wanted<'_>,
+    ) -> Result<OnceAnswer, Reject> {
+        let around = &self.around;
+        let (meters, window) = (wanted.meters, around.once.window);
+        let mut state = self.state.lock();
+        let all_durable = !state.queued && around.committer.is_durable(state.epoch);
+        let book = state.once.get_or_insert_default();
+        book.forget_written(all_durable);
+        let load = || around.committer.store().get(&key.row(self.id));
+        let paid = match book.judge(key, meters, now, window, around.recovery, load)? {
+            Attempt::Go(paid) => paid,
+            Attempt::Answered(kept) => {
+                self.turn(&mut state, now, Command::Look).map_err(|_| Reject::Internal)?;
+                let left = |name| state.account.meter(name).map_or(Micro::ZERO, |meter| meter.balance);
+                return Ok(OnceAnswer::Answered { kept, left: meters.iter().map(left).collect() });
+            }
+        };
+        let due = |(amount, paid): (&Micro, &Micro)| Micro(amount.0.saturating_sub(paid.0).max(0));
+        let held: Amounts = wanted.amounts.iter().zip(&paid).map(due).collect();
+        let command = Command::Reserve { meters, amounts: &held, max_open: wanted.max_open };
+        let reply = self.turn(&mut state, now, command).map_err(|_| Reject::Internal)?;
+        if matches!(reply, Reply::Done(_)) {
+            if let Some(book) = &mut state.once {
+                book.begin(key, now, window, meters, &held);
+            }
+            self.mark(&mut state);
+        }
+        Ok(OnceAnswer::Go { answer: Answer { reply, epoch: state.epoch }, held, paid })
+    }
+
+    /// Sets more aside for a call that runs; `key` is the one it was reserved with.
+    ///
+    /// # Errors
+    /// As [`UserActor::ask`].
+    pub fn extend(
+        self: &Arc<Self>,
+        key: Option<&OnceKey>,
+        meters: &[MeterName],
+        more: &[Micro],
+    ) -> Result<Answer, TurnPanicked> {
+        let mut state = self.state.lock();
+        let reply = self.turn(&mut state, self.around.clock.now(), Command::Extend { meters, more })?;
+        if let (Some(key), Some(book), Reply::Done(_)) = (key, &mut state.once, &reply) {
+            book.hold_more(key, meters, more);
         }
         Ok(Answer { reply, epoch: state.epoch })
+    }
+
+    /// Settles a hold of [`UserActor::reserve_once`].
+    ///
+    /// # Errors
+    /// As [`UserActor::ask`].
+    pub fn settle_once(
+        self: &Arc<Self>,
+        key: &OnceKey,
+        meters: &[MeterName],
+        held: &[Micro],
+        paid: &[Micro],
+        ended: Ended,
+    ) -> Result<Answer, TurnPanicked> {
+        let around = &self.around;
+        let ended = match ended {
+            Ended::Whole(Some(answer)) if !around.kept.take(answer.len() as u64, around.once.total_bytes) => {
+                Ended::Whole(None)
+            }
+            other => other,
+        };
+        let mut state = self.state.lock();
+        let reply = self.turn(&mut state, around.clock.now(), Command::Settle { meters, held, paid })?;
+        if let Some(book) = &mut state.once {
+            book.end(key, meters, paid, ended);
+        }
+        self.mark(&mut state);
+        Ok(Answer { reply, epoch: state.epoch })
+    }
+
+    /// Takes in what a crash left of calls with idempotency keys; see [`OnceBook::recover`].
+    ///
+    /// # Errors
+    /// As [`OnceBook::recover`].
+    pub fn recover_keys(&self) -> Result<(), StoreError> {
+        let mut state = self.state.lock();
+        let book = state.once.get_or_insert_default();
+        book.recover(self.id, self.around.recovery, self.around.committer.store())
     }
 
     fn mark(self: &Arc<Self>, state: &mut State) {
@@ -135,6 +261,13 @@ impl UserActor {
     /// Has the row written if a change still waits for an occasion.
     pub fn write_back(self: &Arc<Self>) {
         let mut state = self.state.lock();
+        let all_durable = !state.queued && self.around.committer.is_durable(state.epoch);
+        if let Some(book) = &mut state.once {
+            book.forget_written(all_durable);
+            if book.is_empty() {
+                state.once = None;
+            }
+        }
         if state.unwritten {
             self.mark(&mut state);
         }
@@ -192,6 +325,11 @@ impl DirtyRow for UserActor {
             let mut state = self.state.lock();
             state.queued = false;
             state.unwritten = false;
+            if let Some(book) = &mut state.once
+                && let Err(error) = book.write_to(self.id, ops)
+            {
+                tracing::error!(user = %self.id, %error, "an idempotency key could not be encoded");
+            }
             state.account.to_row()
         };
         match tables::encode(&row) {

@@ -6,8 +6,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::actor::UserActor;
+use super::actor::{Answer, OnceAnswer, UserActor, Wanted};
 use super::ledger::{Amounts, Command, Reply};
+use super::once::{Ended, KeptAnswer, OnceKey};
 use crate::clock::UnixMillis;
 use crate::domain::meters::{MeterName, Micro};
 use crate::error::Reject;
@@ -23,6 +24,24 @@ pub struct Hold {
     left: Amounts,
     epoch: Epoch,
     if_dropped: IfDropped,
+    once: Option<Box<Once>>,
+    extended: bool,
+}
+
+/// The idempotency key under which a call runs, and what was paid under it before.
+struct Once {
+    key: OnceKey,
+    paid: Amounts,
+}
+
+/// What a call with an idempotency key gets.
+pub enum Reserved {
+    Hold(Hold),
+    /// It was carried out before: its answer, and the balances on its meters.
+    Answered {
+        kept: KeptAnswer,
+        left: Amounts,
+    },
 }
 
 /// What a hold does when nobody settles it.
@@ -49,6 +68,37 @@ impl Hold {
         let answer = actor
             .ask_at(now, Command::Reserve { meters: &meters, amounts: &amounts, max_open })
             .map_err(|_| Reject::Internal)?;
+        Self::of(actor, meters, amounts, answer, None)
+    }
+
+    /// As [`Hold::reserve`], for a call with an idempotency key: what was paid under the key before is not held again.
+    ///
+    /// # Errors
+    /// As [`Hold::reserve`] and [`UserActor::reserve_once`].
+    pub fn reserve_once(
+        actor: Arc<UserActor>,
+        key: OnceKey,
+        meters: Arc<[MeterName]>,
+        amounts: &[Micro],
+        max_open: u32,
+        now: UnixMillis,
+    ) -> Result<Reserved, Reject> {
+        match actor.reserve_once(now, &key, Wanted { meters: &meters, amounts, max_open })? {
+            OnceAnswer::Answered { kept, left } => Ok(Reserved::Answered { kept, left }),
+            OnceAnswer::Go { answer, held, paid } => {
+                let once = Some(Box::new(Once { key, paid }));
+                Self::of(actor, meters, held, answer, once).map(Reserved::Hold)
+            }
+        }
+    }
+
+    fn of(
+        actor: Arc<UserActor>,
+        meters: Arc<[MeterName]>,
+        amounts: Amounts,
+        answer: Answer,
+        once: Option<Box<Once>>,
+    ) -> Result<Self, Reject> {
         match answer.reply {
             Reply::Done(left) => {
                 actor.around().holds_open.fetch_add(1, Ordering::Relaxed);
@@ -59,6 +109,8 @@ impl Hold {
                     left,
                     epoch: answer.epoch,
                     if_dropped: IfDropped::Refund,
+                    once,
+                    extended: false,
                 })
             }
             Reply::Short(shortage) => Err(Reject::CreditsExhausted(shortage)),
@@ -90,32 +142,87 @@ impl Hold {
         self.if_dropped = IfDropped::Charge;
     }
 
-    /// Pays `paid`, each cut to what was held, and gives the rest back. Says what was really paid.
-    pub fn settle(&mut self, paid: &[Micro]) -> Amounts {
-        let paid: Amounts = self
-            .amounts
-            .iter()
-            .enumerate()
-            .map(|(at, held)| paid.get(at).copied().unwrap_or(*held).clamp(Micro::ZERO, *held))
-            .collect();
-        self.end(&paid);
+    /// How many bytes of the answer are to be kept for a repeat of this call; `None` when it says nothing of repeats.
+    pub fn keeps_answer(&self) -> Option<usize> {
+        let around = self.actor.as_ref()?.around();
+        self.once.as_ref().map(|_| around.once.answer_bytes)
+    }
+
+    /// Holds as much as a call needs that turns out to cost `cost`, and `headroom` on top if there is that much. Says
+    /// whether the credits were enough; [`Hold::epoch`] may be a later one then.
+    pub fn cover(&mut self, cost: &[Micro], headroom: &[Micro]) -> bool {
+        let missing = self.beyond(cost);
+        if missing.iter().all(|amount| *amount == Micro::ZERO) {
+            return true;
+        }
+        // Only on meters that ran out: the others have what they need.
+        let more = |(missing, room): (&Micro, &Micro)| match *missing {
+            Micro::ZERO => Micro::ZERO,
+            missing => missing.saturating_add(*room),
+        };
+        let generous: Amounts = missing.iter().zip(headroom).map(more).collect();
+        self.hold_more(&generous) || self.hold_more(&missing)
+    }
+
+    fn hold_more(&mut self, more: &[Micro]) -> bool {
+        let Some(actor) = &self.actor else { return false };
+        let key = self.once.as_ref().map(|once| &once.key);
+        let Ok(Answer { reply: Reply::Done(left), epoch }) = actor.extend(key, &self.meters, more) else {
+            return false;
+        };
+        for (held, more) in self.amounts.iter_mut().zip(more) {
+            held.0 += more.0;
+        }
+        (self.left, self.epoch, self.extended) = (left, epoch, true);
+        true
+    }
+
+    /// Whether more is held than was at first.
+    pub fn was_extended(&self) -> bool {
+        self.extended
+    }
+
+    fn paid_before(&self, at: usize) -> Micro {
+        self.once.as_ref().and_then(|once| once.paid.get(at)).copied().unwrap_or_default()
+    }
+
+    /// What of `cost` is beyond the hold: nobody pays it.
+    pub fn beyond(&self, cost: &[Micro]) -> Amounts {
+        let beyond = |(at, (cost, held)): (usize, (&Micro, &Micro))| {
+            Micro(cost.0.saturating_sub(self.paid_before(at).0).saturating_sub(held.0).max(0))
+        };
+        cost.iter().zip(&self.amounts).enumerate().map(beyond).collect()
+    }
+
+    /// Ends the hold of a call that costs `cost` in all: pays it, cut to what was held, and gives the rest back. Says what
+    /// was really paid.
+    pub fn settle(&mut self, cost: &[Micro], ended: Ended) -> Amounts {
+        let part = |(at, held): (usize, &Micro)| match cost.get(at) {
+            Some(cost) => Micro(cost.0.saturating_sub(self.paid_before(at).0)).clamp(Micro::ZERO, *held),
+            None => *held,
+        };
+        let paid: Amounts = self.amounts.iter().enumerate().map(part).collect();
+        self.end(&paid, ended);
         paid
     }
 
     /// Gives everything back.
     pub fn refund(&mut self) {
         let nothing: Amounts = self.amounts.iter().map(|_| Micro::ZERO).collect();
-        self.end(&nothing);
+        self.end(&nothing, Ended::Free);
     }
 
     pub fn is_settled(&self) -> bool {
         self.actor.is_none()
     }
 
-    fn end(&mut self, paid: &[Micro]) {
+    fn end(&mut self, paid: &[Micro], ended: Ended) {
         let Some(actor) = self.actor.take() else { return };
-        let command = Command::Settle { meters: &self.meters, held: &self.amounts, paid };
-        if let Ok(answer) = actor.ask(command)
+        let answer = match &self.once {
+            Some(once) => actor.settle_once(&once.key, &self.meters, &self.amounts, paid, ended),
+            None => actor.ask(Command::Settle { meters: &self.meters, held: &self.amounts, paid }),
+        };
+        if let Ok(answer) = answer
             && let Reply::Done(left) = answer.reply
         {
             self.left = left;
@@ -130,7 +237,7 @@ impl Drop for Hold {
             IfDropped::Refund => self.refund(),
             IfDropped::Charge => {
                 let all = self.amounts.clone();
-                self.end(&all);
+                self.end(&all, Ended::Cut);
             }
         }
     }

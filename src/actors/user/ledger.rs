@@ -150,6 +150,8 @@ pub struct Numbers {
 pub enum Command<'a> {
     /// Sets `amounts` aside on all `meters`, or on none.
     Reserve { meters: &'a [MeterName], amounts: &'a [Micro], max_open: u32 },
+    /// Sets `more` aside for a call that runs already, on all meters or on none.
+    Extend { meters: &'a [MeterName], more: &'a [Micro] },
     /// Ends a hold of `held`: of each amount, `paid` is spent and the rest goes back. Paying more than was held is cut.
     Settle { meters: &'a [MeterName], held: &'a [Micro], paid: &'a [Micro] },
     /// Staff sets a balance or a reset rule; a meter that is not there is made.
@@ -193,6 +195,7 @@ pub fn step(
     let reset = apply_due_resets(account, now, hour);
     let (reply, records) = match command {
         Command::Reserve { meters, amounts, max_open } => reserve(account, now, hour, meters, amounts, max_open),
+        Command::Extend { meters, more } => hold(account, now, hour, meters, more),
         Command::Settle { meters, held, paid } => settle(account, recovery, meters, held, paid),
         Command::Set { meter, balance, reset, period } => set(account, now, hour, meter, balance, reset, period),
         Command::ResetAll => reset_all(account),
@@ -235,6 +238,19 @@ fn reserve(
     if account.open >= max_open {
         return (Reply::TooManyOpen { limit: max_open }, Records::None);
     }
+    let (reply, records) = hold(account, now, hour, meters, amounts);
+    account.open += u32::from(matches!(reply, Reply::Done(_)));
+    (reply, records)
+}
+
+/// Moves `amounts` from balance to held.
+fn hold(
+    account: &mut Account,
+    now: UnixMillis,
+    hour: ResetHour,
+    meters: &[MeterName],
+    amounts: &[Micro],
+) -> (Reply, Records) {
     // First all questions, then all changes: a call takes from every meter or from none.
     for (name, amount) in meters.iter().zip(amounts) {
         let at = account.position(name).and_then(|at| account.meters.get(at));
@@ -263,7 +279,6 @@ fn reserve(
         changed |= amount.0 != 0;
         left.push(meter.balance);
     }
-    account.open += 1;
     (Reply::Done(left), if changed { Records::Now } else { Records::None })
 }
 

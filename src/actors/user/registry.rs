@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use super::actor::{Surroundings, UserActor};
 use super::ledger::{Account, AccountRow};
+use super::once;
 use crate::clock::UnixMillis;
 use crate::domain::ids::UserId;
 use crate::domain::user::{Standing, User};
@@ -19,6 +20,8 @@ use crate::error::Reject;
 use crate::store::{StoreError, tables};
 
 const SHARDS: usize = 64;
+/// Rounds of [`once::sweep`] at once, each a batch of the store.
+const MAX_KEY_SWEEPS: usize = 20;
 
 /// User ids are small counted numbers; one multiplication spreads them.
 #[derive(Default)]
@@ -103,6 +106,7 @@ impl Registry {
         let found = account.recover_holds(self.around.recovery);
         let actor = Arc::new(UserActor::new(Standing::from(&user), account, self.around.clone()));
         if !found.is_empty() {
+            actor.recover_keys()?;
             tracing::warn!(user = %id, holds = ?found, how = ?self.around.recovery, "holds found open were ended");
             actor.write_now();
         }
@@ -141,6 +145,21 @@ impl Registry {
         // An actor that somebody else holds must stay the only one of its user.
         shard.retain(|_, actor| Arc::strong_count(actor) > 1 || !actor.is_idle(now, idle_ms));
         self.live.fetch_sub(before - shard.len(), Ordering::Relaxed);
+    }
+
+    /// Forgets idempotency keys whose time has passed. To be called every few seconds; a backlog takes several calls.
+    pub async fn forget_old_keys(&self) {
+        let around = &self.around;
+        for _ in 0..MAX_KEY_SWEEPS {
+            match once::sweep(&around.committer, &around.kept, around.clock.now(), around.once.window).await {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "expired idempotency keys could not be removed; they do not count any more");
+                    return;
+                }
+            }
+        }
     }
 
     /// Has everything written that still waits: before the store thread stops.

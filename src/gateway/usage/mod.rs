@@ -13,20 +13,11 @@ pub mod sse;
 
 pub use request::{RequestFacts, scan_request};
 
+pub use crate::domain::price::Usage;
+
 use json::Scanner;
 use openai::{Answer, Place, Shape};
 use sse::{Events, Splitter};
-
-/// What a call used, as its upstream counts. Numbers the upstream did not give are 0.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    pub input_tokens: u64,
-    pub output_tokens: u64,
-    /// The part of `input_tokens` that came from the upstream's cache.
-    pub cached_tokens: u64,
-    /// Images in the answer, counted here, not told by the upstream.
-    pub images: u64,
-}
 
 /// How an answer's body is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +86,12 @@ impl AnswerScan {
         }
     }
 
+    /// A guess at the tokens that have come so far, as [`Observed::estimated_output_tokens`].
+    pub fn output_tokens_so_far(&self) -> u64 {
+        let answer = &self.reader.answer;
+        estimate_tokens(answer.delta_events, answer.text_seen, answer.other_seen)
+    }
+
     /// Bytes of text held right now.
     pub fn buffered(&self) -> usize {
         self.reader.answer.held()
@@ -159,9 +156,12 @@ impl Observed {
     /// A guess at the tokens that were generated, for answers whose usage never came: the number of events, or a token
     /// for every four bytes begun, whichever is more.
     pub fn estimated_output_tokens(&self) -> u64 {
-        let bytes = self.text_chars_seen.saturating_add(self.other_output_bytes);
-        self.delta_events.max(bytes.div_ceil(4))
+        estimate_tokens(self.delta_events, self.text_chars_seen, self.other_output_bytes)
     }
+}
+
+fn estimate_tokens(events: u64, text_bytes: u64, other_bytes: u64) -> u64 {
+    events.max(text_bytes.saturating_add(other_bytes).div_ceil(4))
 }
 
 /// Whether an event's data is exactly `[DONE]`.

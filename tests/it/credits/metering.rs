@@ -39,7 +39,7 @@ fn usage_is_charged_as_it_is_reported() {
 
 #[test]
 fn more_than_was_set_aside_is_never_charged() {
-    let bank = metered("");
+    let bank = metered("[ledger]\noutgrown_hold = \"finish\"\n");
     for stream in [false, true] {
         let body = json!({"max_tokens": 100, "stream": stream});
         assert_eq!(price(&bank, body, &[("x-mock-tokens", "5000")]), HELD);

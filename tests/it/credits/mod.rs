@@ -2,8 +2,10 @@
 
 mod durability;
 mod metering;
+mod prices;
 mod race;
 mod refunds;
+mod repeats;
 mod resets;
 
 use serde_json::{Value, json};

@@ -1,0 +1,176 @@
+//! Costs: what calls of a route cost, by their model, ready for the request path.
+//!
+//! Owns the choice of a price and the sum over meters. Never charges.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::actors::user::ledger::Amounts;
+use crate::config::{PriceList, UnknownModel};
+use crate::domain::meters::{MeterName, Micro};
+use crate::domain::price::{Price, Usage};
+use crate::error::Reject;
+use crate::telemetry::metrics::{Label, Metrics};
+
+/// What a call costs, in the order of its meters.
+pub struct Cost {
+    pub meters: Arc<[MeterName]>,
+    /// Of each meter; a route's own and its model's add up.
+    prices: Vec<Vec<Price>>,
+    pub labels: Vec<Label>,
+    /// `x-tollgate-remaining-<meter>: `, ready to be written.
+    pub headers: Vec<Vec<u8>>,
+    /// Whether what was used matters.
+    pub is_metered: bool,
+}
+
+impl Cost {
+    fn new<'a>(parts: impl Iterator<Item = &'a (MeterName, Price)>, metrics: &Metrics) -> Arc<Self> {
+        let mut meters: Vec<MeterName> = Vec::new();
+        let mut prices: Vec<Vec<Price>> = Vec::new();
+        for (name, price) in parts {
+            let at = meters.iter().position(|known| known == name).unwrap_or_else(|| {
+                meters.push(name.clone());
+                prices.push(Vec::new());
+                meters.len() - 1
+            });
+            prices[at].push(price.clone());
+        }
+        Arc::new(Self {
+            labels: meters.iter().map(|name| metrics.meter(name.as_str())).collect(),
+            headers: meters.iter().map(|name| format!("x-tollgate-remaining-{name}: ").into_bytes()).collect(),
+            is_metered: prices.iter().flatten().any(Price::is_metered),
+            meters: meters.into(),
+            prices,
+        })
+    }
+
+    /// What a call that used `usage` costs.
+    pub fn amounts(&self, usage: &Usage) -> Amounts {
+        self.sum(|price| price.amount(usage))
+    }
+
+    /// The most that a call can cost which uses no more than `usage`.
+    pub fn at_most(&self, usage: &Usage) -> Amounts {
+        self.sum(|price| price.at_most(usage))
+    }
+
+    fn sum(&self, amount: impl Fn(&Price) -> Micro) -> Amounts {
+        let total = |prices: &Vec<Price>| prices.iter().map(&amount).fold(Micro::ZERO, Micro::saturating_add);
+        self.prices.iter().map(total).collect()
+    }
+}
+
+/// What the calls of one route cost.
+pub struct RouteCosts {
+    /// Of a call that no model's price concerns.
+    base: Arc<Cost>,
+    by_model: Option<ByModel>,
+}
+
+struct ByModel {
+    exact: HashMap<String, Arc<Cost>>,
+    /// Longest first.
+    prefixes: Vec<(String, Arc<Cost>)>,
+    /// `None`: refused.
+    unknown: Option<Arc<Cost>>,
+}
+
+impl RouteCosts {
+    /// `own`: the route's cost; `list`: what models cost besides, if that counts here.
+    pub fn new(own: &[(MeterName, Price)], list: Option<&PriceList>, metrics: &Metrics) -> Self {
+        let base = Cost::new(own.iter(), metrics);
+        let by_model = list.filter(|list| list.is_in_force()).map(|list| {
+            let mut by_model = ByModel {
+                exact: HashMap::new(),
+                prefixes: Vec::new(),
+                unknown: match list.unknown_model {
+                    UnknownModel::Refuse => None,
+                    UnknownModel::Free => Some(base.clone()),
+                    UnknownModel::Default => Some(Cost::new(own.iter().chain(&list.default), metrics)),
+                },
+            };
+            for (model, prices) in &list.models {
+                let cost = Cost::new(own.iter().chain(prices), metrics);
+                match model.strip_suffix('*') {
+                    Some(prefix) => by_model.prefixes.push((prefix.to_owned(), cost)),
+                    None => {
+                        by_model.exact.insert(model.clone(), cost);
+                    }
+                }
+            }
+            by_model.prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
+            by_model
+        });
+        Self { base, by_model }
+    }
+
+    /// Whether the request must be read to know what it may cost.
+    pub fn need_body(&self) -> bool {
+        self.base.is_metered || self.by_model.is_some()
+    }
+
+    /// The cost of a call. `model` as the request names it; a call without a body, such as a look at a list, needs none.
+    ///
+    /// # Errors
+    /// [`Reject::Forbidden`] for a model that has no price, where the config says so.
+    pub fn of(&self, model: Option<&str>, has_body: bool) -> Result<&Arc<Cost>, Reject> {
+        let Some(by_model) = self.by_model.as_ref().filter(|_| has_body) else { return Ok(&self.base) };
+        let known = model.and_then(|model| {
+            let prefix =
+                || by_model.prefixes.iter().find(|(prefix, _)| model.starts_with(prefix)).map(|(_, cost)| cost);
+            by_model.exact.get(model).or_else(prefix)
+        });
+        known.or(by_model.unknown.as_ref()).ok_or(match model {
+            Some(_) => Reject::Forbidden("This model has no price"),
+            None => Reject::Forbidden("This call names no model, so it has no price"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn price(meter: &str, units: i64) -> (MeterName, Price) {
+        (MeterName::parse(meter).unwrap(), Price::fixed(Micro(units)))
+    }
+
+    fn costs(unknown_model: UnknownModel) -> RouteCosts {
+        let list = PriceList {
+            unknown_model,
+            default: vec![price("credits", 50)],
+            models: vec![
+                ("gpt-*".into(), vec![price("credits", 1)]),
+                ("gpt-4o*".into(), vec![price("credits", 2)]),
+                ("gpt-4o".into(), vec![price("credits", 3), price("images", 1)]),
+            ],
+        };
+        RouteCosts::new(&[price("credits", 10), price("conversations", 1)], Some(&list), &Metrics::new(0))
+    }
+
+    #[test]
+    fn the_longest_match_wins_and_adds_to_the_route_s_own_cost() {
+        let costs = costs(UnknownModel::Refuse);
+        let paid = |model| costs.of(Some(model), true).unwrap().amounts(&Usage::default()).to_vec();
+        assert_eq!(paid("gpt-4o"), [Micro(13), Micro(1), Micro(1)]);
+        assert_eq!(paid("gpt-4o-mini"), [Micro(12), Micro(1)]);
+        assert_eq!(paid("gpt-5"), [Micro(11), Micro(1)]);
+        assert!(matches!(costs.of(Some("claude"), true), Err(Reject::Forbidden(_))));
+        assert!(matches!(costs.of(None, true), Err(Reject::Forbidden(_))));
+        assert_eq!(costs.of(None, false).unwrap().amounts(&Usage::default()).to_vec(), [Micro(10), Micro(1)]);
+    }
+
+    #[test]
+    fn a_model_without_a_price_is_free_or_has_the_default() {
+        let paid = |unknown| costs(unknown).of(Some("claude"), true).unwrap().amounts(&Usage::default()).to_vec();
+        assert_eq!(paid(UnknownModel::Free), [Micro(10), Micro(1)]);
+        assert_eq!(paid(UnknownModel::Default), [Micro(60), Micro(1)]);
+    }
+
+    #[test]
+    fn an_empty_list_changes_nothing() {
+        let none = RouteCosts::new(&[price("credits", 1)], Some(&PriceList::default()), &Metrics::new(0));
+        assert!(!none.need_body() && none.of(Some("anything"), true).is_ok());
+    }
+}
