@@ -42,6 +42,7 @@ use crate::gateway::rate::RateStates;
 use crate::gateway::{LocalApi, accept, upstream};
 use crate::store::committer::{CommitPace, Committer};
 use crate::store::memory::MemoryStore;
+use crate::store::redb::RedbStore;
 use crate::store::sled::SledStore;
 use crate::store::wal::LoggedStore;
 use crate::store::{Store, StoreError};
@@ -107,6 +108,11 @@ impl Core {
                 let folder = config.data_dir.join("store");
                 let sled = SledStore::open(&folder, config.store.cache_bytes).map_err(StartError::Store)?;
                 Arc::new(LoggedStore::open(&config.data_dir.join("wal"), Box::new(sled)).map_err(StartError::Store)?)
+            }
+            Backend::Redb => {
+                let folder = config.data_dir.join("store-redb");
+                let redb = RedbStore::open(&folder, config.store.cache_bytes).map_err(StartError::Store)?;
+                Arc::new(LoggedStore::open(&config.data_dir.join("wal"), Box::new(redb)).map_err(StartError::Store)?)
             }
             Backend::Memory => Arc::new(MemoryStore::default()),
         };

@@ -651,6 +651,7 @@ impl Default for Journal {
 pub enum Backend {
     #[default]
     Sled,
+    Redb,
     /// Nothing survives the process: for tests and trials.
     Memory,
 }

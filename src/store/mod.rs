@@ -7,11 +7,14 @@ pub mod committer;
 #[cfg(test)]
 pub mod conformance;
 pub mod memory;
+pub mod redb;
 pub mod sled;
 pub mod tables;
 pub mod wal;
 
 use std::fmt;
+use std::fs::File;
+use std::path::Path;
 
 /// Longest value a backend must take, in bytes: sled moves larger ones into files that it never syncs.
 pub const MAX_VALUE_BYTES: usize = 4096;
@@ -160,4 +163,10 @@ fn check(batch: &Batch, get: impl Fn(&[u8]) -> Result<Option<Vec<u8>>, StoreErro
         }
     }
     Ok(())
+}
+
+/// Puts a folder's names on disk: what was made, renamed or removed in it.
+fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    File::open(folder)?.sync_all()
 }

@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use super::{Batch, Op, Order, Row, Store, StoreError, check};
+use super::{Batch, Op, Order, Row, Store, StoreError, check, sync_folder};
 
 pub struct SledStore {
     db: sled::Db,
@@ -57,11 +57,6 @@ fn set_aside_half_written_snapshots(folder: &Path) -> std::io::Result<()> {
         }
     }
     Ok(())
-}
-
-fn sync_folder(folder: &Path) -> std::io::Result<()> {
-    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    File::open(folder)?.sync_all()
 }
 
 fn classify(folder: &Path, error: sled::Error) -> StoreError {

@@ -462,6 +462,7 @@ fn read_records(bytes: &[u8], generation: u64, first: u64, changes: &mut Changes
 #[cfg(test)]
 mod tests {
     use super::super::memory::MemoryStore;
+    use super::super::redb::RedbStore;
     use super::super::sled::SledStore;
     use super::*;
 
@@ -498,6 +499,8 @@ mod tests {
         super::super::conformance::run(&open(&dir.path().join("a")));
         let sled = SledStore::open(&dir.path().join("sled"), 1 << 20).unwrap();
         super::super::conformance::run(&LoggedStore::open(&dir.path().join("b"), Box::new(sled)).unwrap());
+        let redb = RedbStore::open(&dir.path().join("redb"), 1 << 20).unwrap();
+        super::super::conformance::run(&LoggedStore::open(&dir.path().join("c"), Box::new(redb)).unwrap());
     }
 
     #[test]

@@ -12,9 +12,18 @@ use crate::support::stores::SteeredStore;
 use crate::support::{Options, TestApp, wait_until};
 
 #[test]
-fn balances_survive_a_stop_and_a_start() {
+fn balances_survive_a_stop_and_a_start_on_sled() {
+    balances_survive_on("sled");
+}
+
+#[test]
+fn balances_survive_a_stop_and_a_start_on_redb() {
+    balances_survive_on("redb");
+}
+
+fn balances_survive_on(backend: &'static str) {
     let dir = Arc::new(tempfile::tempdir().unwrap());
-    let options = || Options { backend: "sled", dir: Some(dir.clone()), ..Options::default() };
+    let options = || Options { backend, dir: Some(dir.clone()), ..Options::default() };
     let mut bank = Bank::open(options());
     for _ in 0..3 {
         assert_eq!(bank.chat(json!({}), &[]).status, 200);
