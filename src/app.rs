@@ -41,11 +41,12 @@ use crate::gateway::policy::Policy;
 use crate::gateway::rate::RateStates;
 use crate::gateway::{LocalApi, accept, upstream};
 use crate::store::committer::{CommitPace, Committer};
+use crate::store::home::{self, Home};
 use crate::store::memory::MemoryStore;
 use crate::store::redb::RedbStore;
 use crate::store::sled::SledStore;
 use crate::store::wal::LoggedStore;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, migrate};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{Exposition, Metrics};
 
@@ -101,21 +102,7 @@ impl Core {
     /// # Errors
     /// See [`StartError`]; [`StoreError::Busy`] when a server is running on this data.
     pub fn open(config: &Config, clock: Clock, workers: usize) -> Result<Self, StartError> {
-        std::fs::create_dir_all(&config.data_dir)
-            .map_err(io_error(format!("cannot create data_dir {}", config.data_dir.display())))?;
-        let store: Arc<dyn Store> = match config.store.backend {
-            Backend::Sled => {
-                let folder = config.data_dir.join("store");
-                let sled = SledStore::open(&folder, config.store.cache_bytes).map_err(StartError::Store)?;
-                Arc::new(LoggedStore::open(&config.data_dir.join("wal"), Box::new(sled)).map_err(StartError::Store)?)
-            }
-            Backend::Redb => {
-                let folder = config.data_dir.join("store-redb");
-                let redb = RedbStore::open(&folder, config.store.cache_bytes).map_err(StartError::Store)?;
-                Arc::new(LoggedStore::open(&config.data_dir.join("wal"), Box::new(redb)).map_err(StartError::Store)?)
-            }
-            Backend::Memory => Arc::new(MemoryStore::default()),
-        };
+        let store = open_store(config)?;
         Self::on(store, config, clock, workers)
     }
 
@@ -175,6 +162,41 @@ impl Core {
         }
         self.committer.stop();
     }
+}
+
+/// Opens the store that the config names, brought to the present format.
+///
+/// # Errors
+/// [`StoreError::Busy`] when a server is running on this data; [`StartError::Config`] when the store is of another backend
+/// or of a newer program.
+pub fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
+    let (data_dir, cache) = (&config.data_dir, config.store.cache_bytes);
+    let open = || -> Result<Arc<dyn Store>, StoreError> {
+        match config.store.backend {
+            Backend::Sled => open_logged(data_dir, "sled", |folder| Ok(Box::new(SledStore::open(folder, cache)?))),
+            Backend::Redb => open_logged(data_dir, "redb", |folder| Ok(Box::new(RedbStore::open(folder, cache)?))),
+            Backend::Memory => {
+                home::refuse_other_backend(data_dir, "memory")?;
+                Ok(Arc::new(MemoryStore::default()))
+            }
+        }
+    };
+    open().map_err(|error| match error {
+        StoreError::Refused(why) => StartError::Config(why),
+        other => StartError::Store(other),
+    })
+}
+
+fn open_logged(
+    data_dir: &Path,
+    name: &str,
+    open: impl FnOnce(&Path) -> Result<Box<dyn Store>, StoreError>,
+) -> Result<Arc<dyn Store>, StoreError> {
+    let mut home = Home::open(data_dir, name)?;
+    let backend = open(&home.backend_folder())?;
+    let store = LoggedStore::open(&home.log_folder(), home.log_owner()?, backend, Some(home.guard()?))?;
+    migrate::run(&mut home, &store)?;
+    Ok(Arc::new(store))
 }
 
 fn start_journal(config: &Config, clock: &Clock) -> Result<Journal, StartError> {

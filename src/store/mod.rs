@@ -1,12 +1,14 @@
 //! The embedded store: a sorted map of bytes with atomic, durable commits.
 //!
-//! Owns the trait every backend fulfils, the backends, the codecs of the rows ([`tables`]) and the one thread that writes
-//! ([`committer`]). Never holds conversations (those are files) and never decides anything about money.
+//! Owns the trait every backend fulfils, the backends, the codecs of the rows ([`tables`]), the store's place, format and
+//! migrations ([`home`], [`migrate`]) and the one thread that writes ([`committer`]). Never holds conversations (those are files) and never decides anything about money.
 
 pub mod committer;
 #[cfg(test)]
 pub mod conformance;
+pub mod home;
 pub mod memory;
+pub mod migrate;
 pub mod redb;
 pub mod sled;
 pub mod tables;
@@ -88,6 +90,8 @@ pub enum StoreError {
     Busy(String),
     /// A row that cannot be read: damaged, or written by a newer version.
     Corrupt(String),
+    /// Whole, but not for this program or this config to open: of a newer format, of another backend or another store.
+    Refused(String),
 }
 
 impl fmt::Display for StoreError {
@@ -97,7 +101,8 @@ impl fmt::Display for StoreError {
             Self::TooLarge { bytes } => write!(f, "a value of {bytes} bytes is over the limit of {MAX_VALUE_BYTES}"),
             Self::Failed(why) => write!(f, "the store failed: {why}"),
             Self::Busy(why) => write!(f, "the store is in use by another process: {why}"),
-            Self::Corrupt(why) => write!(f, "the store holds a row that cannot be read: {why}"),
+            Self::Corrupt(why) => write!(f, "the store cannot be read: {why}"),
+            Self::Refused(why) => f.write_str(why),
         }
     }
 }
@@ -124,6 +129,11 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::Conflict`] and [`StoreError::TooLarge`] change nothing; after [`StoreError::Failed`] the process must
     /// not acknowledge anything more and recover from disk.
     fn commit(&self, batch: &Batch) -> Result<(), StoreError>;
+
+    /// Whether something failed behind the back of those who commit, so that the next commit will be refused.
+    fn has_failed(&self) -> bool {
+        false
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,6 +20,7 @@
 //! | `oa/` user id, hash, count | a piece of the kept answer |
 //! | `oe/` time of first use, user id, hash | bytes of the kept answer; in the order in which keys expire |
 //! | `c/` name | counters: the next user id, … |
+//! | [`OWN`] … | what the store keeps about itself; in no backup |
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -36,6 +37,12 @@ pub const METERS: &[u8] = b"m/";
 pub const STAFF: &[u8] = b"st/";
 pub const ADDRESS_RULES: &[u8] = b"ip/";
 pub const ONCE_EXPIRIES: &[u8] = b"oe/";
+/// Before all other keys.
+pub const OWN: &[u8] = b"\0";
+/// How much of the log the backend has.
+pub const CHECKPOINT: &[u8] = b"\0checkpoint";
+/// How far a change of format has come.
+pub const MIGRATION: &[u8] = b"\0migration";
 
 fn key(prefix: &[u8], rest: &[u8]) -> Vec<u8> {
     [prefix, rest].concat()
