@@ -6,6 +6,7 @@
 //! what to write.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::{Notify, oneshot};
 
+use super::watch::Changed;
 use super::{Batch, MAX_VALUE_BYTES, Op, Precondition, Store, StoreError};
 use crate::telemetry::metrics::Metrics;
 
@@ -43,9 +45,13 @@ pub struct CommitPace {
 #[derive(Clone)]
 pub struct Committer(Arc<Shared>);
 
+/// Work for the store thread between two commits.
+type Visit = Box<dyn FnOnce() + Send>;
+
 struct Shared {
     store: Arc<dyn Store>,
     queue: Mutex<Queue>,
+    changed: Changed,
     wake: Condvar,
     progress: Arc<Progress>,
     /// Rows and batches in the queue, to be read without its lock.
@@ -78,6 +84,7 @@ struct Queue {
     epoch: u64,
     rows: Vec<Arc<dyn DirtyRow>>,
     batches: Vec<Submitted>,
+    visits: Vec<Visit>,
     /// The thread sleeps until it is woken; otherwise it comes by itself when its pace allows.
     idle: bool,
     stop: bool,
@@ -97,11 +104,13 @@ struct Group {
     epoch: u64,
     rows: Vec<Arc<dyn DirtyRow>>,
     batches: Vec<Submitted>,
+    /// Run when these are on disk.
+    visits: Vec<Visit>,
 }
 
 impl Queue {
     fn len(&self) -> usize {
-        self.rows.len() + self.batches.len()
+        self.rows.len() + self.batches.len() + self.visits.len()
     }
 
     fn is_empty(&self) -> bool {
@@ -117,7 +126,15 @@ impl Committer {
     pub fn start(store: Arc<dyn Store>, pace: CommitPace, metrics: Arc<Metrics>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             store,
-            queue: Mutex::new(Queue { epoch: 1, rows: Vec::new(), batches: Vec::new(), idle: false, stop: false }),
+            queue: Mutex::new(Queue {
+                epoch: 1,
+                rows: Vec::new(),
+                batches: Vec::new(),
+                visits: Vec::new(),
+                idle: false,
+                stop: false,
+            }),
+            changed: Changed::default(),
             wake: Condvar::new(),
             progress: Arc::default(),
             waiting: AtomicUsize::new(0),
@@ -127,7 +144,12 @@ impl Committer {
             thread: Mutex::default(),
         });
         let owner = shared.clone();
-        let thread = std::thread::Builder::new().name("tollgate-store".into()).spawn(move || owner.run())?;
+        let thread = std::thread::Builder::new().name("tollgate-store".into()).spawn(move || {
+            // Whoever waits for a commit must hear of it, whatever a backend does.
+            if catch_unwind(AssertUnwindSafe(|| owner.run())).is_err() {
+                owner.fail(Vec::new(), &StoreError::Failed("the store thread panicked".into()));
+            }
+        })?;
         *shared.thread.lock() = Some(thread);
         Ok(Self(shared))
     }
@@ -182,9 +204,35 @@ impl Committer {
         answer
     }
 
-    /// Whether a write or a sync has failed. It stays so until the process starts again and recovers from disk.
+    /// Runs `visit` in the store thread between two commits and returns what it returns. Commits wait for it.
+    ///
+    /// # Errors
+    /// [`StoreError::Failed`] when the thread has ended or ends first.
+    pub fn between_commits<T: Send + 'static>(
+        &self,
+        visit: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (reply, answer) = std::sync::mpsc::sync_channel(1);
+        let mut queue = self.0.queue.lock();
+        if self.has_failed() || queue.stop {
+            return Err(stopped());
+        }
+        queue.visits.push(Box::new(move || {
+            let _ = reply.send(visit());
+        }));
+        drop(queue);
+        self.0.wake.notify_one();
+        answer.recv().map_err(|_| stopped())
+    }
+
+    pub(super) fn changed(&self) -> &Changed {
+        &self.0.changed
+    }
+
+    /// Whether a write or a sync has failed, here or behind the store's back. It stays so until the process starts again
+    /// and recovers from disk.
     pub fn has_failed(&self) -> bool {
-        self.0.progress.has_failed()
+        self.0.progress.has_failed() || self.0.store.has_failed()
     }
 
     /// Whether more writes wait than the config allows.
@@ -252,7 +300,7 @@ fn stopped() -> StoreError {
 impl Shared {
     fn run(&self) {
         let mut last = None;
-        while let Some(Group { epoch, rows, batches }) = self.next_group(last) {
+        while let Some(Group { epoch, rows, batches, visits }) = self.next_group(last) {
             let began = Instant::now();
             last = Some(began);
             let (group, replies) = self.gather(&rows, batches);
@@ -262,11 +310,13 @@ impl Shared {
             self.metrics.commit(began.elapsed(), size);
             match result {
                 Ok(()) => {
+                    self.changed.note(&group.ops);
                     self.progress.durable.store(epoch, Ordering::SeqCst);
                     for (reply, outcome) in replies {
                         let _ = reply.send(outcome);
                     }
                     self.open_gates();
+                    visits.into_iter().for_each(|visit| visit());
                 }
                 Err(error) => return self.fail(replies, &error),
             }
@@ -297,7 +347,8 @@ impl Shared {
             queue.epoch += 1;
             self.waiting.store(0, Ordering::Relaxed);
             let (rows, batches) = (std::mem::take(&mut queue.rows), std::mem::take(&mut queue.batches));
-            return Some(Group { epoch, rows, batches });
+            let visits = std::mem::take(&mut queue.visits);
+            return Some(Group { epoch, rows, batches, visits });
         }
     }
 
@@ -362,6 +413,8 @@ impl Shared {
         for waiting in queue.batches.drain(..) {
             let _ = waiting.reply.send(Err(error.clone()));
         }
+        // Who waits for one hears that it is gone.
+        queue.visits.clear();
         drop(queue);
         self.open_gates();
     }
@@ -511,6 +564,76 @@ mod tests {
         let mut context = Context::from_waker(Waker::noop());
         let waited = gate.poll_durable(Epoch(9), &mut GateTicket::default(), &mut context);
         assert!(matches!(waited, Poll::Ready(Err(_))));
+    }
+
+    struct Panicking;
+
+    impl Store for Panicking {
+        fn get(&self, _: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+            Ok(None)
+        }
+        fn range(&self, _: &[u8], _: &[u8], _: usize, _: Order) -> Result<Vec<Row>, StoreError> {
+            Ok(Vec::new())
+        }
+        fn commit(&self, _: &Batch) -> Result<(), StoreError> {
+            panic!("a bug in the backend")
+        }
+    }
+
+    #[test]
+    fn a_backend_that_panics_fails_the_store_and_leaves_nobody_waiting() {
+        let committer = start(Arc::new(Panicking));
+        assert!(committer.commit_blocking(create(b"a")).is_err());
+        // The thread says so after it has let go of the batch.
+        while !committer.has_failed() {
+            std::thread::yield_now();
+        }
+        assert!(committer.commit_blocking(create(b"b")).is_err());
+        assert!(committer.between_commits(|| ()).is_err());
+        committer.stop();
+    }
+
+    #[derive(Default)]
+    struct FailingBehind(AtomicBool);
+
+    impl Store for FailingBehind {
+        fn get(&self, _: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+            Ok(None)
+        }
+        fn range(&self, _: &[u8], _: &[u8], _: usize, _: Order) -> Result<Vec<Row>, StoreError> {
+            Ok(Vec::new())
+        }
+        fn commit(&self, _: &Batch) -> Result<(), StoreError> {
+            Ok(())
+        }
+        fn has_failed(&self) -> bool {
+            self.0.load(Ordering::SeqCst)
+        }
+    }
+
+    #[test]
+    fn a_failure_behind_the_commits_counts_without_another_commit() {
+        let store = Arc::new(FailingBehind::default());
+        let committer = start(store.clone());
+        committer.commit_blocking(create(b"a")).unwrap();
+        assert!(!committer.has_failed());
+        store.0.store(true, Ordering::SeqCst);
+        assert!(committer.has_failed());
+        assert!(committer.commit_blocking(create(b"b")).is_err());
+    }
+
+    #[test]
+    fn a_visit_comes_after_what_was_queued_before_it() {
+        let committer = start(Arc::new(MemoryStore::default()));
+        for n in 0..100u8 {
+            let answer = committer.submit(create(&[n]));
+            let reader = committer.clone();
+            let there = committer.between_commits(move || reader.store().get(&[n]).unwrap().is_some());
+            assert!(there.unwrap());
+            answer.blocking_recv().unwrap().unwrap();
+        }
+        committer.stop();
+        assert!(committer.between_commits(|| ()).is_err());
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod redb;
 pub mod sled;
 pub mod tables;
 pub mod wal;
+pub mod watch;
 
 use std::fmt;
 use std::fs::File;
