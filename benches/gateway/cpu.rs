@@ -25,7 +25,7 @@ pub async fn run(lab: &Lab, choice: &Choice) -> Fallible<()> {
         "cpu: {CONNECTIONS} connections in a closed loop, {BODY_BYTES} B in, {rounds} rounds of {:?} in turns",
         plan.measured
     );
-    println!("{:<10} {:>11} {:>9} {:>8} {:>8} {:>7}", "server", "CPU µs/call", "calls/s", "p50 µs", "p99 µs", "errors");
+    print_titles();
     measure(&lab.mock, plan).await?;
     let mut figures = vec![Vec::new(); proxies.len()];
     for _ in 0..rounds {
@@ -37,8 +37,12 @@ pub async fn run(lab: &Lab, choice: &Choice) -> Fallible<()> {
     Ok(())
 }
 
+pub fn print_titles() {
+    println!("{:<10} {:>11} {:>9} {:>8} {:>8} {:>7}", "server", "CPU µs/call", "calls/s", "p50 µs", "p99 µs", "errors");
+}
+
 /// One round, printed; its CPU time per call.
-async fn measure(server: &Server, plan: Plan) -> Fallible<f64> {
+pub async fn measure(server: &Server, plan: Plan) -> Fallible<f64> {
     let run = load::drive(server, load::chat_request(server, false, &[]), plan).await?;
     let cpu = run.cpu_micros_per_request();
     println!(

@@ -113,7 +113,12 @@ impl Lab {
 
     /// A fresh gateway with one registered user.
     pub async fn tollgate(&self) -> Fallible<Server> {
-        let (mut server, public) = self.start_tollgate(|_| Ok(())).await?;
+        self.tollgate_with("tollgate", "").await
+    }
+
+    /// The same with `toml` added to its config, under another name.
+    pub async fn tollgate_with(&self, name: &'static str, toml: &str) -> Fallible<Server> {
+        let (mut server, public) = self.start_tollgate(name, toml, |_| Ok(())).await?;
         server.api_key = match register(public).await {
             Ok(key) => key,
             Err(error) => {
@@ -125,11 +130,13 @@ impl Lab {
 
     /// A gateway over a `data_dir` that `prepare` has filled.
     pub async fn tollgate_over(&self, prepare: impl FnOnce(&Path) -> Fallible<()> + Send) -> Fallible<Server> {
-        Ok(self.start_tollgate(prepare).await?.0)
+        Ok(self.start_tollgate("tollgate", "", prepare).await?.0)
     }
 
     async fn start_tollgate(
         &self,
+        name: &'static str,
+        toml: &str,
         prepare: impl FnOnce(&Path) -> Fallible<()> + Send,
     ) -> Fallible<(Server, SocketAddr)> {
         let dir = self.folder("tollgate")?;
@@ -139,10 +146,10 @@ impl Lab {
             std::thread::scope(|scope| scope.spawn(|| prepare(&data_dir).map_err(|error| error.to_string())).join());
         prepared.map_err(|_| "preparing the data panicked")??;
         let (public, admin) = (free_address()?, free_address()?);
-        fs::write(dir.join("tollgate.toml"), tollgate_config(public, admin, self.mock.addr))?;
+        fs::write(dir.join("tollgate.toml"), tollgate_config(public, admin, self.mock.addr) + toml)?;
         let args = ["serve", "--config", "tollgate.toml"];
         let process = Process::start("tollgate", self.cores.proxy, Path::new(TOLLGATE), &args, &dir)?;
-        let mut server = Server { name: "tollgate", addr: public, process, api_key: String::new() };
+        let mut server = Server { name, addr: public, process, api_key: String::new() };
         wait_for(&mut server.process, admin, "/ready").await?;
         Ok((server, public))
     }

@@ -20,13 +20,18 @@ const STEPS: [(usize, usize, Duration); 3] =
 
 pub async fn run(lab: &Lab, choice: &Choice) -> Fallible<()> {
     let proxies = lab.proxies(choice).await?;
+    steps(lab, &proxies, choice).await
+}
+
+/// The time that each of `proxies` adds, at each number of connections.
+pub async fn steps(lab: &Lab, proxies: &[Server], choice: &Choice) -> Fallible<()> {
     println!("latency: an upstream that takes {UPSTREAM_MS} ms; its own time, as it reports it, is subtracted");
     println!("{:>11} {:<9} {:>8} {:>8} {:>7}", "connections", "server", "p50 µs", "p99 µs", "errors");
     for (connections, rounds, measured) in STEPS {
         // The warm-up covers opening the connections too.
         let warm_up = WARM_UP + Duration::from_millis(connections as u64);
         let plan = Plan { connections, warm_up, measured: choice.time(measured), pause: PAUSE };
-        step(lab, &proxies, plan, choice.rounds(rounds)).await?;
+        step(lab, proxies, plan, choice.rounds(rounds)).await?;
     }
     Ok(())
 }

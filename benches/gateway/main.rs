@@ -4,7 +4,7 @@
 //! each to a core, drives them from its own load generator and prints what it measured. It never takes a figure from
 //! the measured program: CPU time and memory come from the kernel, latency from the client's side of the socket.
 //!
-//! `cargo bench --bench gateway -- [cpu] [latency] [sse] [idle] [memory] [quick] [nginx-only]`: no section named means all of
+//! `cargo bench --bench gateway -- [cpu] [latency] [ledger] [sse] [idle] [memory] [quick] [nginx-only]`: no section named means all of
 //! them; `quick` shortens every round; `nginx-only` measures without the gateway.
 
 mod cpu;
@@ -12,6 +12,7 @@ mod figures;
 mod idle;
 mod lab;
 mod latency;
+mod ledger;
 mod load;
 mod memory;
 mod process;
@@ -27,7 +28,7 @@ use lab::Lab;
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
 
-const SECTIONS: [&str; 5] = ["cpu", "latency", "sse", "idle", "memory"];
+const SECTIONS: [&str; 6] = ["cpu", "latency", "ledger", "sse", "idle", "memory"];
 
 /// What the command line selects.
 #[derive(Debug)]
@@ -112,6 +113,7 @@ async fn run(choice: &Choice, cores: lab::Cores) -> Fallible<()> {
         match *section {
             "cpu" => cpu::run(&lab, choice).await?,
             "latency" => latency::run(&lab, choice).await?,
+            "ledger" => ledger::run(&lab, choice).await?,
             "sse" => sse::run(&lab, choice).await?,
             "idle" => idle::run(&lab, choice).await?,
             _ => memory::run(&lab, choice).await?,

@@ -118,7 +118,7 @@ fn without_credits_the_stream_ends_with_an_error() {
     assert!((60..=101).contains(&tokens), "one credit pays a hundred tokens: {tokens}");
     assert!(!text.contains("[DONE]"));
     bank.settled();
-    assert_eq!(bank.credits(), 0.0);
+    assert!(bank.credits() < 0.05, "less than the next piece would cost: {}", bank.credits());
     wait_until("the upstream's call is cancelled", || bank.app.upstream.stats().open == 0);
     let outcome = "tollgate_requests_total{route=\"/v1/*\",outcome=\"credits_exhausted\"}";
     assert_eq!(bank.app.metric(outcome), 1.0);
