@@ -23,7 +23,7 @@ use tower::ServiceExt;
 
 use crate::accounts::passwords::Password;
 use crate::accounts::secrets::Pepper;
-use crate::accounts::{Accounts, AccountsParts, Settings};
+use crate::accounts::{Accounts, AccountsParts, Settings, credits};
 use crate::actors::user::actor::Surroundings;
 use crate::actors::user::ledger::Recovery;
 use crate::actors::user::once::{KeptBytes, OnceLimits};
@@ -119,6 +119,7 @@ impl Core {
         let pace = CommitPace { gap: config.ledger.min_commit_gap.0, row_gap, max_pending: config.ledger.max_pending };
         let committer =
             Committer::start(store, pace, metrics.clone()).map_err(io_error("cannot start the store thread"))?;
+        let resets = credits::last_reset_of_all(committer.store()).map_err(StartError::Store)?;
         let around = Arc::new(Surroundings {
             clock: clock.clone(),
             committer: committer.clone(),
@@ -136,6 +137,7 @@ impl Core {
             kept: KeptBytes::default(),
             holds_open: AtomicI64::new(0),
             generations: AtomicU64::new(0),
+            resets: AtomicU64::new(resets),
         });
         let idle_ms = config.limits.user_idle.0.as_millis() as u64;
         let users = Arc::new(Registry::new(around, config.limits.max_live_users, idle_ms));

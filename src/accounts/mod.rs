@@ -5,6 +5,7 @@
 
 pub mod addresses;
 pub mod blocks;
+pub mod credits;
 pub mod keys;
 pub mod operator;
 pub mod passwords;
@@ -15,6 +16,7 @@ pub mod staff;
 pub(crate) mod tests;
 pub mod users;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +29,7 @@ use crate::actors::writer::Journal;
 use crate::clock::Clock;
 use crate::config::{self, Access, Config, Plan};
 use crate::domain::ids::{SecretMac, UserId};
+use crate::domain::meters::MeterName;
 use crate::domain::user::User;
 use crate::error::Reject;
 use crate::store::committer::Committer;
@@ -45,11 +48,20 @@ pub struct Settings {
     pub accounts: config::Accounts,
     pub plans: Vec<Plan>,
     pub access: Access,
+    /// Every meter that a plan gives or a route costs.
+    pub meters: BTreeSet<MeterName>,
 }
 
 impl From<&Config> for Settings {
     fn from(config: &Config) -> Self {
-        Self { accounts: config.accounts.clone(), plans: config.plans.clone(), access: config.access.clone() }
+        let given = config.plans.iter().flat_map(|plan| plan.meters.iter().map(|meter| meter.name.clone()));
+        let costed = config.routes.iter().flat_map(|route| route.cost.iter().map(|(name, _)| name.clone()));
+        Self {
+            meters: given.chain(costed).collect(),
+            accounts: config.accounts.clone(),
+            plans: config.plans.clone(),
+            access: config.access.clone(),
+        }
     }
 }
 

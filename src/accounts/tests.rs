@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
+use super::credits::Whose;
 use super::keys::{CredentialKind, find_credential};
 use super::passwords::Password;
 use super::secrets::Pepper;
@@ -60,6 +61,7 @@ pub(crate) fn world(toml: &str) -> World {
         kept: KeptBytes::default(),
         holds_open: AtomicI64::new(0),
         generations: AtomicU64::new(0),
+        resets: AtomicU64::new(0),
     };
     let users = Arc::new(Registry::new(Arc::new(around), 10_000, 60_000));
     let dir = tempfile::tempdir().unwrap();
@@ -380,10 +382,11 @@ async fn staff_sets_meters_through_the_actor_and_a_plan_never_takes() {
     let update = AdminUpdate { plan: Some("free".into()), ..AdminUpdate::default() };
     world.accounts.update_user(id, update).await.unwrap();
     assert_eq!(meter("credits"), (20_000, 5));
-    assert_eq!(world.accounts.reset_limits(Some(id)).await.unwrap(), 1);
+    assert_eq!(world.accounts.reset_limits(Whose::One(id), "root").await.unwrap(), 1);
     assert_eq!(meter("credits"), (5, 5));
-    assert_eq!(world.accounts.reset_limits(None).await.unwrap(), 1);
-    assert!(matches!(world.accounts.reset_limits(Some(UserId(9))).await, Err(Reject::NotFound)));
+    assert_eq!(world.accounts.reset_limits(Whose::Everybodys, "root").await.unwrap(), 1);
+    let nobody = Whose::One(UserId(9));
+    assert!(matches!(world.accounts.reset_limits(nobody, "root").await, Err(Reject::NotFound)));
     let update = AdminUpdate { plan: Some("gold".into()), ..AdminUpdate::default() };
     assert!(matches!(world.accounts.update_user(id, update).await, Err(Reject::Invalid(_))));
 }

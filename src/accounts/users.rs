@@ -4,6 +4,7 @@
 //! by looking first. Meters belong to the user's actor and are only ever changed by asking it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use serde::Deserialize;
 
@@ -26,7 +27,7 @@ use crate::store::{Batch, Order, Store, StoreError, prefix_end, tables};
 pub const MAX_PAGE_SIZE: usize = 200;
 const MAX_EMAIL: usize = 254;
 const MAX_TEXT: usize = 1000;
-const MAX_REASON: usize = 500;
+pub(super) const MAX_REASON: usize = 500;
 /// Rows read at once by a search.
 const CHUNK: usize = 1000;
 /// How long a reader of the journal waits for what has just been said.
@@ -254,7 +255,7 @@ impl Accounts {
     }
 
     fn fresh_account(&self, plan: &Plan) -> Result<Account, Reject> {
-        let mut account = Account::default();
+        let mut account = Account::born_after(self.users.around().resets.load(Ordering::SeqCst));
         for meter in &plan.meters {
             let set = Command::Set {
                 meter: &meter.name,
@@ -314,7 +315,7 @@ impl Accounts {
         Ok(account.meters().map(view).collect())
     }
 
-    fn actor(&self, id: UserId) -> Result<Arc<UserActor>, Reject> {
+    pub(super) fn actor(&self, id: UserId) -> Result<Arc<UserActor>, Reject> {
         self.users.actor(id)?.ok_or(Reject::NotFound)
     }
 
@@ -495,40 +496,6 @@ impl Accounts {
         Ok(())
     }
 
-    /// Sets the meters of one user, or of all, to their reset amounts now. Answers how many users that were.
-    ///
-    /// # Errors
-    /// [`Reject::NotFound`] for one that is not there.
-    pub async fn reset_limits(&self, user: Option<UserId>) -> Result<u64, Reject> {
-        let (from, to) = match user {
-            Some(id) => (id.0, id.0),
-            None => (1, self.last_user()?),
-        };
-        let (mut count, mut epoch) = (0, None);
-        for id in from..=to {
-            let actor = match self.users.actor(UserId(id))? {
-                Some(actor) => actor,
-                None if user.is_some() => return Err(Reject::NotFound),
-                None => continue,
-            };
-            epoch = Some(actor.ask(Command::ResetAll).map_err(|_| Reject::Internal)?.epoch);
-            count += 1;
-            // Actors can only make room for others once their rows are written.
-            if let Some(epoch) = epoch.filter(|_| count % 256 == 0) {
-                drop(actor);
-                self.committer.wait(epoch).await.map_err(|error| self.failed(&error))?;
-            }
-        }
-        if let Some(epoch) = epoch {
-            self.committer.wait(epoch).await.map_err(|error| self.failed(&error))?;
-        }
-        Ok(count)
-    }
-
-    fn last_user(&self) -> Result<u64, Reject> {
-        last_user(self.store()).map_err(|error| self.failed(&error))
-    }
-
     /// Counts over all users.
     ///
     /// # Errors
@@ -565,7 +532,7 @@ impl Accounts {
     }
 }
 
-fn refuse_deleted(user: &User) -> Result<(), Reject> {
+pub(super) fn refuse_deleted(user: &User) -> Result<(), Reject> {
     if user.status == Status::Deleted { Err(Reject::NotFound) } else { Ok(()) }
 }
 
@@ -601,7 +568,7 @@ fn apply_update(user: &mut User, update: &AdminUpdate, plan: Option<&Plan>, batc
 }
 
 /// The number of the user who came last. Numbers are given in the commit that makes the user, so none is left out.
-fn last_user(store: &dyn Store) -> Result<u64, StoreError> {
+pub(super) fn last_user(store: &dyn Store) -> Result<u64, StoreError> {
     Ok(tables::read::<u64>(store, &tables::counter("user"))?.unwrap_or(0))
 }
 

@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::routing::{delete, get, post};
 use serde_json::json;
 
+use super::credits;
 use super::extract::{Call, Fields};
 use super::health::{self, Readiness};
 use super::public::profile_fields;
@@ -30,7 +31,7 @@ pub struct SideState {
     pub readiness: Readiness,
 }
 
-type Side = State<SideState>;
+pub(super) type Side = State<SideState>;
 
 const PANEL: &str = "/v1/admin-panel";
 
@@ -46,13 +47,14 @@ pub fn side_router(state: SideState) -> Router {
         .route("/users/{id}/activate", post(activate))
         .route("/users/{id}/ban", post(ban))
         .route("/users/{id}/keys/regenerate", post(regenerate_key))
+        .route("/users/{id}/credits", post(credits::adjust))
         .route("/statistics", get(statistics))
         .route("/message-logs/{user_id}", get(message_logs))
         .route("/ip-whitelist", get(list_whitelist).post(add_to_whitelist))
         .route("/ip-whitelist/{id}", delete(remove_from_whitelist))
         .route("/ip-rules", get(list_rules).post(add_rule))
         .route("/ip-rules/{id}", delete(remove_rule))
-        .route("/reset-limits", post(reset_limits))
+        .route("/reset-limits", post(credits::reset_limits))
         .route("/health", get(panel_health));
     let router = Router::new()
         .nest(PANEL, panel)
@@ -67,7 +69,7 @@ fn staff(side: &SideState, call: &Call, least: StaffRole) -> Result<StaffIdentit
     side.accounts.staff_of_token(call.token()?, least)
 }
 
-fn admin(side: &SideState, call: &Call) -> Result<StaffIdentity, Reject> {
+pub(super) fn admin(side: &SideState, call: &Call) -> Result<StaffIdentity, Reject> {
     staff(side, call, StaffRole::Admin)
 }
 
@@ -108,7 +110,7 @@ async fn list_users(State(side): Side, call: Call) -> Answer {
 }
 
 /// The user a path names, by number or by username.
-fn user_in_path(side: &SideState, call: &Call) -> Result<UserId, Reject> {
+pub(super) fn user_in_path(side: &SideState, call: &Call) -> Result<UserId, Reject> {
     match call.number("id") {
         Ok(number) => Ok(UserId(number)),
         Err(_) => side.accounts.find_user(call.part("id"))?.ok_or(Reject::NotFound),
@@ -288,16 +290,6 @@ async fn remove_from_whitelist(State(side): Side, call: Call) -> Answer {
 async fn remove_rule(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     drop_rule(&side, &call, by, None).await
-}
-
-async fn reset_limits(State(side): Side, call: Call) -> Answer {
-    let by = admin(&side, &call)?;
-    let mut fields = call.optional_fields()?;
-    let user = fields.optional_number("user_id").map(UserId);
-    fields.done()?;
-    let users = side.accounts.reset_limits(user).await?;
-    tracing::info!(users, by = %by.username, "limits reset");
-    render::ok(json!({"success": true, "message": "Limits reset", "users": users}))
 }
 
 async fn panel_health(State(side): Side, call: Call) -> Answer {

@@ -235,6 +235,26 @@ impl Fields {
         micros
     }
 
+    /// An amount on a meter that must be there and may be negative. What is finer than a millionth is rounded away from 0.
+    pub fn signed_amount(&mut self, name: &str) -> Option<Micro> {
+        let Some(amount) = self.take(name) else {
+            self.fault(name, "is required");
+            return None;
+        };
+        // Whole numbers go by a way that keeps all their digits.
+        let micros = match amount.as_i64() {
+            Some(whole) => Micro::units(whole),
+            None => amount.as_f64().and_then(|number| {
+                let size = Micro::from_decimal(number.abs())?;
+                Some(if number < 0.0 { Micro(-size.0) } else { size })
+            }),
+        };
+        if micros.is_none() {
+            self.fault(name, "must be a number between -9 and 9 million million");
+        }
+        micros
+    }
+
     pub fn optional_time(&mut self, name: &str) -> Option<UnixMillis> {
         let text = self.optional_text(name)?;
         let time = UnixMillis::parse_rfc3339(&text);

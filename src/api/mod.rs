@@ -5,6 +5,7 @@
 //! nothing of the gateway: who serves these routers puts the request's id and the client's address into the extensions.
 
 pub mod admin;
+pub mod credits;
 pub mod extract;
 pub mod health;
 pub mod public;

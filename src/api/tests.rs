@@ -324,6 +324,72 @@ async fn admins_manage_users() {
 }
 
 #[tokio::test]
+async fn admins_give_take_and_reset() {
+    let api = api("");
+    let (id, _) = api.register().await;
+    let admin = api.admin(&api.superadmin().await).await;
+    let credits = |path: &'static str, body: Value| api.side("POST", path, Some(&admin), Some(body));
+    let (status, body) = credits("/users/1/credits", json!({"amount": 12.5, "reason": "a gift"})).await;
+    assert_eq!((status, &body["success"], &body["user_id"]), (200, &json!(true), &json!(id)), "{body}");
+    assert_eq!(body["meters"]["credits"]["balance"], 17.5);
+    let (_, body) = credits("/users/johndoe/credits", json!({"meter": "conversations", "amount": -3})).await;
+    assert_eq!(
+        (&body["meters"]["conversations"]["balance"], &body["meters"]["conversations"]["granted"]),
+        (&json!(7), &json!(7))
+    );
+    let range = "amount: must be a number between -9 and 9 million million";
+    let reason = "reason: at most 500 printable characters";
+    for (bad, says) in [
+        (json!({}), "amount: is required"),
+        (json!({"amount": null}), "amount: is required"),
+        (json!({"amount": "5"}), range),
+        (json!({"amount": 1e13}), range),
+        (json!({"amount": -9_223_372_036_855i64}), range),
+        (json!({"amount": 18_446_744_073_709_551_615u64}), range),
+        (json!({"amount": 0}), "amount: must not be 0"),
+        (json!({"amount": 9_223_372_036_854i64}), "amount: the meter cannot hold that much"),
+        (json!({"amount": -17.500001}), "amount: no more than 17.5 can be taken"),
+        (json!({"amount": 1, "meter": "Credits"}), "meter: must be a meter's name, such as credits"),
+        (
+            json!({"amount": 1, "meter": "credit"}),
+            "meter: there is no such meter; the config has conversations, credits",
+        ),
+        (json!({"amount": 1, "reason": 5}), "reason: must be a string"),
+        (json!({"amount": 1, "reason": "x".repeat(501)}), reason),
+        (json!({"amount": 1, "reason": "a\nb"}), reason),
+    ] {
+        let (status, body) = credits("/users/1/credits", bad.clone()).await;
+        assert_eq!((status, &body["errors"]), (400, &json!([says])), "{bad}");
+    }
+    assert_eq!(credits("/users/9/credits", json!({"amount": 1})).await.0, 404);
+    let (_, body) = api.side("GET", "/users/1", Some(&admin), None).await;
+    assert_eq!(
+        (&body["user"]["credits"]["main"], &body["user"]["limits"]["conversation_limit"]),
+        (&json!(17.5), &json!(7))
+    );
+
+    for whose in [
+        json!({"username": "JohnDoe"}),
+        json!({"user_id": id}),
+        json!({"user_id": id, "username": "johndoe"}),
+        json!({}),
+    ] {
+        credits("/users/1/credits", json!({"amount": 1})).await;
+        let (status, body) = credits("/reset-limits", whose.clone()).await;
+        assert_eq!((status, &body["users"]), (200, &json!(1)), "{whose}");
+        let (_, body) = api.side("GET", "/users/1", Some(&admin), None).await;
+        assert_eq!(
+            (&body["user"]["credits"]["main"], &body["user"]["limits"]["conversation_limit"]),
+            (&json!(5), &json!(10))
+        );
+    }
+    assert_eq!(credits("/reset-limits", json!({"username": "nobody"})).await.0, 404);
+    assert_eq!(credits("/reset-limits", json!({"user_id": 9})).await.0, 404);
+    assert_eq!(credits("/reset-limits", json!({"user_id": 9, "username": "johndoe"})).await.0, 400);
+    assert_eq!(credits("/reset-limits", json!({"user_id": "1"})).await.0, 400);
+}
+
+#[tokio::test]
 async fn every_panel_path_asks_who_calls() {
     let api = api("");
     let (_, key) = api.register().await;
@@ -339,6 +405,7 @@ async fn every_panel_path_asks_who_calls() {
         ("POST", "/users/1/activate"),
         ("POST", "/users/1/ban"),
         ("POST", "/users/1/keys/regenerate"),
+        ("POST", "/users/1/credits"),
         ("GET", "/statistics"),
         ("GET", "/message-logs/1"),
         ("GET", "/ip-whitelist"),

@@ -19,7 +19,7 @@
 //! | `o/` user id, hash of an idempotency key | what was paid under the key, and how its call ended |
 //! | `oa/` user id, hash, count | a piece of the kept answer |
 //! | `oe/` time of first use, user id, hash | bytes of the kept answer; in the order in which keys expire |
-//! | `c/` name | counters: the next user id, … |
+//! | `c/` name | counters: the last user id, the last reset of all users' meters, … |
 //! | [`OWN`] … | what the store keeps about itself; in no backup |
 
 use serde::Serialize;

@@ -36,6 +36,8 @@ pub struct Surroundings {
     pub holds_open: AtomicI64,
     /// Numbers for [`UserActor::generation`]; never given twice in a process.
     pub generations: AtomicU64,
+    /// The number of the last reset of all users' meters, which is on disk. Accounts [catch up](ledger::catch_up) lazily.
+    pub resets: AtomicU64,
 }
 
 impl Surroundings {
@@ -139,7 +141,12 @@ impl UserActor {
         let before = state.account.numbers();
         let around = &self.around;
         let account = &mut state.account;
-        let turn = AssertUnwindSafe(|| ledger::step(account, now, around.reset_hour, around.recovery, command));
+        let resets = around.resets.load(Ordering::SeqCst);
+        let turn = AssertUnwindSafe(|| {
+            let was_behind = ledger::catch_up(account, resets);
+            let (reply, records) = ledger::step(account, now, around.reset_hour, around.recovery, command);
+            (reply, if was_behind { Records::Now } else { records })
+        });
         let Ok((reply, records)) = catch_unwind(turn) else {
             state.account.put_back(before);
             self.around.metrics.actor_panicked();

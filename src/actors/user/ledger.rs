@@ -17,7 +17,7 @@ const USUAL_METERS: usize = 3;
 pub type Amounts = SmallVec<[Micro; USUAL_METERS]>;
 
 /// The numbers of one meter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meter {
     #[serde(rename = "b")]
     pub balance: Micro,
@@ -62,12 +62,20 @@ pub struct Account {
     meters: SmallVec<[Meter; USUAL_METERS]>,
     /// Calls in flight. Not written to disk: after a restart there are none.
     pub open: u32,
+    /// The number of the last reset of all users that this account has had. See [`catch_up`].
+    resets: u64,
 }
 
 /// An account as its row holds it.
 #[derive(Serialize, Deserialize)]
 pub struct AccountRow {
     meters: Vec<(MeterName, Meter)>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    resets: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What became of holds that were found open.
@@ -78,8 +86,13 @@ pub enum Recovery {
 }
 
 impl Account {
+    /// An account of somebody who comes after the reset of all users with this number.
+    pub fn born_after(resets: u64) -> Self {
+        Self { resets, ..Self::default() }
+    }
+
     pub fn from_row(row: AccountRow) -> Self {
-        let mut account = Self::default();
+        let mut account = Self::born_after(row.resets);
         for (name, meter) in row.meters {
             account.names.push(name);
             account.meters.push(meter);
@@ -88,7 +101,8 @@ impl Account {
     }
 
     pub fn to_row(&self) -> AccountRow {
-        AccountRow { meters: self.names.iter().cloned().zip(self.meters.iter().copied()).collect() }
+        let meters = self.names.iter().cloned().zip(self.meters.iter().copied()).collect();
+        AccountRow { meters, resets: self.resets }
     }
 
     pub fn meters(&self) -> impl Iterator<Item = (&MeterName, &Meter)> {
@@ -104,13 +118,24 @@ impl Account {
         self.meters.iter().all(Meter::conserves)
     }
 
+    /// Replaces a meter, or adds it.
+    fn put(&mut self, name: &MeterName, meter: Meter) {
+        match self.position(name).and_then(|at| self.meters.get_mut(at)) {
+            Some(present) => *present = meter,
+            None => {
+                self.names.push(name.clone());
+                self.meters.push(meter);
+            }
+        }
+    }
+
     fn position(&self, name: &MeterName) -> Option<usize> {
         self.names.iter().position(|n| n == name)
     }
 
     /// The numbers alone, to put back when a turn must be undone.
     pub fn numbers(&self) -> Numbers {
-        Numbers { meters: self.meters.clone(), open: self.open }
+        Numbers { meters: self.meters.clone(), open: self.open, resets: self.resets }
     }
 
     /// Undoes a turn: also forgets meters it added.
@@ -118,6 +143,7 @@ impl Account {
         self.names.truncate(numbers.meters.len());
         self.meters = numbers.meters;
         self.open = numbers.open;
+        self.resets = numbers.resets;
     }
 
     /// Ends all holds: what a fresh actor does with those a crash left behind. Says how much there was.
@@ -143,6 +169,7 @@ impl Account {
 pub struct Numbers {
     meters: SmallVec<[Meter; USUAL_METERS]>,
     open: u32,
+    resets: u64,
 }
 
 /// What a user's actor can be asked.
@@ -156,7 +183,10 @@ pub enum Command<'a> {
     Settle { meters: &'a [MeterName], held: &'a [Micro], paid: &'a [Micro] },
     /// Staff sets a balance or a reset rule; a meter that is not there is made.
     Set { meter: &'a MeterName, balance: Option<Micro>, reset: Option<Micro>, period: Option<ResetPeriod> },
-    /// Sets every balance to its reset amount now.
+    /// Staff gives (or, below zero, takes) an amount. Never takes more than is there; what calls in flight hold is not. A
+    /// meter that is not there is made when something is given.
+    Adjust { meter: &'a MeterName, delta: Micro },
+    /// Sets every balance that has a period to its reset amount now.
     ResetAll,
     /// Nothing but the resets that are due.
     Look,
@@ -198,6 +228,7 @@ pub fn step(
         Command::Extend { meters, more } => hold(account, now, hour, meters, more),
         Command::Settle { meters, held, paid } => settle(account, recovery, meters, held, paid),
         Command::Set { meter, balance, reset, period } => set(account, now, hour, meter, balance, reset, period),
+        Command::Adjust { meter, delta } => adjust(account, meter, delta),
         Command::ResetAll => reset_all(account),
         Command::Look => (Reply::Done(Amounts::new()), Records::None),
     };
@@ -320,20 +351,8 @@ fn set(
     reset: Option<Micro>,
     period: Option<ResetPeriod>,
 ) -> (Reply, Records) {
-    let at = account.position(name).unwrap_or_else(|| {
-        account.names.push(name.clone());
-        account.meters.push(Meter {
-            balance: Micro::ZERO,
-            held: Micro::ZERO,
-            spent: Micro::ZERO,
-            granted: Micro::ZERO,
-            reset: Micro::ZERO,
-            period: ResetPeriod::Never,
-            period_began: 0,
-        });
-        account.names.len() - 1
-    });
-    let Some(meter) = account.meters.get_mut(at) else { return (Reply::OutOfRange, Records::None) };
+    // On a copy first: what is refused changes nothing.
+    let mut meter = account.meter(name).copied().unwrap_or_default();
     if let Some(period) = period {
         meter.period = period;
         // The present period counts as begun: the new rule first acts when the next one does.
@@ -345,18 +364,53 @@ fn set(
     if let Some(balance) = balance
         && meter.set_balance(balance.max(Micro::ZERO)).is_none()
     {
-        return (Reply::OutOfRange, Records::Now);
+        return (Reply::OutOfRange, Records::None);
     }
+    account.put(name, meter);
     (Reply::Done(Amounts::from_slice(&[meter.balance])), Records::Now)
 }
 
+fn adjust(account: &mut Account, name: &MeterName, delta: Micro) -> (Reply, Records) {
+    let mut meter = account.meter(name).copied().unwrap_or_default();
+    let Some(balance) = meter.balance.checked_add(delta) else { return (Reply::OutOfRange, Records::None) };
+    if balance < Micro::ZERO {
+        let needed = Micro(delta.0.saturating_neg());
+        let shortage = Shortage { meter: name.clone(), left: meter.balance, needed, reset: None, resets_at: None };
+        return (Reply::Short(Box::new(shortage)), Records::None);
+    }
+    if meter.set_balance(balance).is_none() {
+        return (Reply::OutOfRange, Records::None);
+    }
+    account.put(name, meter);
+    (Reply::Done(Amounts::from_slice(&[balance])), Records::Now)
+}
+
 fn reset_all(account: &mut Account) -> (Reply, Records) {
-    for meter in account.meters.iter_mut().filter(|m| m.period != ResetPeriod::Never) {
+    let mut meters = account.meters.clone();
+    for meter in meters.iter_mut().filter(|m| m.period != ResetPeriod::Never) {
         if meter.set_balance(meter.reset).is_none() {
-            return (Reply::OutOfRange, Records::Now);
+            return (Reply::OutOfRange, Records::None);
         }
     }
+    account.meters = meters;
     (Reply::Done(account.meters.iter().map(|m| m.balance).collect()), Records::Now)
+}
+
+/// Does what is still missing of the resets of all users, of which `latest` is the newest. Says whether anything was.
+///
+/// Such a reset is one number on disk and in memory; an account has it when it is next touched, before whatever touches
+/// it, and writes down that it had it. So a million users cost one write, a crash in the middle leaves nothing half done,
+/// and what staff gives after a reset is not taken by it. Several resets that were missed are one: each sets to the same.
+pub fn catch_up(account: &mut Account, latest: u64) -> bool {
+    if account.resets >= latest {
+        return false;
+    }
+    account.resets = latest;
+    for meter in account.meters.iter_mut().filter(|m| m.period != ResetPeriod::Never) {
+        // A balance that cannot be set without leaving the range stays as it is: nobody is there to be told.
+        let _ = meter.set_balance(meter.reset);
+    }
+    true
 }
 
 #[cfg(test)]

@@ -1,0 +1,59 @@
+//! Staff and meters on the side port: giving, taking, setting back.
+//!
+//! Owns the fields of these calls. Both ask for an admin.
+
+use axum::extract::State;
+use serde_json::json;
+
+use super::admin::{Side, admin, user_in_path};
+use super::extract::Call;
+use super::render::{self, Answer};
+use crate::accounts::credits::{Adjustment, Whose};
+use crate::domain::ids::UserId;
+use crate::domain::meters::MeterName;
+use crate::error::Reject;
+
+/// The meter that is meant when none is named.
+const USUAL_METER: &str = "credits";
+
+/// `POST users/{id}/credits {meter?, amount, reason?}`.
+pub async fn adjust(State(side): Side, call: Call) -> Answer {
+    let by = admin(&side, &call)?;
+    let id = user_in_path(&side, &call)?;
+    let mut fields = call.fields()?;
+    let name = "must be a meter's name, such as credits";
+    let meter = fields.optional_parsed("meter", name, MeterName::parse).or_else(|| MeterName::parse(USUAL_METER));
+    let amount = fields.signed_amount("amount");
+    let reason = fields.optional_text("reason");
+    fields.done()?;
+    let (Some(meter), Some(amount)) = (meter, amount) else { return Err(Reject::Internal.into()) };
+    let meters = side.accounts.adjust(id, Adjustment { meter, amount, reason }, &by.username).await?;
+    render::ok(json!({
+        "success": true,
+        "message": "Credits adjusted",
+        "user_id": id,
+        "meters": render::meters(&meters),
+    }))
+}
+
+/// `POST reset-limits {user_id? | username?}`; without either, everybody's.
+pub async fn reset_limits(State(side): Side, call: Call) -> Answer {
+    let by = admin(&side, &call)?;
+    let mut fields = call.optional_fields()?;
+    let id = fields.optional_number("user_id").map(UserId);
+    let name = fields.optional_text("username");
+    fields.done()?;
+    let named = match name {
+        Some(name) => Some(side.accounts.find_user(&name)?.ok_or(Reject::NotFound)?),
+        None => None,
+    };
+    let whose = match (id, named) {
+        (Some(id), Some(other)) if id != other => {
+            return Err(Reject::Invalid(vec!["username: is not the user that user_id names".into()]).into());
+        }
+        (Some(id), _) | (None, Some(id)) => Whose::One(id),
+        (None, None) => Whose::Everybodys,
+    };
+    let users = side.accounts.reset_limits(whose, &by.username).await?;
+    render::ok(json!({"success": true, "message": "Limits reset", "users": users}))
+}
