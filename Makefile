@@ -32,9 +32,10 @@ bench:
 	$(CARGO) bench --bench gateway -- $(BENCH_ARGS)
 	$(CARGO) bench --bench micro
 
-# Bounded: property tests with many more cases than `make test` runs.
+# Bounded: property tests with many more cases than `make test` runs, and 10⁸ operations on the ledger.
 fuzz:
 	PROPTEST_CASES=20000 $(CARGO) test --release --lib -- --quiet
+	TOLLGATE_LEDGER_OPS=$(or $(LEDGER_OPS),100000000) $(CARGO) test --release --lib ledger_run -- --nocapture
 
 # Thirty minutes of mixed load with clients that leave: see tests/it/soak.rs.
 soak:

@@ -282,6 +282,10 @@ fn hold(
     meters: &[MeterName],
     amounts: &[Micro],
 ) -> (Reply, Records) {
+    // Prices are never negative; if one were, holding it would be a gift.
+    if amounts.iter().any(|amount| *amount < Micro::ZERO) {
+        return (Reply::OutOfRange, Records::None);
+    }
     // First all questions, then all changes: a call takes from every meter or from none.
     for (name, amount) in meters.iter().zip(amounts) {
         let at = account.position(name).and_then(|at| account.meters.get(at));
@@ -509,6 +513,44 @@ mod tests {
         let command = Command::Set { meter: &meter, balance: Some(Micro(i64::MAX)), reset: None, period: None };
         assert_eq!(turn(&mut account, DAY, command), Reply::OutOfRange);
         assert!(account.conserves());
+    }
+
+    #[test]
+    fn a_hold_below_zero_is_no_gift() {
+        let (mut account, meter) = with_balance(10, ResetPeriod::Never);
+        let command =
+            Command::Reserve { meters: std::slice::from_ref(&meter), amounts: &[Micro(-1)], max_open: u32::MAX };
+        assert_eq!(turn(&mut account, DAY, command), Reply::OutOfRange);
+        assert_eq!((account.meter(&meter).unwrap().balance, account.open), (Micro::units(10).unwrap(), 0));
+    }
+
+    #[test]
+    fn what_is_refused_changes_nothing() {
+        let (mut account, meter) = with_balance(10, ResetPeriod::Daily);
+        reserve_one(&mut account, DAY, &meter);
+        let other = name("other");
+        let before = account.clone();
+        for name in [&meter, &other] {
+            let (balance, reset) = (Some(Micro(i64::MAX)), Some(ONE));
+            let set = Command::Set { meter: name, balance, reset, period: Some(ResetPeriod::Monthly) };
+            let reply = turn(&mut account, DAY, set);
+            if *name == meter {
+                assert_eq!(reply, Reply::OutOfRange);
+                assert_eq!(account, before);
+            }
+        }
+        assert_eq!(turn(&mut account, DAY, Command::Adjust { meter: &other, delta: ONE }), Reply::OutOfRange);
+        let taken = turn(&mut account, DAY, Command::Adjust { meter: &name("third"), delta: Micro(-1) });
+        assert!(matches!(taken, Reply::Short(_)) && account.meter(&name("third")).is_none());
+        // One meter that cannot be set back keeps all of them as they are.
+        turn(
+            &mut account,
+            DAY,
+            Command::Set { meter: &meter, balance: None, reset: Some(Micro(i64::MAX)), period: None },
+        );
+        let before = account.clone();
+        assert_eq!(turn(&mut account, DAY, Command::ResetAll), Reply::OutOfRange);
+        assert_eq!(account, before);
     }
 
     #[test]

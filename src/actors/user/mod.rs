@@ -7,5 +7,9 @@
 pub mod actor;
 pub mod hold;
 pub mod ledger;
+#[cfg(test)]
+mod ledger_model;
+#[cfg(test)]
+mod ledger_run;
 pub mod once;
 pub mod registry;
