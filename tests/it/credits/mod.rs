@@ -1,9 +1,12 @@
 //! Money: what calls cost, and that nobody ever gets more than he has, whatever races, fails, leaves or lies.
 
+mod calendar;
 mod durability;
+mod faults;
 mod metering;
 mod prices;
 mod race;
+mod race_with_staff;
 mod refunds;
 mod repeats;
 mod resets;

@@ -87,7 +87,8 @@ impl Conn {
         }
     }
 
-    fn exactly(&mut self, len: usize) -> io::Result<Vec<u8>> {
+    /// So many bytes of whatever comes.
+    pub fn exactly(&mut self, len: usize) -> io::Result<Vec<u8>> {
         while self.input.len() < len {
             if self.fill()? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
@@ -120,6 +121,12 @@ impl Conn {
         let data = self.exactly(size)?;
         assert_eq!(self.line()?, "", "a chunk ends in CRLF, and there are no trailers");
         Ok(data)
+    }
+
+    /// Whatever comes until the other side closes, cleanly or not.
+    pub fn rest(&mut self) -> Vec<u8> {
+        while self.fill().is_ok_and(|n| n > 0) {}
+        std::mem::take(&mut self.input)
     }
 
     /// A whole answer. `to_head`: the request was HEAD.

@@ -24,6 +24,8 @@ struct State {
     read_is_held: bool,
     /// Commits that wait to be released.
     waiting: usize,
+    /// Commits that went through.
+    done: usize,
 }
 
 impl SteeredStore {
@@ -40,6 +42,11 @@ impl SteeredStore {
     /// Whether a commit has come and waits.
     pub fn has_commit_waiting(&self) -> bool {
         self.state.lock().waiting > 0
+    }
+
+    /// How many commits went through so far.
+    pub fn commits(&self) -> usize {
+        self.state.lock().done
     }
 
     pub fn fail_commits(&self) {
@@ -129,6 +136,7 @@ impl Store for SteeredStore {
         if state.commits_fail {
             return Err(StoreError::Failed("the test broke the disk".into()));
         }
+        state.done += 1;
         drop(state);
         self.rows.commit(batch)
     }
