@@ -5,6 +5,8 @@
 //! nothing itself: what must be durable is marked for the store thread.
 
 pub mod actor;
+#[cfg(test)]
+mod crash_model;
 pub mod hold;
 pub mod ledger;
 #[cfg(test)]
