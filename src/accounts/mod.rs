@@ -48,16 +48,17 @@ pub struct Settings {
     pub accounts: config::Accounts,
     pub plans: Vec<Plan>,
     pub access: Access,
-    /// Every meter that a plan gives or a route costs.
+    /// Every meter that a plan gives, or a route or a model costs.
     pub meters: BTreeSet<MeterName>,
 }
 
 impl From<&Config> for Settings {
     fn from(config: &Config) -> Self {
         let given = config.plans.iter().flat_map(|plan| plan.meters.iter().map(|meter| meter.name.clone()));
-        let costed = config.routes.iter().flat_map(|route| route.cost.iter().map(|(name, _)| name.clone()));
+        let routes = config.routes.iter().flat_map(|route| &route.cost);
+        let models = config.prices.models.iter().flat_map(|(_, prices)| prices).chain(&config.prices.default);
         Self {
-            meters: given.chain(costed).collect(),
+            meters: given.chain(routes.chain(models).map(|(name, _)| name.clone())).collect(),
             accounts: config.accounts.clone(),
             plans: config.plans.clone(),
             access: config.access.clone(),

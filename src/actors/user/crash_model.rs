@@ -14,12 +14,14 @@ use parking_lot::{Condvar, Mutex};
 use super::actor::{Surroundings, UserActor};
 use super::hold::Hold;
 use super::ledger::{Account, Amounts, Command, Recovery, Reply};
+use super::once::{Ended, KeptBytes, OnceLimits};
 use super::registry::Registry;
 use crate::clock::{Clock, UnixMillis};
 use crate::domain::ids::UserId;
 use crate::domain::meters::{MeterName, Micro, ResetHour};
-use crate::domain::user::{Status, User, UserType};
-use crate::store::committer::{CommitPace, Committer, Epoch};
+use crate::domain::user::{Standing, Status, User, UserType};
+use crate::error::Reject;
+use crate::store::committer::{CommitPace, Committer, DirtyRow, Epoch};
 use crate::store::memory::MemoryStore;
 use crate::store::{Batch, Order, Row, Store, StoreError, tables};
 use crate::telemetry::metrics::Metrics;
@@ -94,6 +96,8 @@ impl Process {
             metrics,
             reset_hour: ResetHour::default(),
             recovery,
+            once: OnceLimits { window: Duration::from_secs(60), answer_bytes: 0, total_bytes: 0 },
+            kept: KeptBytes::default(),
             holds_open: AtomicI64::new(0),
             generations: AtomicU64::new(0),
             resets: AtomicU64::new(0),
@@ -134,6 +138,7 @@ type Books = [(i64, i64); 2];
 #[derive(Clone, Copy, Debug)]
 enum Turn {
     Reserve { call: usize, amounts: [i64; 2] },
+    Extend { call: usize, more: [i64; 2] },
     Settle { call: usize, paid: [i64; 2] },
     Give { meter: usize, delta: i64 },
 }
@@ -146,6 +151,13 @@ fn recovered(mut books: Books, turns: &[Turn], how: Recovery) -> Books {
             Turn::Reserve { call, amounts } => {
                 (0..2).for_each(|at| books[at].0 -= amounts[at]);
                 open.push((*call, *amounts));
+            }
+            Turn::Extend { call, more } => {
+                let (_, held) = open.iter_mut().find(|(id, _)| id == call).unwrap();
+                (0..2).for_each(|at| {
+                    books[at].0 -= more[at];
+                    held[at] += more[at];
+                });
             }
             Turn::Settle { call, paid } => {
                 let at = open.iter().position(|(id, _)| id == call).unwrap();
@@ -201,7 +213,8 @@ impl Life {
     fn act(&mut self, rng: &mut Rng) {
         match rng.u32(..10) {
             0..3 => self.begin(rng),
-            3..5 => self.answer(rng),
+            3 => self.answer(rng),
+            4 => self.extend(rng),
             5..8 => self.end(rng),
             8 => self.give(rng),
             _ if rng.bool() => self.process.users.sweep(),
@@ -235,6 +248,21 @@ impl Life {
         }
     }
 
+    /// As a stream that outgrows what was set aside for it.
+    fn extend(&mut self, rng: &mut Rng) {
+        let Some(call) = self.calls.len().checked_sub(1).map(|last| &mut self.calls[rng.usize(..=last)]) else {
+            return;
+        };
+        let more = [rng.i64(0..2), rng.i64(0..3)];
+        let cost: [i64; 2] = std::array::from_fn(|at| call.amounts[at] + more[at]);
+        if more == [0, 0] || !call.hold.cover(&cost.map(Micro), &[Micro::ZERO; 2]) {
+            return;
+        }
+        call.amounts = cost;
+        let (turn, epoch) = (Turn::Extend { call: call.id, more }, call.hold.epoch());
+        self.note(turn, epoch);
+    }
+
     fn end(&mut self, rng: &mut Rng) {
         if self.calls.is_empty() {
             return;
@@ -244,7 +272,7 @@ impl Life {
             // The upstream said something, however wrong.
             (true, 0..3) => {
                 let claimed = [rng.i64(-2..5), rng.i64(-2..8)];
-                call.hold.settle(&claimed.map(Micro));
+                call.hold.settle(&claimed.map(Micro), Ended::Cut);
                 [claimed[0].clamp(0, call.amounts[0]), claimed[1].clamp(0, call.amounts[1])]
             }
             (false, 0..2) => {
@@ -380,4 +408,42 @@ fn no_crash_loses_or_repeats_what_was_acknowledged_when_holds_are_charged() {
 #[test]
 fn no_crash_loses_or_repeats_what_was_acknowledged_when_holds_are_given_back() {
     many_lives(Recovery::Refund);
+}
+
+/// The ledger checks its sums after each turn in builds with debug assertions; an account that never added up makes any
+/// turn panic.
+#[cfg(debug_assertions)]
+#[test]
+fn a_turn_that_panics_is_undone_and_the_next_call_is_told() {
+    let names: Arc<[MeterName]> = ["conversations", "credits"].map(|name| MeterName::parse(name).unwrap()).into();
+    let process = Process::start(&first_rows(&names), Recovery::Charge);
+    let meter = |granted, period| format!(r#"{{"b":7,"h":0,"s":0,"g":{granted},"r":9,"p":"{period}","l":0}}"#);
+    let row = format!(r#"{{"meters":[["conversations",{}],["credits",{}]]}}"#, meter(7, "daily"), meter(99, "never"));
+    let account = Account::from_row(serde_json::from_str(&row).unwrap());
+    let actor = Arc::new(UserActor::new(
+        Standing {
+            id: USER,
+            username: "alice".into(),
+            email: "alice@example.com".into(),
+            plan: "free".into(),
+            status: Status::Active,
+            email_verified: true,
+        },
+        account,
+        process.users.around().clone(),
+    ));
+    let written = || {
+        let mut ops = Vec::new();
+        actor.write_to(&mut ops);
+        ops
+    };
+    let before = written();
+    for _ in 0..3 {
+        let amounts = Amounts::from_slice(&[Micro(1), Micro(0)]);
+        let refused = Hold::reserve(actor.clone(), names.clone(), amounts, 10, UnixMillis(1_766_188_800_000));
+        assert!(matches!(refused, Err(Reject::Internal)));
+    }
+    assert_eq!(written(), before, "neither the hold nor the reset that was due is left");
+    assert_eq!(process.users.holds_open(), 0);
+    process.crash(false);
 }

@@ -34,6 +34,11 @@ enum Act {
         amounts: [Option<i64>; 3],
         max_open: u32,
     },
+    /// One of the calls under way needs more.
+    Extend {
+        nth: usize,
+        more: [Option<i64>; 3],
+    },
     /// One of the calls under way ends; `None` is a meter nobody says anything about.
     Settle {
         nth: usize,
@@ -98,6 +103,7 @@ fn act() -> impl Strategy<Value = Act> {
     let set = (0..3usize, prop::option::of(any_amount()), prop::option::of(any_amount()), prop::option::of(period()));
     prop_oneof![
         8 => (some_meters(ordinary()), open).prop_map(|(amounts, max_open)| Act::Reserve { amounts, max_open }),
+        3 => (any::<usize>(), some_meters(ordinary())).prop_map(|(nth, more)| Act::Extend { nth, more }),
         8 => (any::<usize>(), some_meters(any_amount())).prop_map(|(nth, paid)| Act::Settle { nth, paid }),
         2 => (any::<usize>()).prop_map(|nth| Act::Settle { nth, paid: [None; 3] }),
         2 => set.prop_map(|(meter, balance, reset, period)| Act::Set { meter, balance, reset, period }),
@@ -302,6 +308,7 @@ impl World {
     fn command(&mut self, act: &Act) -> Result<(), TestCaseError> {
         match act {
             Act::Reserve { amounts, max_open } => self.reserve(amounts, *max_open),
+            Act::Extend { nth, more } => self.extend(*nth, more),
             Act::Settle { nth, paid } => self.settle(*nth, paid),
             Act::Set { meter, balance, reset, period } => self.set(*meter, *balance, *reset, *period),
             Act::Adjust { meter, delta } => self.adjust(*meter, *delta),
@@ -315,31 +322,55 @@ impl World {
         let meters: Vec<MeterName> = wanted.iter().map(|(at, _)| self.names[*at].clone()).collect();
         let micros: Vec<Micro> = wanted.iter().map(|(_, amount)| Micro(*amount)).collect();
         let reply = self.turn(Command::Reserve { meters: &meters, amounts: &micros, max_open })?;
-        let balance = |model: &Model, at: usize| model.meters.get(&at).map_or(0, |naive| naive.balance);
         if self.model.calls.len() >= max_open as usize {
             prop_assert_eq!(reply, Reply::TooManyOpen { limit: max_open });
             return Ok(());
         }
+        if let Some(held) = self.take(&wanted, &reply)? {
+            self.model.calls.push(held);
+        }
+        Ok(())
+    }
+
+    fn extend(&mut self, nth: usize, more: &[Option<i64>; 3]) -> Result<(), TestCaseError> {
+        if self.model.calls.is_empty() {
+            return self.turn(Command::Look).map(|_| ());
+        }
+        let nth = nth % self.model.calls.len();
+        let wanted: Vec<(usize, i64)> =
+            self.model.calls[nth].keys().map(|at| (*at, more[*at].unwrap_or_default())).collect();
+        let meters: Vec<MeterName> = wanted.iter().map(|(at, _)| self.names[*at].clone()).collect();
+        let micros: Vec<Micro> = wanted.iter().map(|(_, amount)| Micro(*amount)).collect();
+        let reply = self.turn(Command::Extend { meters: &meters, more: &micros })?;
+        if let Some(held) = self.take(&wanted, &reply)? {
+            for (at, amount) in held {
+                *self.model.calls[nth].entry(at).or_default() += amount;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the amounts from the model's balances, all or none, and compares what the ledger said.
+    fn take(&mut self, wanted: &[(usize, i64)], reply: &Reply) -> Result<Option<Held>, TestCaseError> {
+        let balance = |model: &Model, at: usize| model.meters.get(&at).map_or(0, |naive| naive.balance);
         let short = wanted.iter().find(|(at, amount)| i128::from(*amount) > balance(&self.model, *at));
         if let Some((at, amount)) = short {
             let Reply::Short(shortage) = reply else { return Err(TestCaseError::fail(format!("{reply:?}"))) };
             prop_assert_eq!(&shortage.meter, &self.names[*at]);
             prop_assert_eq!(i128::from(shortage.left.0), balance(&self.model, *at));
             prop_assert_eq!(shortage.needed, Micro(*amount));
-            return Ok(());
+            return Ok(None);
         }
-        let mut call = Held::new();
-        let mut left = Amounts::new();
+        let (mut held, mut left) = (Held::new(), Amounts::new());
         for (at, amount) in wanted {
-            if let Some(naive) = self.model.meters.get_mut(&at) {
-                naive.balance -= i128::from(amount);
-                call.insert(at, i128::from(amount));
+            if let Some(naive) = self.model.meters.get_mut(at) {
+                naive.balance -= i128::from(*amount);
+                held.insert(*at, i128::from(*amount));
             }
-            left.push(Micro(balance(&self.model, at) as i64));
+            left.push(Micro(balance(&self.model, *at) as i64));
         }
-        self.model.calls.push(call);
-        prop_assert_eq!(reply, Reply::Done(left));
-        Ok(())
+        prop_assert_eq!(reply, &Reply::Done(left));
+        Ok(Some(held))
     }
 
     fn settle(&mut self, nth: usize, paid: &[Option<i64>; 3]) -> Result<(), TestCaseError> {
@@ -413,8 +444,8 @@ impl World {
         let reply = self.turn(Command::ResetAll)?;
         let mut after = self.model.clone();
         let periodic: Vec<usize> = self.model.meters.keys().copied().collect();
-        let wanted = periodic.iter().filter(|at| self.model.meters[at].period != ResetPeriod::Never);
-        if wanted.fold(true, |all, at| after.set_back(*at) && all) {
+        let mut wanted = periodic.iter().filter(|at| self.model.meters[at].period != ResetPeriod::Never);
+        if wanted.all(|at| after.set_back(*at)) {
             self.model = after;
             prop_assert!(matches!(reply, Reply::Done(_)), "{:?}", reply);
         } else {

@@ -58,6 +58,7 @@ struct User {
 #[derive(Debug, Default)]
 struct Tally {
     reserved: u64,
+    extended: u64,
     settled: u64,
     short: u64,
     too_many: u64,
@@ -138,7 +139,8 @@ impl Run {
         let user = self.rng.usize(..USERS);
         match self.rng.u32(..1000) {
             0..430 => self.reserve(user),
-            430..860 => self.settle(user),
+            430..500 => self.extend(user),
+            500..860 => self.settle(user),
             860..930 => self.adjust(user),
             930..960 => self.set(user),
             960..970 => self.reset(user),
@@ -175,6 +177,31 @@ impl Run {
             }
             other => panic!("reserving {amounts:?} with {} calls open: {other:?}", calls.len()),
         }
+    }
+
+    fn extend(&mut self, user: usize) {
+        self.touch(user);
+        let User { books, calls, .. } = &self.users[user];
+        if calls.is_empty() {
+            return;
+        }
+        let call = self.rng.usize(..calls.len());
+        let more: [i64; METERS] = std::array::from_fn(|_| self.rng.i64(0..1_000_000));
+        let is_short = books.iter().zip(more).any(|(book, amount)| i128::from(amount) > book.balance);
+        let names = self.names.clone();
+        let (reply, _) = self.turn(user, Command::Extend { meters: &names, more: &more.map(Micro) });
+        assert_eq!(matches!(reply, Reply::Short(_)), is_short, "{reply:?}");
+        if is_short {
+            self.tally.short += 1;
+            return;
+        }
+        let User { books, calls, .. } = &mut self.users[user];
+        for ((book, held), more) in books.iter_mut().zip(&mut calls[call]).zip(more) {
+            book.balance -= i128::from(more);
+            book.held += i128::from(more);
+            *held += more;
+        }
+        self.tally.extended += 1;
     }
 
     fn settle(&mut self, user: usize) {
@@ -314,6 +341,7 @@ fn every_operation_of_a_long_run_conserves() {
     if ops >= 1_000_000 {
         let seen = [
             tally.reserved,
+            tally.extended,
             tally.settled,
             tally.short,
             tally.too_many,

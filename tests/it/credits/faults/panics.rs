@@ -15,7 +15,7 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
-use super::{Bank, Cost, Form, HELD, Lab, NOTHING, ONE};
+use super::{Bank, Cost, Form, Lab, NOTHING, ONE, PER_CALL};
 use crate::fake_upstream::FakeUpstream;
 use crate::support::http::Conn;
 use crate::support::{Options, chat_body, wait_until};
@@ -120,7 +120,7 @@ fn a_panic_over_a_failure_s_head_gives_the_hold_back() {
 }
 
 #[test]
-fn a_panic_after_an_answer_began_costs_what_was_held_and_no_more() {
+fn a_panic_over_an_answer_that_broke_off_costs_what_was_produced_and_no_more() {
     let lab = Lab::with("", "eject_after = 1\neject_time = \"1ms\"", |wire| {
         if wire.read_request().is_some() {
             wire.send("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nbroken off");
@@ -128,7 +128,7 @@ fn a_panic_after_an_answer_began_costs_what_was_held_and_no_more() {
     });
     let address = lab.fake.addr.to_string();
     for (nth, cost) in Cost::ALL.into_iter().enumerate() {
-        lab.charges("panic in the middle", cost, cost.of(ONE, HELD), |lab| {
+        lab.charges("panic in the middle", cost, cost.of(ONE, PER_CALL), |lab| {
             set_trap(&address);
             let mut conn = lab.post(cost, "x", Form::Plain);
             assert_eq!(conn.read_head().unwrap().status, 200);

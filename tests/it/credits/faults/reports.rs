@@ -177,7 +177,13 @@ fn how_an_answer_is_cut_into_segments_changes_no_charge() {
 }
 
 #[test]
-fn an_estimate_where_the_operator_wants_one_stays_within_the_hold() {
+fn an_estimate_where_the_operator_wants_one_is_what_passed() {
+    for (outgrown, beyond) in [("finish", [HELD, HELD]), ("extend", [tokens(101), tokens(300)])] {
+        estimated(outgrown, beyond);
+    }
+}
+
+fn estimated(outgrown: &str, beyond: [Charge; 2]) {
     let events = vec![DELTA; 300];
     let fake = FakeUpstream::start(move |wire| {
         while let Some(request) = wire.read_request() {
@@ -185,11 +191,12 @@ fn an_estimate_where_the_operator_wants_one_stays_within_the_hold() {
             wire.send(stream(&events[..count]));
         }
     });
-    let toml = format!("{}\n{}\n[ledger]\nmissing_usage = \"estimate\"\n", super::ROUTES, fake.config(""));
+    let ledger = format!("[ledger]\nmissing_usage = \"estimate\"\noutgrown_hold = \"{outgrown}\"\n");
+    let toml = format!("{}\n{}\n{ledger}", super::ROUTES, fake.config(""));
     let bank = super::Bank::open(crate::support::Options { toml, ..Default::default() });
     bank.set_credits(1000);
     let lab = Lab { bank, fake };
-    for (count, expected) in [(0, tokens(0)), (7, tokens(7)), (100, HELD), (101, HELD), (300, HELD)] {
+    for (count, expected) in [(0, tokens(0)), (7, tokens(7)), (100, HELD), (101, beyond[0]), (300, beyond[1])] {
         check(&lab, count, Form::Sse, &format!("{count} events"), expected);
     }
 }
