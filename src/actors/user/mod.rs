@@ -5,8 +5,6 @@
 //! nothing itself: what must be durable is marked for the store thread.
 
 pub mod actor;
-#[cfg(test)]
-mod crash_model;
 pub mod hold;
 pub mod ledger;
 #[cfg(test)]
@@ -15,3 +13,5 @@ mod ledger_model;
 mod ledger_run;
 pub mod once;
 pub mod registry;
+#[cfg(test)]
+mod tests;

@@ -33,46 +33,61 @@ fn call(bank: &Bank) {
     assert_eq!(answer.status, 200, "{}", answer.text());
 }
 
-/// A period, when it starts from, and the moments at which it begins anew.
-const PERIODS: [(&str, &str, [(&str, &str); 3]); 3] = [
-    (
-        "daily",
-        "2026-02-27T12:00:00Z",
-        [
-            ("2026-02-28T05:59:59Z", "2026-02-28T06:00:00Z"),
-            ("2026-03-01T05:59:59Z", "2026-03-01T06:00:00Z"),
-            ("2026-03-02T05:59:59Z", "2026-03-02T06:00:00Z"),
+/// A period, a moment to start from, and the seconds before it begins anew and when it does.
+struct Period {
+    name: &'static str,
+    start: &'static str,
+    turns: [Turn; 3],
+}
+
+struct Turn {
+    before: &'static str,
+    at: &'static str,
+}
+
+const fn turn(before: &'static str, at: &'static str) -> Turn {
+    Turn { before, at }
+}
+
+const PERIODS: [Period; 3] = [
+    Period {
+        name: "daily",
+        start: "2026-02-27T12:00:00Z",
+        turns: [
+            turn("2026-02-28T05:59:59Z", "2026-02-28T06:00:00Z"),
+            turn("2026-03-01T05:59:59Z", "2026-03-01T06:00:00Z"),
+            turn("2026-03-02T05:59:59Z", "2026-03-02T06:00:00Z"),
         ],
-    ),
-    (
-        "weekly",
+    },
+    Period {
+        name: "weekly",
         // A Sunday.
-        "2026-01-18T12:00:00Z",
-        [
-            ("2026-01-19T05:59:59Z", "2026-01-19T06:00:00Z"),
-            ("2026-01-26T05:59:59Z", "2026-01-26T06:00:00Z"),
-            ("2026-02-02T05:59:59Z", "2026-02-02T06:00:00Z"),
+        start: "2026-01-18T12:00:00Z",
+        turns: [
+            turn("2026-01-19T05:59:59Z", "2026-01-19T06:00:00Z"),
+            turn("2026-01-26T05:59:59Z", "2026-01-26T06:00:00Z"),
+            turn("2026-02-02T05:59:59Z", "2026-02-02T06:00:00Z"),
         ],
-    ),
-    (
-        "monthly",
-        "2026-01-31T12:00:00Z",
-        [
-            ("2026-02-01T05:59:59Z", "2026-02-01T06:00:00Z"),
-            ("2026-03-01T05:59:59Z", "2026-03-01T06:00:00Z"),
-            ("2026-04-01T05:59:59Z", "2026-04-01T06:00:00Z"),
+    },
+    Period {
+        name: "monthly",
+        start: "2026-01-31T12:00:00Z",
+        turns: [
+            turn("2026-02-01T05:59:59Z", "2026-02-01T06:00:00Z"),
+            turn("2026-03-01T05:59:59Z", "2026-03-01T06:00:00Z"),
+            turn("2026-04-01T05:59:59Z", "2026-04-01T06:00:00Z"),
         ],
-    ),
+    },
 ];
 
 #[test]
 fn each_period_begins_at_its_hour_and_once() {
-    for (period, start, turns) in PERIODS {
+    for Period { name: period, start, turns } in PERIODS {
         let bank = Bank::open(options(start, period));
         (0..3).for_each(|_| call(&bank));
         assert_eq!(bank.conversations(), 7.0);
         let mut left = 7.0;
-        for (before, at) in turns {
+        for Turn { before, at } in turns {
             set_clock(&bank, before);
             assert_eq!(bank.conversations(), left, "{period} {before}");
             set_clock(&bank, at);
@@ -93,7 +108,7 @@ fn each_period_begins_at_its_hour_and_once() {
 #[test]
 fn a_call_over_the_hour_is_paid_from_before_it_and_resets_once() {
     let answer = "{\"usage\":{\"completion_tokens\":20}}";
-    for (period, start, turns) in PERIODS {
+    for Period { name: period, start, turns } in PERIODS {
         let go = Arc::new(std::sync::Barrier::new(2));
         let fake = FakeUpstream::start({
             let go = go.clone();
@@ -117,7 +132,7 @@ fn a_call_over_the_hour_is_paid_from_before_it_and_resets_once() {
         wait_until("it is held", || bank.app.metric("tollgate_holds_open") == 1.0);
         assert_eq!((bank.conversations(), bank.credits()), (9.0, 4.0), "{period}");
         // Over the hour while it is under way.
-        set_clock(&bank, turns[0].1);
+        set_clock(&bank, turns[0].at);
         assert_eq!((bank.conversations(), bank.credits()), (10.0, 5.0), "{period}");
         go.wait();
         assert_eq!(conn.read_answer().status, 200);
@@ -126,9 +141,9 @@ fn a_call_over_the_hour_is_paid_from_before_it_and_resets_once() {
         assert_eq!((bank.conversations(), bank.credits()), (10.0, 5.8), "{period}");
         assert_eq!((spent(&bank, "conversations"), spent(&bank, "credits")), (1.0, 0.2), "{period}");
         // And the reset is not made good for a second time.
-        set_clock(&bank, turns[1].0);
+        set_clock(&bank, turns[1].before);
         assert_eq!((bank.conversations(), bank.credits()), (10.0, 5.8), "{period}");
-        set_clock(&bank, turns[1].1);
+        set_clock(&bank, turns[1].at);
         assert_eq!((bank.conversations(), bank.credits()), (10.0, 5.0), "{period}");
     }
 }

@@ -34,7 +34,7 @@ struct Served {
 impl Served {
     fn call(&self, bank: &Bank, conn: &mut Conn, nth: usize) {
         // One in eight fails at the upstream, which costs nothing.
-        let status = if nth % 8 == 0 { "503" } else { "200" };
+        let status = if nth.is_multiple_of(8) { "503" } else { "200" };
         conn.send(bank.request(json!({}), &[("x-mock-status", status)]));
         let answer = conn.read_answer();
         let count = match (answer.status, status) {
