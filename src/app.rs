@@ -30,6 +30,7 @@ use crate::actors::user::once::{KeptBytes, OnceLimits};
 use crate::actors::user::registry::Registry;
 use crate::actors::writer::{Journal, JournalConfig};
 use crate::api;
+use crate::backup;
 use crate::clock::Clock;
 use crate::config::{Backend, Config, Durability, RecoverOpenHolds};
 use crate::error::Reject;
@@ -172,31 +173,53 @@ impl Core {
 /// [`StoreError::Busy`] when a server is running on this data; [`StartError::Config`] when the store is of another backend
 /// or of a newer program.
 pub fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
-    let (data_dir, cache) = (&config.data_dir, config.store.cache_bytes);
-    let open = || -> Result<Arc<dyn Store>, StoreError> {
-        match config.store.backend {
-            Backend::Sled => open_logged(data_dir, "sled", |folder| Ok(Box::new(SledStore::open(folder, cache)?))),
-            Backend::Redb => open_logged(data_dir, "redb", |folder| Ok(Box::new(RedbStore::open(folder, cache)?))),
-            Backend::Memory => {
-                home::refuse_other_backend(data_dir, "memory")?;
-                Ok(Arc::new(MemoryStore::default()))
-            }
+    let data_dir = &config.data_dir;
+    let opened = match embedded(config) {
+        Some((name, open)) => open_logged(data_dir, config.store.log_file_bytes, name, open),
+        None => {
+            home::refuse_other_backend(data_dir, "memory").map(|()| Arc::<MemoryStore>::default() as Arc<dyn Store>)
         }
     };
-    open().map_err(|error| match error {
+    opened.map_err(|error| match error {
         StoreError::Refused(why) => StartError::Config(why),
         other => StartError::Store(other),
     })
 }
 
+/// The store thread of a command: as a server's, without a server.
+///
+/// # Errors
+/// The system has no thread to give.
+pub fn committer_for(store: Arc<dyn Store>, config: &Config) -> Result<Committer, StartError> {
+    let gap = config.ledger.min_commit_gap.0;
+    let pace = CommitPace { gap, row_gap: gap, max_pending: config.ledger.max_pending };
+    Committer::start(store, pace, Arc::new(Metrics::new(0))).map_err(io_error("cannot start the store thread"))
+}
+
+type OpenBackend = Box<dyn FnOnce(&Path) -> Result<Box<dyn Store>, StoreError>>;
+
+/// The name of the backend that the config names, and how to open one in a folder; `None` for one that keeps nothing.
+pub fn embedded(config: &Config) -> Option<(&'static str, OpenBackend)> {
+    let cache = config.store.cache_bytes;
+    match config.store.backend {
+        Backend::Sled => Some(("sled", Box::new(move |folder| Ok(Box::new(SledStore::open(folder, cache)?))))),
+        Backend::Redb => Some(("redb", Box::new(move |folder| Ok(Box::new(RedbStore::open(folder, cache)?))))),
+        Backend::Memory => None,
+    }
+}
+
 fn open_logged(
     data_dir: &Path,
+    log_file_bytes: u64,
     name: &str,
     open: impl FnOnce(&Path) -> Result<Box<dyn Store>, StoreError>,
 ) -> Result<Arc<dyn Store>, StoreError> {
-    let mut home = Home::open(data_dir, name)?;
+    let lock = home::take(data_dir)?;
+    backup::restore::finish(data_dir)
+        .map_err(|e| StoreError::Failed(format!("a restore that was cut off cannot be finished: {e}")))?;
+    let mut home = Home::open_locked(lock, data_dir, name)?;
     let backend = open(&home.backend_folder())?;
-    let store = LoggedStore::open(&home.log_folder(), home.log_owner()?, backend, Some(home.guard()?))?;
+    let store = LoggedStore::open(home.log(log_file_bytes)?, backend, Some(home.guard()?))?;
     migrate::run(&mut home, &store)?;
     Ok(Arc::new(store))
 }
@@ -583,7 +606,13 @@ fn start_side_port(
         }
         if ready.load(Ordering::Acquire) { Ok(()) } else { Err("starting or draining") }
     });
-    let router = api::side_router(api::SideState { accounts: core.accounts.clone(), readiness });
+    let backups = Arc::new(backup::source::Source {
+        data_dir: config.data_dir.clone(),
+        committer: core.committer.clone(),
+        clock: core.clock.clone(),
+    });
+    let router =
+        api::side_router(api::SideState { accounts: core.accounts.clone(), readiness, backups: Some(backups) });
     let listener = control
         .block_on(tokio::net::TcpListener::bind(config.listen.admin))
         .map_err(io_error(format!("cannot listen on listen.admin {}", config.listen.admin)))?;

@@ -4,6 +4,7 @@ pub mod accounts;
 pub mod actors;
 pub mod api;
 pub mod app;
+pub mod backup;
 pub mod clock;
 pub mod commands;
 pub mod config;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tollgate::commands::{self, admin, demo, logs, serve};
+use tollgate::commands::{self, admin, backup, demo, ledger, logs, serve};
 
 // Fewer and cheaper trips to the kernel than the system's allocator under many small buffers; see benches/README.md.
 #[global_allocator]
@@ -51,6 +51,39 @@ enum Command {
         #[command(subcommand)]
         command: LogsCommand,
     },
+    /// Check the books.
+    Ledger {
+        #[command(flatten)]
+        config: ConfigArg,
+        #[command(subcommand)]
+        command: LedgerCommand,
+    },
+    /// Write everything a server keeps to one file, also while it runs.
+    Backup {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// "-": standard output.
+        file: PathBuf,
+        /// Leave out data_dir/secrets. Without its pepper no credential in the backup works.
+        #[arg(long)]
+        without_secrets: bool,
+    },
+    /// Put a backup into data_dir, into the backend that the config names. The server must be stopped.
+    Restore {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// "-": standard input.
+        file: PathBuf,
+        /// Move aside what is in data_dir; nothing is deleted.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum LedgerCommand {
+    /// Check that every meter of every user adds up.
+    Verify,
 }
 
 #[derive(Subcommand)]
@@ -87,6 +120,11 @@ fn main() -> ExitCode {
             logs::show(config.config.as_deref(), &user, page, page_size)
         }
         Command::Logs { config, command: LogsCommand::Verify } => logs::verify(config.config.as_deref()),
+        Command::Ledger { config, command: LedgerCommand::Verify } => ledger::verify(config.config.as_deref()),
+        Command::Backup { config, file, without_secrets } => {
+            backup::backup(config.config.as_deref(), &file, !without_secrets)
+        }
+        Command::Restore { config, file, force } => backup::restore(config.config.as_deref(), &file, force),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,6 +5,7 @@
 
 pub mod addresses;
 pub mod blocks;
+pub mod books;
 pub mod credits;
 pub mod keys;
 pub mod operator;

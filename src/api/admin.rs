@@ -12,12 +12,14 @@ use serde_json::json;
 use super::credits;
 use super::extract::{Call, Fields};
 use super::health::{self, Readiness};
+use super::operations;
 use super::public::profile_fields;
 use super::render::{self, Answer};
 use crate::accounts::Accounts;
 use crate::accounts::addresses::NewRule;
 use crate::accounts::staff::{NewStaff, StaffIdentity};
 use crate::accounts::users::{AdminUpdate, MeterUpdate, Page};
+use crate::backup::source::Source;
 use crate::domain::addresses::{RuleKind, parse_network};
 use crate::domain::ids::UserId;
 use crate::domain::session::StaffRole;
@@ -29,6 +31,8 @@ use crate::error::Reject;
 pub struct SideState {
     pub accounts: Arc<Accounts>,
     pub readiness: Readiness,
+    /// What backups are taken of; without it there are none.
+    pub backups: Option<Arc<Source>>,
 }
 
 pub(super) type Side = State<SideState>;
@@ -55,6 +59,8 @@ pub fn side_router(state: SideState) -> Router {
         .route("/ip-rules", get(list_rules).post(add_rule))
         .route("/ip-rules/{id}", delete(remove_rule))
         .route("/reset-limits", post(credits::reset_limits))
+        .route("/ledger/verify", get(operations::verify_ledger))
+        .route("/backup", get(operations::backup))
         .route("/health", get(panel_health));
     let router = Router::new()
         .nest(PANEL, panel)

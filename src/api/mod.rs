@@ -8,6 +8,7 @@ pub mod admin;
 pub mod credits;
 pub mod extract;
 pub mod health;
+pub mod operations;
 pub mod public;
 pub mod render;
 pub mod serve;

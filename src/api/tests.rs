@@ -24,7 +24,7 @@ struct Api {
 
 fn api(toml: &str) -> Api {
     let world = world(toml);
-    let side = SideState { accounts: world.accounts.clone(), readiness: Arc::new(|| Ok(())) };
+    let side = SideState { accounts: world.accounts.clone(), readiness: Arc::new(|| Ok(())), backups: None };
     Api { public: public_router(world.accounts.clone()), side: side_router(side), world }
 }
 
@@ -487,8 +487,11 @@ async fn the_operator_acts_as_superadmin_and_machines_need_no_token() {
     assert!(String::from_utf8_lossy(&text).contains("tollgate_build_info"));
     assert_eq!(call(&api.side, "GET", "/health", None, None).await.status(), 200);
     assert_eq!(call(&api.side, "GET", "/ready", None, None).await.status(), 200);
-    let unready =
-        SideState { accounts: api.world.accounts.clone(), readiness: Arc::new(|| Err("the store has failed")) };
+    let unready = SideState {
+        accounts: api.world.accounts.clone(),
+        readiness: Arc::new(|| Err("the store has failed")),
+        backups: None,
+    };
     let (status, body) = json_of(call(&side_router(unready), "GET", "/ready", None, None).await).await;
     assert_eq!((status.as_u16(), &body["reason"]), (503, &json!("the store has failed")));
 }

@@ -39,10 +39,49 @@ pub async fn call(
     bearer: Option<&str>,
     body: Option<Value>,
 ) -> io::Result<Answer> {
+    let response = send(to, method, path, bearer, body).await?;
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+    Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body })
+}
+
+/// Gets something large: a good answer goes to `sink` piece by piece, and what is returned has no body.
+///
+/// # Errors
+/// As [`call`]'s; the answer broke off; or `sink`'s.
+pub async fn download(
+    to: SocketAddr,
+    path: &str,
+    bearer: &str,
+    mut sink: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<Answer> {
+    let response = send(to, "GET", path, Some(bearer), None).await?;
+    let (parts, mut body) = response.into_parts();
+    let good = parts.status.is_success();
+    let mut rest = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(io::Error::other)?;
+        match frame.data_ref() {
+            Some(bytes) if good => sink(bytes)?,
+            Some(bytes) => rest.extend_from_slice(bytes),
+            None => {}
+        }
+    }
+    Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body: rest.into() })
+}
+
+async fn send(
+    to: SocketAddr,
+    method: &str,
+    path: &str,
+    bearer: Option<&str>,
+    body: Option<Value>,
+) -> io::Result<http::Response<hyper::body::Incoming>> {
     let stream = TcpStream::connect(to).await?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-    let driver = tokio::spawn(connection);
+    // It ends with the answer's body.
+    tokio::spawn(connection);
     let mut request = http::Request::builder().method(method).uri(path).header("host", to.to_string());
     if let Some(token) = bearer {
         request = request.header("authorization", format!("Bearer {token}"));
@@ -52,9 +91,5 @@ pub async fn call(
         request = request.header("content-type", "application/json");
     }
     let request = request.body(Full::new(Bytes::from(body.unwrap_or_default()))).map_err(io::Error::other)?;
-    let response = sender.send_request(request).await.map_err(io::Error::other)?;
-    let (parts, body) = response.into_parts();
-    let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
-    driver.abort();
-    Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body })
+    sender.send_request(request).await.map_err(io::Error::other)
 }

@@ -270,6 +270,10 @@ impl Config {
         at_least("limits.max_requests_per_connection", self.limits.max_requests_per_connection, 1)?;
         at_least("journal.batch_size", self.journal.batch_size as u64, 1)?;
         at_least("journal.segment_bytes", self.journal.segment_bytes, 64 << 10)?;
+        at_least("store.log_file_bytes", self.store.log_file_bytes, 1 << 20)?;
+        if self.store.log_file_bytes > 1 << 30 {
+            return Err(format!("store.log_file_bytes: {} is over 1 GiB; use less", self.store.log_file_bytes));
+        }
         at_least("accounts.hash_concurrency", self.accounts.hash_concurrency as u64, 1)?;
         for (key, span) in [
             ("limits.header_timeout", self.limits.header_timeout),

@@ -662,11 +662,13 @@ pub struct Store {
     pub backend: Backend,
     /// Pages the embedded store keeps in memory.
     pub cache_bytes: u64,
+    /// A file of the write-ahead log, as it is made; there are two or three of them.
+    pub log_file_bytes: u64,
 }
 
 impl Default for Store {
     fn default() -> Self {
-        Self { backend: Backend::default(), cache_bytes: 64 << 20 }
+        Self { backend: Backend::default(), cache_bytes: 64 << 20, log_file_bytes: 16 << 20 }
     }
 }
 

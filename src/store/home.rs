@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::wal::LogOwner;
+use super::wal::{LogOptions, LogOwner};
 use super::{StoreError, sync_folder};
 use crate::clock;
 
@@ -19,6 +19,7 @@ pub const FORMAT: u32 = 2;
 
 const LOCK: &str = "lock";
 const DESCRIPTION: &str = "store.json";
+const LOG_FOLDER: &str = "wal";
 /// The only backend that stores of format 1 had.
 const BACKEND_OF_FORMAT_1: &str = "sled";
 
@@ -48,7 +49,14 @@ impl Home {
     /// [`StoreError::Busy`] when another process has it; [`StoreError::Refused`] for a newer format or another backend;
     /// [`StoreError::Corrupt`] when the description is damaged or lost.
     pub fn open(data_dir: &Path, backend: &str) -> Result<Self, StoreError> {
-        let lock = take(data_dir)?;
+        Self::open_locked(take(data_dir)?, data_dir, backend)
+    }
+
+    /// As [`Home::open`], for whoever has taken the directory already.
+    ///
+    /// # Errors
+    /// As [`Home::open`].
+    pub fn open_locked(lock: File, data_dir: &Path, backend: &str) -> Result<Self, StoreError> {
         let description = match read(data_dir)? {
             Some(description) => description,
             None => first_description(data_dir, backend)?,
@@ -66,11 +74,15 @@ impl Home {
         backend_folder(&self.data_dir, &self.description.backend)
     }
 
-    pub fn log_folder(&self) -> PathBuf {
-        self.data_dir.join("wal")
+    /// The log of this store, in files of so many bytes.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when the description is damaged.
+    pub fn log(&self, file_bytes: u64) -> Result<LogOptions, StoreError> {
+        Ok(LogOptions { folder: self.data_dir.join(LOG_FOLDER), owner: self.log_owner()?, file_bytes })
     }
 
-    pub fn log_owner(&self) -> Result<LogOwner, StoreError> {
+    fn log_owner(&self) -> Result<LogOwner, StoreError> {
         let store = u128::from_str_radix(&self.description.store, 16)
             .map_err(|_| StoreError::Corrupt(format!("{}: \"store\" is not an id", self.path().display())))?;
         Ok(LogOwner { store: store.to_be_bytes(), accepts_format_1: self.description.format == 1 })
@@ -99,18 +111,22 @@ impl Home {
     }
 
     fn write(&self) -> Result<(), StoreError> {
-        let path = self.path();
-        let text = serde_json::to_string_pretty(&self.description).map_err(|e| StoreError::Failed(e.to_string()))?;
-        let write = || {
-            let new = path.with_extension("json.new");
-            let mut file = File::create(&new)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&new, &path)?;
-            sync_folder(&self.data_dir)
-        };
-        write().map_err(|e| failed("cannot write", &path, &e))
+        write(&self.data_dir, &self.description)
     }
+}
+
+fn write(data_dir: &Path, description: &Description) -> Result<(), StoreError> {
+    let path = data_dir.join(DESCRIPTION);
+    let text = serde_json::to_string_pretty(description).map_err(|e| StoreError::Failed(e.to_string()))?;
+    let write = || {
+        let new = path.with_extension("json.new");
+        let mut file = File::create(&new)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&new, &path)?;
+        sync_folder(data_dir)
+    };
+    write().map_err(|e| failed("cannot write", &path, &e))
 }
 
 fn failed(what: &str, path: &Path, error: &io::Error) -> StoreError {
@@ -135,6 +151,27 @@ pub fn take(data_dir: &Path) -> Result<File, StoreError> {
         Err(TryLockError::WouldBlock) => Err(StoreError::Busy(data_dir.display().to_string())),
         Err(TryLockError::Error(e)) => Err(failed("cannot lock", &path, &e)),
     }
+}
+
+/// Makes the description of a new store of this format in `data_dir`; answers where its backend's files go.
+///
+/// # Errors
+/// [`StoreError::Failed`].
+pub fn describe(data_dir: &Path, backend: &str, format: u32) -> Result<PathBuf, StoreError> {
+    let mut description = first_description(data_dir, backend)?;
+    description.format = format;
+    write(data_dir, &description)?;
+    Ok(backend_folder(data_dir, backend))
+}
+
+/// Whether an entry of a data directory is of the store: its description, its log or a backend's files.
+pub fn is_part_of_store(name: &str) -> bool {
+    name == DESCRIPTION || name == LOG_FOLDER || name == "store" || name.starts_with("store-")
+}
+
+/// Whether there is a store in a data directory.
+pub fn exists(data_dir: &Path) -> bool {
+    data_dir.join(DESCRIPTION).exists() || is_of_format_1(data_dir)
 }
 
 /// What a data directory's store is; `None` where no program of format 2 or later has been.

@@ -177,7 +177,10 @@ fn check(batch: &Batch, get: impl Fn(&[u8]) -> Result<Option<Vec<u8>>, StoreErro
 }
 
 /// Puts a folder's names on disk: what was made, renamed or removed in it.
-fn sync_folder(folder: &Path) -> std::io::Result<()> {
+///
+/// # Errors
+/// The disk's.
+pub fn sync_folder(folder: &Path) -> std::io::Result<()> {
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     File::open(folder)?.sync_all()
 }

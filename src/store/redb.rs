@@ -114,6 +114,12 @@ fn commit(error: CommitError) -> StoreError {
     }
 }
 
+type Guard<'a> = redb::AccessGuard<'a, &'static [u8]>;
+
+fn copy(row: Result<(Guard<'_>, Guard<'_>), StorageError>) -> Result<Row, StoreError> {
+    row.map(|(key, value)| (key.value().to_vec(), value.value().to_vec())).map_err(storage)
+}
+
 impl Store for RedbStore {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let rows = self.db.begin_read().map_err(transaction)?.open_table(ROWS).map_err(table)?;
@@ -126,9 +132,6 @@ impl Store for RedbStore {
         }
         let rows = self.db.begin_read().map_err(transaction)?.open_table(ROWS).map_err(table)?;
         let within = rows.range::<&[u8]>(from..to).map_err(storage)?;
-        let copy = |row: Result<(redb::AccessGuard<'_, &[u8]>, redb::AccessGuard<'_, &[u8]>), StorageError>| {
-            row.map(|(key, value)| (key.value().to_vec(), value.value().to_vec())).map_err(storage)
-        };
         match order {
             Order::Ascending => within.take(limit).map(copy).collect(),
             Order::Descending => within.rev().take(limit).map(copy).collect(),

@@ -25,12 +25,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Batch, Op, Order, Row, Store, StoreError, check, sync_folder, tables};
 use recovery::{Recovered, recover};
-use view::{Changes, Frozen, View};
+use view::{Frozen, View};
 
-/// A file's size as it is made; overwriting what exists needs no change of the file system's own books on each sync.
-const FILE_BYTES: u64 = 16 << 20;
-/// While the backend is behind, the present file grows to here; then commits wait for it.
-const MAX_FILE_BYTES: u64 = 8 * FILE_BYTES;
+/// While the backend is behind, the present file grows to so many times its size; then commits wait for it.
+const MAX_GROWTH: u64 = 8;
 const HEADER_BYTES: u64 = 4096;
 const MAGIC: &[u8; 8] = b"TGWAL002";
 /// As [`MAGIC`], in stores of format 1: without the store's id.
@@ -49,6 +47,16 @@ pub struct LogOwner {
     pub accepts_format_1: bool,
 }
 
+/// Where a log is, and what its files are like.
+#[derive(Clone, Debug)]
+pub struct LogOptions {
+    pub folder: PathBuf,
+    pub owner: LogOwner,
+    /// A file's size as it is made, in bytes; overwriting what exists needs no change of the file system's own books on
+    /// each sync, and a full disk is met when a file is made.
+    pub file_bytes: u64,
+}
+
 /// A backend with a log in front of it.
 pub struct LoggedStore {
     shared: Arc<Shared>,
@@ -60,8 +68,7 @@ pub struct LoggedStore {
 
 struct Shared {
     backend: Box<dyn Store>,
-    folder: PathBuf,
-    owner: LogOwner,
+    options: LogOptions,
     view: RwLock<View>,
     /// Signalled when `view.frozen` changes.
     changed: Condvar,
@@ -74,7 +81,6 @@ struct Shared {
 struct Log {
     file: File,
     path: PathBuf,
-    owner: LogOwner,
     generation: u64,
     /// Where the next record goes.
     at: u64,
@@ -95,24 +101,31 @@ fn failed(what: &str, path: &Path, error: &io::Error) -> StoreError {
     StoreError::Failed(format!("{what} {}: {error}", path.display()))
 }
 
+/// What an operator is told when there is no room, which is met here and hardly anywhere else.
+fn cannot_begin(folder: &Path, error: &io::Error) -> StoreError {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Failed(format!(
+            "the disk is full: no room for a log file in {} ({error}); free some space and start again, nothing is lost",
+            folder.display()
+        )),
+        _ => failed("cannot write in", folder, error),
+    }
+}
+
 impl LoggedStore {
-    /// Opens the log in `folder` and brings back what `backend` may lack. `guard` is held until the backend is closed.
+    /// Opens the log and brings back what `backend` may lack. `guard` is held until the backend is closed.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] when a record that was acknowledged is missing; [`StoreError::Refused`] when log and backend
     /// are not of one store; [`StoreError::Failed`] for the disk.
-    pub fn open(
-        folder: &Path,
-        owner: LogOwner,
-        backend: Box<dyn Store>,
-        guard: Option<File>,
-    ) -> Result<Self, StoreError> {
+    pub fn open(options: LogOptions, backend: Box<dyn Store>, guard: Option<File>) -> Result<Self, StoreError> {
+        let (folder, owner) = (options.folder.as_path(), options.owner);
         fs::create_dir_all(folder).map_err(|e| failed("cannot create", folder, &e))?;
         let checkpoint = tables::read::<Checkpoint>(&*backend, tables::CHECKPOINT)?;
         let recovered = recover(folder, &owner, checkpoint.map_or(0, |checkpoint| checkpoint.applied))?;
         check_together(folder, &owner, checkpoint, &recovered)?;
-        let log = Log::begin(folder, owner, recovered.last_generation + 1, recovered.next_sequence)
-            .map_err(|e| failed("cannot write in", folder, &e))?;
+        let log = Log::begin(&options, recovered.last_generation + 1, recovered.next_sequence)
+            .map_err(|e| cannot_begin(folder, &e))?;
         if checkpoint.is_none() && owner.accepts_format_1 {
             // Of format 1 only the log knows how far the backend was: up to its first record.
             let applied = recovered.first_sequence.unwrap_or(1) - 1;
@@ -128,8 +141,7 @@ impl LoggedStore {
         }
         let shared = Arc::new(Shared {
             backend,
-            folder: folder.to_owned(),
-            owner,
+            options,
             view: RwLock::new(view),
             changed: Condvar::new(),
             gate: Mutex::default(),
@@ -188,7 +200,8 @@ impl Store for LoggedStore {
             return Ok(());
         }
         let mut log = self.log.lock();
-        if log.at >= FILE_BYTES {
+        // What goes over a file's end needs room that may not be there; a new file asks for it first.
+        if log.at > HEADER_BYTES && log.at + record_bytes(&batch.ops) > self.shared.options.file_bytes {
             self.rotate(&mut log).inspect_err(|_| self.shared.failed.store(true, Ordering::Release))?;
         }
         log.append(&batch.ops).map_err(|e| {
@@ -214,15 +227,15 @@ impl LoggedStore {
             if self.shared.failed.load(Ordering::Acquire) {
                 return Err(StoreError::Failed("the backend takes no more changes".into()));
             }
-            if log.at < MAX_FILE_BYTES {
+            if log.at < MAX_GROWTH.saturating_mul(self.shared.options.file_bytes) {
                 return Ok(());
             }
             self.shared.changed.wait(&mut gate);
         }
         drop(gate);
-        let folder = &self.shared.folder;
-        let next = Log::begin(folder, log.owner, log.generation + 1, log.sequence)
-            .map_err(|e| failed("cannot write in", folder, &e))?;
+        let options = &self.shared.options;
+        let next =
+            Log::begin(options, log.generation + 1, log.sequence).map_err(|e| cannot_begin(&options.folder, &e))?;
         let full = std::mem::replace(log, next);
         let mut view = self.shared.view.write();
         let changes = Arc::new(std::mem::take(&mut view.active));
@@ -284,13 +297,13 @@ impl Shared {
                 self.backend.commit(&std::mem::take(&mut batch))?;
             }
         }
-        let checkpoint = Checkpoint { store: self.owner.store, applied: frozen.upto };
+        let checkpoint = Checkpoint { store: self.options.owner.store, applied: frozen.upto };
         batch.ops.append(&mut checkpoint.batch()?.ops);
         self.backend.commit(&batch)?;
         // The oldest first and each for good before the next: a crash in between must leave no hole.
         for file in &frozen.files {
-            give_up(&self.folder, file)
-                .and_then(|()| sync_folder(&self.folder))
+            give_up(&self.options.folder, file)
+                .and_then(|()| sync_folder(&self.options.folder))
                 .map_err(|e| failed("cannot remove", file, &e))?;
         }
         Ok(())
@@ -358,14 +371,15 @@ fn give_up(folder: &Path, file: &Path) -> io::Result<()> {
 
 impl Log {
     /// A file for `generation`, made of the spare one or new, and on disk with its name before its first record.
-    fn begin(folder: &Path, owner: LogOwner, generation: u64, sequence: u64) -> io::Result<Self> {
+    fn begin(options: &LogOptions, generation: u64, sequence: u64) -> io::Result<Self> {
+        let folder = options.folder.as_path();
         let path = folder.join(format!("{generation:020}.wal"));
         let spare = spare_path(folder);
         let reused = spare.exists();
         if reused {
             fs::rename(&spare, &path)?;
         }
-        let begun = Self::begin_at(folder, &path, owner, generation, sequence);
+        let begun = Self::begin_at(options, &path, generation, sequence);
         if begun.is_err() && !reused {
             // Half a file on a full disk only makes it fuller. Should this fail too, the next start does it.
             let _ = fs::remove_file(&path);
@@ -373,16 +387,16 @@ impl Log {
         begun
     }
 
-    fn begin_at(folder: &Path, path: &Path, owner: LogOwner, generation: u64, sequence: u64) -> io::Result<Self> {
+    fn begin_at(options: &LogOptions, path: &Path, generation: u64, sequence: u64) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         let length = file.metadata()?.len();
-        if length > FILE_BYTES {
-            file.set_len(FILE_BYTES)?;
+        if length > options.file_bytes {
+            file.set_len(options.file_bytes)?;
         }
         let zeros = vec![0u8; 1 << 20];
         let mut at = length;
-        while at < FILE_BYTES {
-            let len = zeros.len().min((FILE_BYTES - at) as usize);
+        while at < options.file_bytes {
+            let len = zeros.len().min((options.file_bytes - at) as usize);
             file.write_all_at(&zeros[..len], at)?;
             at += len as u64;
         }
@@ -390,13 +404,13 @@ impl Log {
         header.extend_from_slice(MAGIC);
         header.extend_from_slice(&generation.to_le_bytes());
         header.extend_from_slice(&sequence.to_le_bytes());
-        header.extend_from_slice(&owner.store);
+        header.extend_from_slice(&options.owner.store);
         header.extend_from_slice(&crc32fast::hash(&header).to_le_bytes());
         file.write_all_at(&header, 0)?;
         file.sync_all()?;
-        sync_folder(folder)?;
+        sync_folder(&options.folder)?;
         let path = path.to_owned();
-        Ok(Self { file, path, owner, generation, at: HEADER_BYTES, sequence, buffer: Vec::new() })
+        Ok(Self { file, path, generation, at: HEADER_BYTES, sequence, buffer: Vec::new() })
     }
 
     fn append(&mut self, ops: &[Op]) -> io::Result<()> {
@@ -418,6 +432,15 @@ impl Log {
         self.buffer.shrink_to(1 << 20);
         Ok(())
     }
+}
+
+/// What these changes take in a file.
+fn record_bytes(ops: &[Op]) -> u64 {
+    let op_bytes = |op: &Op| match op {
+        Op::Put { key, value } => 9 + key.len() + value.len(),
+        Op::Delete { key } => 9 + key.len(),
+    };
+    (RECORD_HEADER + ops.iter().map(op_bytes).sum::<usize>()) as u64
 }
 
 /// Covers the generation, so that what an earlier use of the file left behind is never taken for a record of this one.

@@ -108,7 +108,7 @@ const ROWS: [&[&str]; 8] = [
     &["error", "telemetry", "config"],
     &["store"],
     &["actors"],
-    &["accounts"],
+    &["accounts", "backup"],
     &["gateway", "api", "compat"],
     &["app"],
     &["commands", "main", "lib"],

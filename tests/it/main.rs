@@ -18,3 +18,4 @@ mod revocation;
 mod server_process;
 mod smoke;
 mod soak;
+mod store;

@@ -1,8 +1,8 @@
 //! A user's actor: the only place where that user's credits change.
 //!
 //! [`ledger`] is the pure core, [`actor`] runs its turns one at a time, [`hold`] is what a call carries until it is settled,
-//! [`once`] sees to it that a repeated call is charged once, [`registry`] keeps the actors that are in use. A turn writes
-//! nothing itself: what must be durable is marked for the store thread.
+//! [`once`] sees to it that a repeated call is charged once, [`registry`] keeps the actors that are in use, [`verify`] checks
+//! what is on disk. A turn writes nothing itself: what must be durable is marked for the store thread.
 
 pub mod actor;
 pub mod hold;
@@ -15,3 +15,4 @@ pub mod once;
 pub mod registry;
 #[cfg(test)]
 mod tests;
+pub mod verify;

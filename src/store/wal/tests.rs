@@ -3,9 +3,14 @@ use super::super::redb::RedbStore;
 use super::super::sled::SledStore;
 use super::super::{Order, conformance};
 use super::recovery::{read_header, read_records};
+use super::view::Changes;
 use super::*;
 
 const OWNER: LogOwner = LogOwner { store: [7; 16], accepts_format_1: false };
+fn options(folder: &Path) -> LogOptions {
+    LogOptions { folder: folder.to_owned(), owner: OWNER, file_bytes: 1 << 20 }
+}
+
 const OTHER: LogOwner = LogOwner { store: [8; 16], accepts_format_1: false };
 
 fn put(store: &dyn Store, key: &str, value: &[u8]) {
@@ -32,7 +37,7 @@ impl Store for Surviving {
 }
 
 fn open(folder: &Path) -> LoggedStore {
-    LoggedStore::open(folder, OWNER, Box::new(MemoryStore::default()), None).unwrap()
+    LoggedStore::open(options(folder), Box::new(MemoryStore::default()), None).unwrap()
 }
 
 #[test]
@@ -40,9 +45,9 @@ fn conforms_over_each_backend() {
     let dir = tempfile::tempdir().unwrap();
     conformance::run(&open(&dir.path().join("a")));
     let sled = SledStore::open(&dir.path().join("sled"), 1 << 20).unwrap();
-    conformance::run(&LoggedStore::open(&dir.path().join("b"), OWNER, Box::new(sled), None).unwrap());
+    conformance::run(&LoggedStore::open(options(&dir.path().join("b")), Box::new(sled), None).unwrap());
     let redb = RedbStore::open(&dir.path().join("redb"), 1 << 20).unwrap();
-    conformance::run(&LoggedStore::open(&dir.path().join("c"), OWNER, Box::new(redb), None).unwrap());
+    conformance::run(&LoggedStore::open(options(&dir.path().join("c")), Box::new(redb), None).unwrap());
 }
 
 #[test]
@@ -67,7 +72,7 @@ fn what_was_committed_is_there_after_a_crash() {
     let backend = Arc::new(MemoryStore::default());
     for round in 0..3 {
         let folder = dir.path().join(round.to_string());
-        let store = LoggedStore::open(&folder, OWNER, Box::new(Surviving(backend.clone())), None).unwrap();
+        let store = LoggedStore::open(options(&folder), Box::new(Surviving(backend.clone())), None).unwrap();
         for n in 0..=round {
             assert_eq!(store.get(format!("k{n}").as_bytes()).unwrap().is_some(), n < round, "k{n} in round {round}");
         }
@@ -118,7 +123,7 @@ fn files_are_used_again_and_old_records_are_never_taken_for_new() {
     let wal = dir.path().join("wal");
     {
         let backend = Box::new(SledStore::open(&sled_dir, 1 << 20).unwrap());
-        let store = LoggedStore::open(&wal, OWNER, backend, None).unwrap();
+        let store = LoggedStore::open(options(&wal), backend, None).unwrap();
         for round in 0..5 {
             for n in 0..20 {
                 put(&store, &format!("k{n}"), format!("{round}").as_bytes());
@@ -130,7 +135,7 @@ fn files_are_used_again_and_old_records_are_never_taken_for_new() {
     }
     assert!(fs::read_dir(&wal).unwrap().count() <= 3);
     let backend = Box::new(SledStore::open(&sled_dir, 1 << 20).unwrap());
-    let store = LoggedStore::open(&wal, OWNER, backend, None).unwrap();
+    let store = LoggedStore::open(options(&wal), backend, None).unwrap();
     assert_eq!(store.get(b"k0").unwrap(), Some(b"last".to_vec()));
     assert_eq!(store.get(b"k19").unwrap(), Some(b"4".to_vec()));
 }
@@ -157,7 +162,7 @@ fn a_hole_between_two_files_is_not_passed_over() {
         let path = store.log.lock().path.clone();
         // A second file, with the first still unchecked, as a crash right after a rotation leaves them.
         let sequence = store.log.lock().sequence;
-        Log::begin(dir.path(), OWNER, 2, sequence).unwrap();
+        Log::begin(&options(dir.path()), 2, sequence).unwrap();
         std::mem::forget(store);
         path
     };
@@ -170,7 +175,7 @@ fn a_hole_between_two_files_is_not_passed_over() {
 /// A backend that survives, and a folder with the log of `n` commits, left as a kill leaves it.
 fn killed(folder: &Path, n: usize) -> Arc<MemoryStore> {
     let backend = Arc::new(MemoryStore::default());
-    let store = LoggedStore::open(folder, OWNER, Box::new(Surviving(backend.clone())), None).unwrap();
+    let store = LoggedStore::open(options(folder), Box::new(Surviving(backend.clone())), None).unwrap();
     for k in 0..n {
         put(&store, &format!("k{k}"), b"a value of some length");
     }
@@ -179,7 +184,7 @@ fn killed(folder: &Path, n: usize) -> Arc<MemoryStore> {
 }
 
 fn reopen(folder: &Path, owner: LogOwner, backend: &Arc<MemoryStore>) -> Result<LoggedStore, StoreError> {
-    LoggedStore::open(folder, owner, Box::new(Surviving(backend.clone())), None)
+    LoggedStore::open(LogOptions { owner, ..options(folder) }, Box::new(Surviving(backend.clone())), None)
 }
 
 fn error_of(opened: Result<LoggedStore, StoreError>) -> StoreError {
@@ -321,7 +326,7 @@ impl Store for Failing {
 fn a_checkpoint_that_fails_or_panics_fails_the_store_at_once() {
     for how in [(|| {}) as fn(), || panic!("the backend has a bug")] {
         let dir = tempfile::tempdir().unwrap();
-        let store = LoggedStore::open(dir.path(), OWNER, Box::new(Failing(how)), None).unwrap();
+        let store = LoggedStore::open(options(dir.path()), Box::new(Failing(how)), None).unwrap();
         put(&store, "k", b"v");
         assert!(!store.has_failed());
         store.rotate(&mut store.log.lock()).unwrap();
@@ -343,7 +348,23 @@ fn a_file_that_cannot_be_made_leaves_no_half_behind() {
     let dir = tempfile::tempdir().unwrap();
     // A folder of the name that the file would have.
     fs::create_dir(dir.path().join(format!("{:020}.wal", 1))).unwrap();
-    assert!(Log::begin(dir.path(), OWNER, 1, 1).is_err());
+    assert!(Log::begin(&options(dir.path()), 1, 1).is_err());
     fs::remove_dir(dir.path().join(format!("{:020}.wal", 1))).unwrap();
-    assert!(Log::begin(dir.path(), OWNER, 1, 1).is_ok());
+    assert!(Log::begin(&options(dir.path()), 1, 1).is_ok());
+}
+
+#[test]
+fn no_record_goes_over_the_end_of_a_file_while_the_backend_keeps_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    for n in 0..700 {
+        put(&store, &format!("key {n}"), &vec![n as u8; 4096]);
+        let log = store.log.lock();
+        assert!(log.at <= 1 << 20 && fs::metadata(&log.path).unwrap().len() == 1 << 20, "record {n}");
+        drop(log);
+        store.settle();
+    }
+    assert!(store.log.lock().generation >= 3, "it took several files");
+    assert_eq!(store.get(b"key 3").unwrap(), Some(vec![3; 4096]));
+    assert_eq!(record_bytes(&[Op::Delete { key: vec![1; 5] }]), 30);
 }

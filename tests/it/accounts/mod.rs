@@ -3,7 +3,7 @@
 mod admins;
 mod commands;
 mod logs;
-mod process;
+pub mod process;
 mod users;
 
 use serde_json::Value;
