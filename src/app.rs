@@ -639,6 +639,16 @@ fn add_probes(core: &Core, shared: &Arc<Shared>) {
             "Rows and batches that wait for the store thread.",
             shared.committer.pending() as f64,
         );
+        out.gauge(
+            "tollgate_store_failed",
+            "1 when a write or sync failed: nothing is acknowledged until a restart.",
+            f64::from(u8::from(shared.committer.has_failed())),
+        );
+        out.gauge(
+            "tollgate_store_copy_keys",
+            "Changed rows that a backup under way has still to read.",
+            shared.committer.keys_watched() as f64,
+        );
         out.gauge("tollgate_in_flight_bytes", "Bytes held for calls in flight.", shared.budget.used() as f64);
         out.gauge(
             "tollgate_rates_tracked",

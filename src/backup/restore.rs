@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -98,6 +98,7 @@ impl Restore<'_> {
     ) -> Result<Restored, Trouble> {
         let _lock = home::take(self.data_dir)?;
         finish(self.data_dir)?;
+        refuse_mounts(self.data_dir)?;
         let folder = self.data_dir.join(UNFINISHED);
         remove_if_there(&folder)?;
         let written = self.write(&folder, from, open);
@@ -106,7 +107,7 @@ impl Restore<'_> {
             let _ = remove_if_there(&folder);
         }
         let (manifest, totals) = written?;
-        let plan = Plan { aside: format!("before-restore-{}", file_name(self.now)), new: names(&folder)? };
+        let plan = Plan { aside: self.free_name(), new: names(&folder)? };
         let aside = self.data_dir.join(&plan.aside);
         write_file(&folder.join(PLAN), &serde_json::to_vec_pretty(&plan).map_err(io::Error::from)?)?;
         sync_tree(&folder)?;
@@ -114,6 +115,14 @@ impl Restore<'_> {
         sync_folder(self.data_dir)?;
         finish(self.data_dir)?;
         Ok(Restored { manifest, totals, aside: aside.exists().then_some(aside) })
+    }
+
+    /// A folder for the old content that is not there yet.
+    fn free_name(&self) -> String {
+        let name = format!("before-restore-{}", file_name(self.now));
+        let others = (2..).map(|n| format!("{name}-{n}"));
+        let free = |name: &String| !self.data_dir.join(name).exists();
+        std::iter::once(name.clone()).chain(others).find(free).unwrap_or(name)
     }
 
     fn write(
@@ -238,6 +247,21 @@ fn names(folder: &Path) -> io::Result<Vec<String>> {
 fn content(data_dir: &Path) -> io::Result<Vec<String>> {
     let ours = |name: &String| home::is_part_of_store(name) || FOLDERS.contains(&name.as_str()) || name == SECRETS;
     Ok(names(data_dir)?.into_iter().filter(ours).collect())
+}
+
+/// What is a file system of its own cannot be moved aside; better said before than found in the middle.
+fn refuse_mounts(data_dir: &Path) -> io::Result<()> {
+    let own = fs::metadata(data_dir)?.dev();
+    for name in content(data_dir)? {
+        let path = data_dir.join(name);
+        if fs::symlink_metadata(&path)?.dev() != own {
+            return Err(io::Error::other(format!(
+                "{} is mounted there and cannot be moved aside; restore into another data_dir, or unmount it first",
+                path.display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// `2026-01-15T12:00:00Z` as part of a name.
@@ -398,6 +422,9 @@ mod tests {
         assert_eq!(old, before, "nothing of the old content is lost");
         let now = tree(dir.path());
         assert_eq!(now["secrets/pepper"], b"new pepper");
+        let (again, _) = restore(dir.path(), true, &backup()).unwrap();
+        assert_ne!(again.aside.unwrap(), aside, "also within one second");
+        assert_eq!(tree(&aside).len(), 6);
         assert!(!now.contains_key("audit/old") && !now.contains_key("wal/1.wal") && !now.contains_key("store/db"));
     }
 

@@ -76,10 +76,11 @@ impl Source {
             with_secrets,
         };
         let mut writer = Writer::new(out, &manifest)?;
-        copying.run(|copied| match copied {
+        let paused = copying.run(|copied| match copied {
             Copied::Rows(rows) => writer.rows(&rows).map_err(Trouble::Io),
             Copied::Changes(ops) => writer.changes(&ops).map_err(Trouble::Io),
         })?;
+        tracing::info!(commits_waited = ?paused, "the rows are copied");
         // Still the only copier: the folder of links below is this one's.
         let links = Links::make(&self.data_dir, with_secrets)?;
         for file in &links.files {

@@ -225,6 +225,11 @@ impl Committer {
         answer.recv().map_err(|_| stopped())
     }
 
+    /// Keys that are remembered for a copy under way.
+    pub fn keys_watched(&self) -> usize {
+        self.0.changed.keys()
+    }
+
     pub(super) fn changed(&self) -> &Changed {
         &self.0.changed
     }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::wal::{LogOptions, LogOwner};
+use super::wal::{self, LogOptions, LogOwner};
 use super::{StoreError, sync_folder};
 use crate::clock;
 
@@ -169,9 +169,9 @@ pub fn is_part_of_store(name: &str) -> bool {
     name == DESCRIPTION || name == LOG_FOLDER || name == "store" || name.starts_with("store-")
 }
 
-/// Whether there is a store in a data directory.
+/// Whether there is a store in a data directory, or what is left of one.
 pub fn exists(data_dir: &Path) -> bool {
-    data_dir.join(DESCRIPTION).exists() || is_of_format_1(data_dir)
+    part_of_store(data_dir).is_ok_and(|part| part.is_some())
 }
 
 /// What a data directory's store is; `None` where no program of format 2 or later has been.
@@ -236,8 +236,20 @@ fn backend_folder(data_dir: &Path, backend: &str) -> PathBuf {
     data_dir.join(if backend == BACKEND_OF_FORMAT_1 { "store".to_owned() } else { format!("store-{backend}") })
 }
 
+/// Format 1 left no description; a log of the present format tells that one was there and is gone.
 fn is_of_format_1(data_dir: &Path) -> bool {
-    backend_folder(data_dir, BACKEND_OF_FORMAT_1).exists()
+    backend_folder(data_dir, BACKEND_OF_FORMAT_1).exists() && !wal::is_of_present_format(&data_dir.join(LOG_FOLDER))
+}
+
+fn part_of_store(data_dir: &Path) -> Result<Option<PathBuf>, StoreError> {
+    let entries = fs::read_dir(data_dir).map_err(|e| failed("cannot read", data_dir, &e))?;
+    for entry in entries {
+        let entry = entry.map_err(|e| failed("cannot read", data_dir, &e))?;
+        if entry.file_name().to_str().is_some_and(is_part_of_store) {
+            return Ok(Some(entry.path()));
+        }
+    }
+    Ok(None)
 }
 
 /// The description of a store that has none: a new one's, or that of format 1.
@@ -247,6 +259,13 @@ fn first_description(data_dir: &Path, backend: &str) -> Result<Description, Stor
     // Zero means none.
     let id = u128::from_be_bytes(id).max(1);
     let old = is_of_format_1(data_dir);
+    if !old && let Some(part) = part_of_store(data_dir)? {
+        return Err(StoreError::Corrupt(format!(
+            "{} is missing, though {} is there; bring it back or restore a backup",
+            data_dir.join(DESCRIPTION).display(),
+            part.display()
+        )));
+    }
     Ok(Description {
         format: if old { 1 } else { FORMAT },
         backend: if old { BACKEND_OF_FORMAT_1 } else { backend }.to_owned(),
@@ -317,6 +336,22 @@ mod tests {
         assert!(owner.accepts_format_1);
         drop(home);
         assert_eq!(Home::open(dir.path(), "sled").unwrap().log_owner().unwrap(), owner, "until it is migrated");
+    }
+
+    #[test]
+    fn a_description_that_is_gone_is_not_made_up() {
+        for backend in ["sled", "redb"] {
+            let dir = tempfile::tempdir().unwrap();
+            let home = Home::open(dir.path(), backend).unwrap();
+            fs::create_dir(home.backend_folder()).unwrap();
+            fs::create_dir(dir.path().join(LOG_FOLDER)).unwrap();
+            fs::write(dir.path().join(LOG_FOLDER).join("00000000000000000001.wal"), b"TGWAL002 and more").unwrap();
+            drop(home);
+            fs::remove_file(dir.path().join(DESCRIPTION)).unwrap();
+            let Err(StoreError::Corrupt(why)) = Home::open(dir.path(), backend) else { panic!("{backend}: opened") };
+            assert!(why.contains("store.json is missing"), "{why}");
+            assert!(!dir.path().join(DESCRIPTION).exists());
+        }
     }
 
     #[test]

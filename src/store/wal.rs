@@ -101,6 +101,17 @@ fn failed(what: &str, path: &Path, error: &io::Error) -> StoreError {
     StoreError::Failed(format!("{what} {}: {error}", path.display()))
 }
 
+/// Whether a folder has a log file that names its store. What cannot be read is left to the opening.
+pub fn is_of_present_format(folder: &Path) -> bool {
+    let begins_so = |path: PathBuf| {
+        let mut magic = [0u8; 8];
+        path.extension().is_some_and(|e| e == "wal")
+            && File::open(path).is_ok_and(|file| file.read_exact_at(&mut magic, 0).is_ok())
+            && magic == *MAGIC
+    };
+    fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(|entry| begins_so(entry.path())))
+}
+
 /// What an operator is told when there is no room, which is met here and hardly anywhere else.
 fn cannot_begin(folder: &Path, error: &io::Error) -> StoreError {
     match error.kind() {

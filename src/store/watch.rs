@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -18,7 +19,8 @@ const MAX_KEYS: usize = 1_000_000;
 const LAST_ROUND: usize = 1_000;
 /// After so many rounds the rest is read between two commits, however many there are.
 const MAX_ROUNDS: usize = 30;
-const PAGE: usize = 1_000;
+/// Rows read at once. Commits wait for a page under way, so it is a fraction of a millisecond of them.
+const PAGE: usize = 200;
 
 /// What the store thread tells of its commits.
 #[derive(Default)]
@@ -48,6 +50,10 @@ impl Changed {
             }
             keys.changed.insert(op.key().to_vec());
         }
+    }
+
+    pub(super) fn keys(&self) -> usize {
+        self.keys.lock().changed.len()
     }
 
     fn take(&self) -> Result<HashSet<Vec<u8>>, StoreError> {
@@ -91,11 +97,11 @@ impl<'a> Copying<'a> {
     }
 
     /// Copies everything but the store's own rows. When it returns, what was handed on is the state after one commit.
-    /// `emit` may take its time: nobody waits for it.
+    /// `emit` may take its time: nobody waits for it. Answers how long commits had to wait.
     ///
     /// # Errors
     /// [`StoreError::Failed`], also when too much changes meanwhile; or what `emit` says.
-    pub fn run<E: From<StoreError>>(&self, mut emit: impl FnMut(Copied) -> Result<(), E>) -> Result<(), E> {
+    pub fn run<E: From<StoreError>>(&self, mut emit: impl FnMut(Copied) -> Result<(), E>) -> Result<Duration, E> {
         let store = self.committer.store();
         let mut from = after(tables::OWN);
         loop {
@@ -120,18 +126,22 @@ impl<'a> Copying<'a> {
             }
         }
         let committer = self.committer.clone();
-        let last = self.committer.between_commits(move || {
+        let (last, paused) = self.committer.between_commits(move || {
+            let began = Instant::now();
             let mut keys = committer.changed().take()?.into_iter();
             let mut changes = Vec::new();
             loop {
                 let some = read_some(committer.store(), &mut keys)?;
                 if some.is_empty() {
-                    return Ok(changes);
+                    return Ok((changes, began.elapsed()));
                 }
                 changes.extend(some);
             }
         })??;
-        if last.is_empty() { Ok(()) } else { emit(Copied::Changes(last)) }
+        if !last.is_empty() {
+            emit(Copied::Changes(last))?;
+        }
+        Ok(paused)
     }
 }
 
@@ -159,7 +169,6 @@ fn next(key: &[u8]) -> Vec<u8> {
 mod tests {
     use std::collections::BTreeMap;
     use std::sync::Arc;
-    use std::time::Duration;
 
     use super::super::Batch;
     use super::super::committer::CommitPace;

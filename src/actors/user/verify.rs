@@ -13,7 +13,8 @@ use crate::domain::meters::Micro;
 use crate::domain::user::User;
 use crate::store::{Order, Row, Store, StoreError, prefix_end, tables};
 
-const PAGE: usize = 1_000;
+/// Commits wait for a page under way, so it is a small one.
+const PAGE: usize = 200;
 /// Problems that are kept to be shown; all are counted.
 pub const MAX_SHOWN: usize = 1_000;
 
