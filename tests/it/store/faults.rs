@@ -16,7 +16,7 @@ use tollgate::store::{Batch, Order, Row, Store, StoreError};
 
 use super::{BACKENDS, Person, site_on};
 use crate::accounts::process::Site;
-use crate::support::{Answer, Options, TestApp, http, wait_until};
+use crate::support::{Answer, Options, PASSWORD, TestApp, http, wait_until};
 
 /// A backend that outlives the store in front of it, and takes changes only until a test breaks it.
 #[derive(Default)]
@@ -176,10 +176,18 @@ fn a_full_disk_stops_acknowledgement_and_loses_nothing_when_the_backend_meets_it
     }
 }
 
+/// A session of the person's own, as `authorization` holds it.
+fn log_in(site: &Site) -> String {
+    let body = json!({"email": "johndoe@example.com", "password": PASSWORD});
+    let answer = http::call(site.public, "POST", "/v1/users/login", &[], Some(&body));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    format!("Bearer {}", answer.json()["session"]["session_token"].as_str().unwrap())
+}
+
 /// One round of many commits; `false` when one was refused.
-fn write_much(person: &Person, site: &Site) -> bool {
-    let headers = [("authorization", person.bearer.as_str())];
-    let profile = json!({"about_me": "x".repeat(400)});
+fn write_much(session: &str, site: &Site) -> bool {
+    let headers = [("authorization", session)];
+    let profile = json!({"about_me": "x".repeat(450), "hobbies": "y".repeat(450)});
     (0..20).all(|_| http::call(site.public, "PUT", "/v1/users/profile", &headers, Some(&profile)).status == 200)
 }
 
@@ -192,8 +200,9 @@ fn fill_the_disk_under(backend: &str, with_spare: bool) {
     let server = site.serve(&GENEROUS);
     let person = Person::new(&site, "johndoe");
     assert_eq!(person.left_after_a_call(&site), 999_999);
+    let session = log_in(&site);
     while with_spare && !disk.dir.path().join("data/wal/spare").exists() {
-        assert!(write_much(&person, &site));
+        assert!(write_much(&session, &site), "{backend}: refused with room left");
     }
     disk.fill();
     let mut paid = 1;
@@ -204,7 +213,7 @@ fn fill_the_disk_under(backend: &str, with_spare: bool) {
         }
         paid += 1;
         assert!(paid < 3_000, "{backend}: the disk never got full");
-        write_much(&person, &site);
+        write_much(&session, &site);
     };
     assert_unavailable(&refused);
     let began = Instant::now();
