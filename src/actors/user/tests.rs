@@ -19,9 +19,8 @@ use super::registry::Registry;
 use crate::clock::{Clock, UnixMillis};
 use crate::domain::ids::UserId;
 use crate::domain::meters::{MeterName, Micro, ResetHour};
-use crate::domain::user::{Standing, Status, User, UserType};
-use crate::error::Reject;
-use crate::store::committer::{CommitPace, Committer, DirtyRow, Epoch};
+use crate::domain::user::{Status, User, UserType};
+use crate::store::committer::{CommitPace, Committer, Epoch};
 use crate::store::memory::MemoryStore;
 use crate::store::{Batch, Order, Row, Store, StoreError, tables};
 use crate::telemetry::metrics::Metrics;
@@ -415,6 +414,10 @@ fn no_crash_loses_or_repeats_what_was_acknowledged_when_holds_are_given_back() {
 #[cfg(debug_assertions)]
 #[test]
 fn a_turn_that_panics_is_undone_and_the_next_call_is_told() {
+    use crate::domain::user::Standing;
+    use crate::error::Reject;
+    use crate::store::committer::DirtyRow;
+
     let names: Arc<[MeterName]> = ["conversations", "credits"].map(|name| MeterName::parse(name).unwrap()).into();
     let process = Process::start(&first_rows(&names), Recovery::Charge);
     let meter = |granted, period| format!(r#"{{"b":7,"h":0,"s":0,"g":{granted},"r":9,"p":"{period}","l":0}}"#);
