@@ -22,17 +22,17 @@ use tokio::sync::watch;
 use tower::ServiceExt;
 
 use crate::accounts::passwords::Password;
-use crate::accounts::secrets::Pepper;
+use crate::accounts::secrets::{MIN_PEPPER_BYTES, Pepper};
 use crate::accounts::{Accounts, AccountsParts, Settings, credits};
 use crate::actors::user::actor::Surroundings;
 use crate::actors::user::ledger::Recovery;
 use crate::actors::user::once::{KeptBytes, OnceLimits};
 use crate::actors::user::registry::Registry;
-use crate::actors::writer::{Journal, JournalConfig};
+use crate::actors::writer::{Disk, Journal, JournalConfig, LocalDisk, Redaction};
 use crate::api;
 use crate::backup;
 use crate::clock::Clock;
-use crate::config::{Backend, Config, Durability, RecoverOpenHolds};
+use crate::config::{Backend, Config, Durability, RecoverOpenHolds, Redact};
 use crate::error::Reject;
 use crate::gateway::authenticate::Authenticator;
 use crate::gateway::buffers::Budget;
@@ -112,6 +112,20 @@ impl Core {
     /// # Errors
     /// As [`Core::open`].
     pub fn on(store: Arc<dyn Store>, config: &Config, clock: Clock, workers: usize) -> Result<Self, StartError> {
+        Self::on_disks(store, (Box::new(LocalDisk), Box::new(LocalDisk)), config, clock, workers)
+    }
+
+    /// As [`Core::on`], with the conversation journal and its spill on disks of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Core::open`].
+    pub fn on_disks(
+        store: Arc<dyn Store>,
+        disks: (Box<dyn Disk>, Box<dyn Disk>),
+        config: &Config,
+        clock: Clock,
+        workers: usize,
+    ) -> Result<Self, StartError> {
         let metrics = Arc::new(Metrics::new(workers));
         let row_gap = match config.ledger.durability {
             Durability::BeforeResponse => config.ledger.min_commit_gap.0,
@@ -142,8 +156,8 @@ impl Core {
         });
         let idle_ms = config.limits.user_idle.0.as_millis() as u64;
         let users = Arc::new(Registry::new(around, config.limits.max_live_users, idle_ms));
-        let journal = start_journal(config, &clock)?;
         let pepper = load_pepper(config)?;
+        let journal = start_journal(config, &clock, &pepper, disks)?;
         let accounts = Accounts::new(AccountsParts {
             committer: committer.clone(),
             users: users.clone(),
@@ -224,8 +238,14 @@ fn open_logged(
     Ok(Arc::new(store))
 }
 
-fn start_journal(config: &Config, clock: &Clock) -> Result<Journal, StartError> {
+fn start_journal(
+    config: &Config,
+    clock: &Clock,
+    pepper: &Pepper,
+    (disk, spill_disk): (Box<dyn Disk>, Box<dyn Disk>),
+) -> Result<Journal, StartError> {
     let settings = &config.journal;
+    let defaults = JournalConfig::new(journal_dir(&config.data_dir));
     let journal = JournalConfig {
         enabled: settings.enabled,
         batch_records: settings.batch_size as u64,
@@ -235,10 +255,33 @@ fn start_journal(config: &Config, clock: &Clock) -> Result<Journal, StartError> 
         segment_age: settings.segment_age.0,
         retention: settings.retention_days.map(|days| Duration::from_secs(days * 86_400)),
         retention_bytes: settings.retention_bytes,
-        ..JournalConfig::new(journal_dir(&config.data_dir))
+        overflow: settings.overflow,
+        queue_records: settings.queue_records as u64,
+        max_wait: settings.max_wait.0,
+        spill_above_bytes: settings.spill_above_bytes,
+        spill_dir: settings.spill_dir.clone().unwrap_or_else(|| defaults.spill_dir.clone()),
+        spill_bytes: settings.spill_bytes,
+        redaction: Arc::new(redaction(&settings.redact, pepper)?),
+        ..defaults
     };
     let clock = clock.clone();
-    Journal::start(journal, Arc::new(move || clock.now().0)).map_err(io_error("cannot open the conversation journal"))
+    Journal::start_on(journal, Arc::new(move || clock.now().0), disk, spill_disk)
+        .map_err(io_error("cannot open the conversation journal"))
+}
+
+fn redaction(rules: &Redact, pepper: &Pepper) -> Result<Redaction, StartError> {
+    let key = match &rules.key {
+        Some(source) => {
+            let refused = |why: String| StartError::Config(format!("journal.redact.key: {why}"));
+            let key = source.read().map_err(refused)?;
+            if key.len() < MIN_PEPPER_BYTES {
+                return Err(refused(format!("{} bytes are too few; at least {MIN_PEPPER_BYTES}", key.len())));
+            }
+            key.into_bytes()
+        }
+        None => pepper.mac_in("journal redaction", b"").0.to_vec(),
+    };
+    Ok(Redaction::new(rules, &key))
 }
 
 pub fn journal_dir(data_dir: &Path) -> PathBuf {
@@ -707,6 +750,13 @@ fn add_probes(core: &Core, shared: &Arc<Shared>) {
         );
         out.gauge("tollgate_journal_queue_records", "Records that wait to be written.", read(&counters.queue_records));
         out.gauge("tollgate_journal_segments", "Segment files.", read(&counters.segments));
+        out.gauge("tollgate_journal_waiting_calls", "Calls that wait for room for their record.", read(&counters.parked));
+        out.gauge("tollgate_journal_spill_bytes", "Bytes of all spill files.", read(&counters.spill_bytes));
+        out.counter(
+            "tollgate_journal_spill_errors_total",
+            "Failed writes and syncs of spill files, and pieces past journal.spill_bytes.",
+            read(&counters.spill_errors),
+        );
         out.counter(
             "tollgate_journal_write_errors_total",
             "Failed writes and syncs of the journal.",

@@ -91,6 +91,7 @@ fn add_user(core: &Core, number: u64, meters: &[u8], batch: &mut Batch) -> Falli
         password_hash: Some("x".repeat(97)),
         created_at: UnixMillis(0),
         last_login: None,
+        log_conversations: true,
     };
     let key = ApiKey {
         id: key_id,

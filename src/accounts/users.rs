@@ -68,6 +68,8 @@ pub struct AdminUpdate {
     pub profile: ProfileUpdate,
     pub email: Option<String>,
     pub email_verified: Option<bool>,
+    /// Whether the user's conversations are kept.
+    pub log_conversations: Option<bool>,
     pub plan: Option<String>,
     /// The meter `credits`.
     pub credits: Option<MeterUpdate>,
@@ -214,6 +216,7 @@ impl Accounts {
             password_hash: None,
             created_at: self.clock.now(),
             last_login: None,
+            log_conversations: true,
         };
         // Both before the hash: what is refused anyway should not cost one.
         super::encode_bounded(&user)?;
@@ -552,6 +555,9 @@ fn apply_update(user: &mut User, update: &AdminUpdate, plan: Option<&Plan>, batc
     }
     if let Some(verified) = update.email_verified {
         user.email_verified = verified;
+    }
+    if let Some(kept) = update.log_conversations {
+        user.log_conversations = kept;
     }
     if let Some(plan) = plan {
         user.plan = plan.name.clone();

@@ -148,6 +148,7 @@ fn update_fields(fields: &mut Fields) -> AdminUpdate {
         profile,
         email: fields.optional_text("email"),
         email_verified: verified.into_iter().flatten().next(),
+        log_conversations: fields.optional_flag("log_conversations"),
         plan: fields.optional_text("subscription_plan"),
         credits: fields.optional_object("credits", meter("main")),
         conversations: fields.optional_object("limits", meter("conversation_limit")),

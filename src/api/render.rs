@@ -114,6 +114,7 @@ pub fn user_full(user: &User) -> Value {
     shown["suspended_reason"] = user.suspended_reason.clone().into();
     shown["about_me"] = user.about_me.clone().into();
     shown["hobbies"] = user.hobbies.clone().into();
+    shown["log_conversations"] = user.log_conversations.into();
     shown["created_at"] = user.created_at.rfc3339().into();
     shown["last_login"] = time(user.last_login);
     shown

@@ -17,6 +17,8 @@ enum Convert {
     Meter(&'static str),
     /// A number of seconds as a time.
     Seconds,
+    /// A number of MiB as bytes.
+    Mebibytes,
 }
 
 /// The variables of the older systems that mean something here, and the keys they set.
@@ -45,6 +47,8 @@ const FOREIGN: &[(&str, &str, Convert)] = &[
     ("MESSAGE_BATCH_SIZE", "journal.batch_size", Convert::Same),
     ("MESSAGE_FLUSH_INTERVAL_SECONDS", "journal.flush_interval", Convert::Seconds),
     ("BATCH_LOG_INTERVAL_MINUTES", "journal.flush_interval", Convert::Minutes),
+    ("MESSAGE_MAX_QUEUE_SIZE", "journal.queue_records", Convert::Same),
+    ("MEMORY_THRESHOLD_MB", "journal.spill_above_bytes", Convert::Mebibytes),
     ("DAILY_USAGE_RESET_HOUR", "ledger.reset_hour", Convert::Same),
 ];
 
@@ -94,6 +98,7 @@ fn convert_value(convert: Convert, text: &str) -> Result<Value, String> {
     match convert {
         Convert::Same => Ok(parse_value(&text.to_ascii_lowercase())),
         Convert::Seconds => whole_number(text).map(Value::Integer),
+        Convert::Mebibytes => whole_number(text).map(|m| Value::Integer(m.saturating_mul(1 << 20))),
         Convert::Minutes => whole_number(text).map(|m| Value::Integer(m.saturating_mul(60))),
         Convert::AddressList => text
             .split(',')
@@ -191,6 +196,11 @@ mod tests {
         assert_eq!(apply_one("RATE_LIMIT_PER_MINUTE", "90").limits.per_ip_per_minute, 90);
         assert!(!apply_one("USER_REGISTRATION_ENABLED", "False").accounts.registration);
         assert_eq!(apply_one("MESSAGE_FLUSH_INTERVAL_SECONDS", "600").journal.flush_interval.0.as_secs(), 600);
+        assert_eq!(apply_one("BATCH_LOG_INTERVAL_MINUTES", "10").journal.flush_interval.0.as_secs(), 600);
+        assert_eq!(apply_one("MESSAGE_BATCH_SIZE", "25").journal.batch_size, 25);
+        assert_eq!(apply_one("MESSAGE_MAX_QUEUE_SIZE", "1000").journal.queue_records, 1000);
+        assert_eq!(apply_one("MEMORY_THRESHOLD_MB", "512").journal.spill_above_bytes, 512 << 20);
+        assert!(!apply_one("MESSAGE_LOGGING_ENABLED", "false").journal.enabled);
         assert_eq!(apply_one("WHITELISTED_IPS", "127.0.0.1,localhost").access.allow.len(), 2);
         let config = apply_one("DEFAULT_USER_LIMITS", "{\"conversation_limit\": 3, \"reset\": 4}");
         let meter = config.plan("free").unwrap().meters.iter().find(|m| m.name.as_str() == "conversations").unwrap();

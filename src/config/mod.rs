@@ -4,6 +4,7 @@
 
 mod env;
 pub use env::foreign_names;
+mod journal;
 pub mod raw;
 
 use std::collections::{BTreeMap, HashSet};
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 pub use raw::{
     Access, Accounts, Backend, Durability, Journal, Ledger, Limits, Listen, LogFormat, MissingUsage, OutgrownHold,
-    RawConfig, RecoverOpenHolds, Store, Telemetry, UnknownModel,
+    Overflow, RawConfig, RecoverOpenHolds, Redact, RedactField, Store, Telemetry, TextPattern, UnknownModel,
 };
 
 use crate::domain::meters::{MeterName, Micro, ResetPeriod};
@@ -268,12 +269,12 @@ impl Config {
         at_least("limits.max_connections", self.limits.max_connections as u64, 1)?;
         at_least("limits.max_live_users", self.limits.max_live_users as u64, 1)?;
         at_least("limits.max_requests_per_connection", self.limits.max_requests_per_connection, 1)?;
-        at_least("journal.batch_size", self.journal.batch_size as u64, 1)?;
         at_least("journal.segment_bytes", self.journal.segment_bytes, 64 << 10)?;
         at_least("store.log_file_bytes", self.store.log_file_bytes, 1 << 20)?;
         if self.store.log_file_bytes > 1 << 30 {
             return Err(format!("store.log_file_bytes: {} is over 1 GiB; use less", self.store.log_file_bytes));
         }
+        journal::check(&self.journal)?;
         at_least("accounts.hash_concurrency", self.accounts.hash_concurrency as u64, 1)?;
         for (key, span) in [
             ("limits.header_timeout", self.limits.header_timeout),

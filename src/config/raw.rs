@@ -622,12 +622,28 @@ pub struct Journal {
     pub batch_size: usize,
     pub flush_interval: Span,
     pub queue_bytes: usize,
+    /// Records that may wait; 0: only their bytes count.
+    pub queue_records: usize,
+    /// What happens to a new record when the queue is full.
+    pub overflow: Overflow,
+    /// With `overflow = "wait"`: the longest that a call's end waits for room.
+    pub max_wait: Span,
+    /// Waiting bytes above which the journal writes at once and, with `overflow = "spill"`, new records go to files in
+    /// `spill_dir`.
+    pub spill_above_bytes: u64,
+    /// Without it: `data_dir/journal/spill`.
+    pub spill_dir: Option<PathBuf>,
+    /// All spill files together; past it, records are dropped.
+    pub spill_bytes: u64,
     /// Of the request's messages, and again of the answer's text, per call; what is longer is cut and marked.
     pub max_message_bytes: usize,
     pub segment_bytes: u64,
     pub segment_age: Span,
     pub retention_days: Option<u64>,
     pub retention_bytes: Option<u64>,
+    /// Users, by name, whose conversations are not kept.
+    pub exclude_users: Vec<String>,
+    pub redact: Redact,
 }
 
 impl Default for Journal {
@@ -637,13 +653,74 @@ impl Default for Journal {
             batch_size: 50,
             flush_interval: Span::secs(1),
             queue_bytes: 64 << 20,
+            queue_records: 0,
+            overflow: Overflow::default(),
+            max_wait: Span::millis(50),
+            spill_above_bytes: 32 << 20,
+            spill_dir: None,
+            spill_bytes: 1 << 30,
             max_message_bytes: 256 << 10,
             segment_bytes: 64 << 20,
             segment_age: Span::secs(24 * 3600),
             retention_days: Some(90),
             retention_bytes: None,
+            exclude_users: Vec::new(),
+            redact: Redact::default(),
         }
     }
+}
+
+/// What happens to a new conversation record when too many wait for the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Overflow {
+    /// It is dropped and counted.
+    #[default]
+    Drop,
+    /// The call, answered and settled, waits for room for a bounded time; then the record is dropped and counted.
+    Wait,
+    /// It goes to files on a second path until the disk has recovered.
+    Spill,
+}
+
+/// What is taken out of conversation records before they reach any disk. A field may stand in one list only.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Redact {
+    /// Become null.
+    pub drop: Vec<RedactField>,
+    /// Become a keyed hash: the same value gives the same hash.
+    pub hash: Vec<RedactField>,
+    /// Become what tells people apart no more: `j***@example.com`, a network instead of an address.
+    pub mask: Vec<RedactField>,
+    /// Found in what was said and replaced by a word.
+    pub patterns: Vec<TextPattern>,
+    /// For `hash`; without it, one is derived from the pepper.
+    pub key: Option<SecretSource>,
+}
+
+/// A part of a conversation record that can be redacted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RedactField {
+    Username,
+    Email,
+    IpAddress,
+    RequestId,
+    /// All that was asked.
+    Request,
+    /// All that was answered.
+    Response,
+}
+
+/// What can be found in a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TextPattern {
+    Email,
+    CreditCard,
+    ApiKey,
+    Phone,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]

@@ -79,6 +79,13 @@ pub struct User {
     pub created_at: UnixMillis,
     #[serde(default)]
     pub last_login: Option<UnixMillis>,
+    /// False: what the user says is not written into the conversation journal.
+    #[serde(default = "yes")]
+    pub log_conversations: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What the request path needs to know of a user, shared by all calls in flight.
@@ -90,6 +97,7 @@ pub struct Standing {
     pub plan: Arc<str>,
     pub status: Status,
     pub email_verified: bool,
+    pub log_conversations: bool,
 }
 
 impl From<&User> for Standing {
@@ -101,6 +109,7 @@ impl From<&User> for Standing {
             plan: user.plan.clone(),
             status: user.status,
             email_verified: user.email_verified,
+            log_conversations: user.log_conversations,
         }
     }
 }

@@ -17,7 +17,7 @@ use super::replay::Capture;
 use super::usage::{AnswerFormat, AnswerScan, Observed, Usage};
 use crate::actors::user::ledger::Amounts;
 use crate::actors::user::once::Ended;
-use crate::actors::writer::ConversationEntry;
+use crate::actors::writer::{ConversationEntry, Parked};
 use crate::clock::Monotonic;
 use crate::config::{Durability, MissingUsage, OutgrownHold};
 use crate::error::Reject;
@@ -123,7 +123,7 @@ pub async fn relay(
     record.bytes_in = client.body_received();
     let kept = relay.capture.take().map(Capture::into_bytes);
     let observed = std::mem::replace(&mut relay.scan, AnswerScan::new(AnswerFormat::Opaque, 0)).finish();
-    finish(worker, call, observed, end, kept, record);
+    let parked = finish(worker, call, observed, end, kept, record);
     if end == End::Complete && !relay.flush_rest(client, total_due).await {
         (end, record.outcome) = (End::ClientGone, Outcome::ClientGone);
     }
@@ -137,6 +137,10 @@ pub async fn relay(
         at.endpoint.keep(worker.index, conn, now, config);
     } else if end == End::Cut {
         at.endpoint.failed(now, config);
+    }
+    if let Some(parked) = parked {
+        // Everything has left and is settled: this delays the connection's next call at most. Rare, so on the heap.
+        Box::pin(parked.wait()).await;
     }
     match end {
         End::Complete if close || client_broken || !sent_whole && !client.body_is_done() => Served::Close,
@@ -159,7 +163,7 @@ impl<'e> Relay<'e> {
             Some(value) if !compressed => AnswerFormat::of_content_type(value),
             _ => AnswerFormat::Opaque,
         };
-        let text_limit = if call.route.log { call.policy.journal_bytes.unwrap_or(0) } else { 0 };
+        let text_limit = call.journal_bytes().unwrap_or(0);
         conn.consume(head.len);
         let sized = matches!(head.framing, Framing::Length(_));
         let incoming = match head.framing {
@@ -397,7 +401,7 @@ fn short_event(worker: &Worker, call: &Call<'_>) -> Vec<u8> {
     [b"\n\nevent: error\ndata: ".as_slice(), &body, b"\n\n"].concat()
 }
 
-/// Everything that follows from the end of an answer.
+/// Everything that follows from the end of an answer. Gives back a journal record that may wait for room.
 fn finish(
     worker: &Worker,
     call: &mut Call<'_>,
@@ -405,7 +409,7 @@ fn finish(
     end: End,
     kept: Option<Vec<u8>>,
     record: &mut Record<'_>,
-) {
+) -> Option<Parked> {
     record.outcome = match (end, record.status) {
         (End::ClientGone, _) => Outcome::ClientGone,
         (End::Cut, _) => Outcome::UpstreamCut,
@@ -436,10 +440,12 @@ fn finish(
         worker.shard.tokens(label, usage.input_tokens, usage.output_tokens, usage.cached_tokens);
     }
     let had_body = call.head.framing != Framing::None;
-    if call.route.log && had_body && call.policy.journal_bytes.is_some() {
-        journal(worker, call, &observed, usage, model.as_deref(), record);
-    }
+    let parked = match call.journal_bytes() {
+        Some(_) if had_body => journal(worker, call, &observed, usage, model.as_deref(), record),
+        _ => None,
+    };
     buffers::give(std::mem::take(&mut call.intake.body));
+    parked
 }
 
 /// Pays what the call cost, by what the upstream said or, where it said nothing, by the stated rule.
@@ -484,7 +490,7 @@ fn journal(
     usage: Usage,
     model: Option<&str>,
     record: &Record<'_>,
-) {
+) -> Option<Parked> {
     let standing = &call.caller.standing;
     let intake = &call.intake;
     let messages = intake.facts.messages.clone();
@@ -496,7 +502,7 @@ fn journal(
         None => &intake.body,
     };
     let answered_by = model.or(observed.model.as_deref());
-    worker.shared.journal.emit(&ConversationEntry {
+    worker.shared.journal.emit_or_wait(&ConversationEntry {
         user_id: standing.id.0,
         username: &standing.username,
         email: &standing.email,
@@ -517,5 +523,5 @@ fn journal(
         status: record.status,
         truncated: intake.cut || observed.text_truncated,
         outcome: record.outcome.as_str(),
-    });
+    })
 }

@@ -56,6 +56,16 @@ pub struct Call<'a> {
     pub request: RequestId,
 }
 
+impl Call<'_> {
+    /// How much of each text of this call the journal keeps; `None` when it keeps nothing: it is off, or the route's or the
+    /// user's calls are left out.
+    pub fn journal_bytes(&self) -> Option<usize> {
+        let standing = &self.caller.standing;
+        let is_kept = self.route.log && standing.log_conversations && !self.policy.excludes(&standing.username);
+        self.policy.journal_bytes.filter(|_| is_kept)
+    }
+}
+
 /// Why an attempt brought no answer.
 #[derive(Debug)]
 enum Failure {
@@ -473,9 +483,11 @@ impl Upload {
 
 /// Keeps a copy for the journal, as far as it goes.
 fn keep_copy(call: &mut Call<'_>, piece: &[u8]) {
-    let wanted = call.route.log && call.intake.is_json;
-    let max = call.policy.journal_bytes.unwrap_or(0);
-    if !wanted || call.intake.cut || max == 0 {
+    if !call.intake.is_json || call.intake.cut {
+        return;
+    }
+    let max = call.journal_bytes().unwrap_or(0);
+    if max == 0 {
         return;
     }
     let fits = call.intake.body.len() + piece.len() <= max && call.share.grow(piece.len());

@@ -4,7 +4,7 @@
 //! changes once built.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -32,6 +32,8 @@ pub struct Policy {
     pub outgrown_hold: OutgrownHold,
     /// `None`: the journal is off.
     pub journal_bytes: Option<usize>,
+    /// Users whose conversations are not kept, in lower case.
+    journal_excludes: HashSet<String>,
     /// The label of calls that reached no route.
     pub no_route: Label,
     pub no_name: Arc<str>,
@@ -237,11 +239,17 @@ impl Policy {
             missing_usage: config.ledger.missing_usage,
             outgrown_hold: config.ledger.outgrown_hold,
             journal_bytes: config.journal.enabled.then_some(config.journal.max_message_bytes),
+            journal_excludes: config.journal.exclude_users.iter().map(|name| name.to_lowercase()).collect(),
             no_route: metrics.route("(none)"),
             no_name: Arc::from("(none)"),
             local_route: metrics.route("(local)"),
             local_name: Arc::from("(local)"),
         }
+    }
+
+    /// Whether this user's conversations are kept out of the journal. Names are the same in any case.
+    pub fn excludes(&self, username: &str) -> bool {
+        !self.journal_excludes.is_empty() && self.journal_excludes.contains(&username.to_lowercase())
     }
 
     pub fn endpoints(&self) -> Vec<Arc<Endpoint>> {

@@ -15,6 +15,7 @@ use super::index::{
 };
 use super::queue::Pending;
 use super::reader::{Index, Segment};
+use super::replay::Replay;
 use super::segment::{Disk, SEGMENT_HEAD_BYTES, SegmentFile, SegmentHead, list_segments, segment_path};
 use super::thread::{Batch, Writer};
 use super::{Clock, JournalConfig, Shared};
@@ -51,7 +52,7 @@ impl ActiveFile {
         if sync { self.file.sync_data() } else { Ok(()) }
     }
 
-    fn cut_back(&mut self) -> io::Result<()> {
+    pub(super) fn cut_back(&mut self) -> io::Result<()> {
         if self.has_failed_attempt {
             self.file.set_len(self.len)?;
             self.has_failed_attempt = false;
@@ -78,6 +79,7 @@ impl Writer {
             next_seq: 1,
             pending: Pending::default(),
             batch: Batch::default(),
+            replay: Replay::default(),
             _lock: lock,
         };
         writer.recover()?;
@@ -313,7 +315,7 @@ impl Writer {
 }
 
 /// Makes the directory and takes it for this process.
-fn lock_dir(dir: &Path, disk: &dyn Disk) -> io::Result<File> {
+pub(super) fn lock_dir(dir: &Path, disk: &dyn Disk) -> io::Result<File> {
     fs::create_dir_all(dir)?;
     let lock = File::options().create(true).truncate(false).write(true).open(dir.join("LOCK"))?;
     if let Err(error) = lock.try_lock() {

@@ -13,21 +13,26 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
 
+mod detect;
 mod frame;
 mod index;
 mod keeping;
+mod park;
 mod queue;
 mod reader;
 mod record;
+mod redact;
+mod replay;
 mod segment;
+mod spill;
 #[cfg(test)]
 mod testing;
 mod thread;
@@ -35,22 +40,19 @@ mod thread;
 use frame::Frame;
 use queue::Queue;
 use reader::{PageQuery, Segment};
+use spill::Spill;
 use thread::Writer;
 
+pub use park::Parked;
 pub use reader::{JournalReader, MAX_PAGE_BYTES, MAX_PAGE_SIZE, Page, VerifyReport};
 pub use record::{ConversationEntry, MAX_JSON_DEPTH, MAX_TEXT_BYTES};
+pub use redact::Redaction;
 pub use segment::{Disk, LocalDisk, SegmentFile};
+
+pub use crate::config::Overflow;
 
 /// The time, in Unix milliseconds.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
-
-/// What happens to a new record when the queue is at its bound.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Overflow {
-    /// The new record is dropped and counted.
-    #[default]
-    Drop,
-}
 
 /// How the journal is kept.
 #[derive(Debug, Clone)]
@@ -68,6 +70,8 @@ pub struct JournalConfig {
     pub batch_gap: Duration,
     /// Bound on the records that wait, in bytes: their texts, and about 100 bytes each.
     pub queue_bytes: u64,
+    /// Bound on their number; 0: only their bytes count.
+    pub queue_records: u64,
     /// A segment is sealed before it grows past this many bytes (clamped to 4 KiB..=1 GiB), give or take one record.
     pub segment_bytes: u64,
     /// A segment with records in it is sealed at this age.
@@ -80,14 +84,27 @@ pub struct JournalConfig {
     pub retention_bytes: Option<u64>,
     /// What happens at the queue's bound.
     pub overflow: Overflow,
+    /// With [`Overflow::Wait`]: the longest that [`Parked::wait`] takes.
+    pub max_wait: Duration,
+    /// Waiting bytes above which the thread writes at once and, with [`Overflow::Spill`], records go to `spill_dir`.
+    pub spill_above_bytes: u64,
+    /// Where spill files are; made when missing, if the policy asks for it. What earlier runs left there goes into the
+    /// journal in any case.
+    pub spill_dir: PathBuf,
+    /// Bound on all spill files together, in bytes.
+    pub spill_bytes: u64,
+    /// What is taken out of records before they reach a disk.
+    pub redaction: Arc<Redaction>,
 }
 
 impl JournalConfig {
     /// The defaults, in `dir`.
     #[must_use]
     pub fn new(dir: impl Into<PathBuf>) -> Self {
+        let dir = dir.into();
         Self {
-            dir: dir.into(),
+            spill_dir: dir.join("spill"),
+            dir,
             enabled: true,
             batch_records: 50,
             flush_interval: Duration::from_secs(1),
@@ -99,18 +116,25 @@ impl JournalConfig {
             retention: None,
             retention_bytes: None,
             overflow: Overflow::Drop,
+            queue_records: 0,
+            max_wait: Duration::from_millis(50),
+            spill_above_bytes: 32 << 20,
+            spill_bytes: 1 << 30,
+            redaction: Arc::default(),
         }
     }
 }
 
-/// What the journal counts. `emitted = written + spilled + dropped + queue_records` whenever no `emit` is under way.
+/// What the journal counts. `emitted = written + spilled + dropped + queue_records` whenever nothing is on its way between
+/// two of them. While something is, it counts in both: read `emitted` first and then along the way of a record
+/// (`queue_records`, `spilled`, `written`, `dropped`), and no record is ever missing.
 ///
 /// All together in two cache lines: an `emit` changes three of them, and fetching one line from another core is what
 /// that costs.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub struct JournalCounters {
-    /// Records handed over.
+    /// Records handed over, and those of earlier runs that were found in spill files.
     pub emitted: AtomicU64,
     /// Gauge: bytes of waiting records, as they lie in the queue.
     pub queue_bytes: AtomicU64,
@@ -118,7 +142,7 @@ pub struct JournalCounters {
     pub queue_records: AtomicU64,
     /// Records on disk (and synced, unless `sync` is off).
     pub written: AtomicU64,
-    /// Records moved out of memory while the disk was behind. Always 0 with [`Overflow::Drop`].
+    /// Gauge: records in spill files, synced. When they have come into the journal they count as written instead.
     pub spilled: AtomicU64,
     /// Records given up: past the queue's bound, after the stop, or larger than a record may be.
     pub dropped: AtomicU64,
@@ -138,6 +162,14 @@ pub struct JournalCounters {
     pub index_rebuilds: AtomicU64,
     /// Segments that retention deleted.
     pub segments_deleted: AtomicU64,
+    /// Gauge: bytes of all spill files.
+    pub spill_bytes: AtomicU64,
+    /// Writes and syncs of spill files that failed, or found no room under the bound.
+    pub spill_errors: AtomicU64,
+    /// Gauge: calls that wait for room for their record.
+    pub parked: AtomicU64,
+    /// Gauge: bytes of those records. They are not handed over yet.
+    pub parked_bytes: AtomicU64,
 }
 
 /// The journal's handle: cheap to clone, shared by all threads. When the last clone goes, the journal stops.
@@ -154,8 +186,8 @@ impl std::fmt::Debug for Journal {
 
 struct Handle {
     shared: Arc<Shared>,
-    thread: Option<Thread>,
     join: Mutex<Option<JoinHandle<io::Result<()>>>>,
+    spill_join: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// What the callers and the journal's thread have in common.
@@ -164,8 +196,20 @@ struct Shared {
     enabled: bool,
     batch_records: u64,
     queue_bytes: u64,
+    queue_records: u64,
+    /// Waiting bytes from which on the thread goes on at once.
+    urgent_bytes: u64,
+    /// With [`Overflow::Wait`].
+    max_wait: Option<Duration>,
     counters: Arc<JournalCounters>,
     queue: Queue,
+    /// Places taken in the queue, where their number is bounded.
+    places: AtomicU64,
+    spill: Spill,
+    redaction: Arc<Redaction>,
+    /// Told when records leave the queue and somebody waits for room.
+    room: Notify,
+    thread: OnceLock<Thread>,
     catalog: RwLock<Catalog>,
     waiters: Mutex<Waiters>,
     /// True while the thread sleeps and the next full batch may wake it; one wake-up per sleep.
@@ -197,47 +241,63 @@ impl Journal {
     /// damage in the middle is counted and passed by. Fails when the directory cannot be read or written, or another
     /// server has it.
     pub fn start(config: JournalConfig, clock: Clock) -> io::Result<Self> {
-        Self::start_on(config, clock, Box::new(LocalDisk))
+        Self::start_on(config, clock, Box::new(LocalDisk), Box::new(LocalDisk))
     }
 
-    /// As [`Journal::start`], on a disk of the caller's choice.
-    pub fn start_on(config: JournalConfig, clock: Clock, disk: Box<dyn Disk>) -> io::Result<Self> {
+    /// As [`Journal::start`], on disks of the caller's choice for the segments and for the spill.
+    pub fn start_on(
+        config: JournalConfig,
+        clock: Clock,
+        disk: Box<dyn Disk>,
+        spill_disk: Box<dyn Disk>,
+    ) -> io::Result<Self> {
         let shared = Arc::new(Shared::new(&config));
+        let handle = |join, spill_join| {
+            let (join, spill_join) = (Mutex::new(join), Mutex::new(spill_join));
+            Self { handle: Arc::new(Handle { shared: Arc::clone(&shared), join, spill_join }) }
+        };
         if !config.enabled {
             shared.close();
-            return Ok(Self { handle: Arc::new(Handle { shared, thread: None, join: Mutex::new(None) }) });
+            return Ok(handle(None, None));
         }
-        let writer = Writer::open(Arc::clone(&shared), config, clock, disk)?;
-        let join = std::thread::Builder::new().name("tollgate-journal".to_owned()).spawn(move || writer.run())?;
-        let thread = Some(join.thread().clone());
-        Ok(Self { handle: Arc::new(Handle { shared, thread, join: Mutex::new(Some(join)) }) })
+        let mut writer = Writer::open(Arc::clone(&shared), config.clone(), Arc::clone(&clock), disk)?;
+        let (replay, spill_join) = spill::open(&shared, &config, clock, spill_disk)?;
+        writer.replay = replay;
+        let spawned = std::thread::Builder::new().name("tollgate-journal".to_owned()).spawn(move || writer.run());
+        let join = spawned.inspect_err(|_| shared.spill.stop())?;
+        shared.thread.set(join.thread().clone()).ok();
+        Ok(handle(Some(join), spill_join))
     }
 
-    /// Hands one finished call over; it is copied. Never waits for the disk and never fails; past the queue's bound the
-    /// entry is dropped and counted.
+    /// Hands one finished call over; it is copied. Never waits and never fails; past the queue's bound the entry is
+    /// dropped and counted.
     pub fn emit(&self, entry: &ConversationEntry<'_>) {
-        let shared = &*self.handle.shared;
+        let shared = &self.handle.shared;
         if !shared.enabled {
             return;
         }
-        let counters = &*shared.counters;
-        counters.emitted.fetch_add(1, Ordering::Relaxed);
         let frame = Frame::of(entry);
-        let weight = frame.len() as u64;
-        let before = counters.queue_bytes.fetch_add(weight, Ordering::Relaxed);
-        if before + weight > shared.queue_bytes {
-            counters.queue_bytes.fetch_sub(weight, Ordering::Relaxed);
-            counters.dropped.fetch_add(1, Ordering::Relaxed);
-            return;
+        if !shared.place(frame.len() as u64, |queue| queue.push(&frame)) {
+            shared.refuse();
         }
-        // Counted before it can be drained, so that the gauge never goes below zero.
-        let waiting = counters.queue_records.fetch_add(1, Ordering::SeqCst) + 1;
-        if !shared.queue.push(&frame) {
-            return shared.give_up(1, weight);
+    }
+
+    /// As [`Journal::emit`], but with [`Overflow::Wait`] an entry without room is given back, to be waited for.
+    #[must_use]
+    pub fn emit_or_wait(&self, entry: &ConversationEntry<'_>) -> Option<Parked> {
+        let shared = &self.handle.shared;
+        if !shared.enabled {
+            return None;
         }
-        if shared.has_to_wake(waiting, before, weight) {
-            self.wake();
+        let frame = Frame::of(entry);
+        if shared.place(frame.len() as u64, |queue| queue.push(&frame)) {
+            return None;
         }
+        let parked = shared.max_wait.and_then(|longest| Parked::new(shared, &frame, longest));
+        if parked.is_none() {
+            shared.refuse();
+        }
+        parked
     }
 
     /// Waits until everything emitted before is on disk. Fails when a write fails meanwhile (the records then go on
@@ -278,7 +338,7 @@ impl Journal {
         waiters.waiting.push(Box::new(done));
         shared.flush_wanted.store(true, Ordering::SeqCst);
         drop(waiters);
-        self.wake();
+        shared.wake_journal();
     }
 
     /// Writes what waits, ends the thread and waits for its end; seals nothing. Later emits count as dropped. With a
@@ -306,12 +366,6 @@ impl Journal {
     pub fn counters(&self) -> Arc<JournalCounters> {
         Arc::clone(&self.handle.shared.counters)
     }
-
-    fn wake(&self) {
-        if let Some(thread) = &self.handle.thread {
-            thread.unpark();
-        }
-    }
 }
 
 fn ended() -> io::Error {
@@ -335,9 +389,16 @@ impl Handle {
         self.shared.stopping.store(true, Ordering::SeqCst);
         join.thread().unpark();
         if join.thread().id() == std::thread::current().id() {
+            self.shared.spill.stop();
             return Ok(()); // the last clone went inside a flush callback; the thread ends by itself
         }
-        join.join().unwrap_or_else(|_| Err(ended()))
+        let result = join.join().unwrap_or_else(|_| Err(ended()));
+        // After the journal: what that could not write goes to the spill.
+        self.shared.spill.stop();
+        if let Some(spill) = self.spill_join.lock().take() {
+            spill.join().ok(); // its counters say what became of the records
+        }
+        result
     }
 }
 
@@ -355,8 +416,16 @@ impl Shared {
             enabled: config.enabled,
             batch_records: config.batch_records.max(1),
             queue_bytes: config.queue_bytes,
+            queue_records: config.queue_records,
+            urgent_bytes: config.spill_above_bytes.min(config.queue_bytes / 2),
+            max_wait: (config.overflow == Overflow::Wait).then_some(config.max_wait),
             counters: Arc::default(),
             queue: Queue::default(),
+            places: AtomicU64::new(0),
+            spill: Spill::new(config.spill_above_bytes.min(config.queue_bytes)),
+            redaction: Arc::clone(&config.redaction),
+            room: Notify::new(),
+            thread: OnceLock::new(),
             catalog: RwLock::default(),
             waiters: Mutex::default(),
             wakeable: AtomicBool::new(false),
@@ -366,19 +435,69 @@ impl Shared {
         }
     }
 
-    /// A full batch wakes a sleeping thread once; a queue that crosses half its bound wakes it whatever it waits for.
+    /// Counts a record in and has `push` put it into the queue. False when there is no room, and nothing has changed.
+    fn place(&self, weight: u64, push: impl FnOnce(&Queue) -> bool) -> bool {
+        let counters = &*self.counters;
+        let before = counters.queue_bytes.fetch_add(weight, Ordering::Relaxed);
+        let fits = before + weight <= self.queue_bytes && self.take_place();
+        if !fits {
+            counters.queue_bytes.fetch_sub(weight, Ordering::Relaxed);
+            return false;
+        }
+        // Counted before it can be drained, so that the gauge never goes below zero, and before it is `emitted`.
+        let waiting = counters.queue_records.fetch_add(1, Ordering::SeqCst) + 1;
+        counters.emitted.fetch_add(1, Ordering::SeqCst);
+        if !push(&self.queue) {
+            self.give_up(1, weight);
+            return true;
+        }
+        self.spill.note(before + weight);
+        if self.has_to_wake(waiting, before, weight) {
+            self.wake_journal();
+        }
+        true
+    }
+
+    fn take_place(&self) -> bool {
+        if self.queue_records == 0 {
+            return true;
+        }
+        let fits = self.places.fetch_add(1, Ordering::SeqCst) < self.queue_records;
+        if !fits {
+            self.places.fetch_sub(1, Ordering::SeqCst);
+        }
+        fits
+    }
+
+    /// Counts a record that found no room.
+    fn refuse(&self) {
+        self.counters.dropped.fetch_add(1, Ordering::SeqCst);
+        self.counters.emitted.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn wake_journal(&self) {
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+
+    /// A full batch wakes a sleeping thread once; a queue that crosses half a bound wakes it whatever it waits for.
     fn has_to_wake(&self, waiting: u64, before: u64, weight: u64) -> bool {
-        let half = self.queue_bytes / 2;
-        let crossed_half = before < half && before + weight >= half;
+        let crossed_half = before < self.urgent_bytes && before + weight >= self.urgent_bytes
+            || self.queue_records > 0 && waiting == self.queue_records.div_ceil(2);
         let full_batch = waiting >= self.batch_records
             && self.wakeable.load(Ordering::SeqCst)
             && self.wakeable.swap(false, Ordering::SeqCst);
         crossed_half || full_batch
     }
 
-    /// Whether the thread has to go on at once.
+    /// Whether the thread has to go on at once. What the spill has in its hands is no work for it.
     fn is_urgent(&self) -> bool {
-        self.is_called() || self.counters.queue_bytes.load(Ordering::Relaxed) >= self.queue_bytes / 2
+        let (held_records, held_bytes) = self.spill.held();
+        let bytes = self.counters.queue_bytes.load(Ordering::Relaxed).saturating_sub(held_bytes);
+        let records = self.counters.queue_records.load(Ordering::SeqCst).saturating_sub(held_records);
+        let is_crowded = self.queue_records > 0 && records >= self.queue_records.div_ceil(2);
+        self.is_called() || bytes >= self.urgent_bytes.max(1) || is_crowded
     }
 
     /// Whether somebody waits for the thread.
@@ -387,19 +506,26 @@ impl Shared {
     }
 
     fn has_full_batch(&self) -> bool {
-        self.counters.queue_records.load(Ordering::SeqCst) >= self.batch_records
+        let waiting = self.counters.queue_records.load(Ordering::SeqCst);
+        waiting.saturating_sub(self.spill.held().0) >= self.batch_records
     }
 
     /// Takes records out of the queue that will never be written, since the journal has ended.
     fn give_up(&self, records: u64, weight: u64) {
-        self.counters.dropped.fetch_add(records, Ordering::Relaxed);
+        self.counters.dropped.fetch_add(records, Ordering::SeqCst);
         self.leave_queue(records, weight);
         self.lost_at_end.fetch_or(records > 0, Ordering::SeqCst);
     }
 
     fn leave_queue(&self, records: u64, weight: u64) {
         self.counters.queue_records.fetch_sub(records, Ordering::SeqCst);
-        self.counters.queue_bytes.fetch_sub(weight, Ordering::Relaxed);
+        self.counters.queue_bytes.fetch_sub(weight, Ordering::SeqCst);
+        if self.queue_records > 0 {
+            self.places.fetch_sub(records, Ordering::SeqCst);
+        }
+        if self.counters.parked.load(Ordering::SeqCst) > 0 {
+            self.room.notify_waiters();
+        }
     }
 
     fn take_waiters(&self) -> Vec<Waiter> {
@@ -411,8 +537,12 @@ impl Shared {
     /// Ends the journal for callers, however its thread ended: gives up what still waits in the shards and answers
     /// whoever waits for a flush.
     fn close(&self) {
-        let (records, weight) = self.queue.close();
-        self.give_up(records, weight);
+        // With a spill, its thread ends the queue.
+        if !self.spill.is_on() {
+            let (records, weight) = self.queue.close();
+            self.give_up(records, weight);
+        }
+        self.room.notify_waiters();
         let mut waiters = self.waiters.lock();
         waiters.closed = true;
         let waiting = std::mem::take(&mut waiters.waiting);

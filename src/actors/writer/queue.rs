@@ -47,14 +47,27 @@ struct Arena {
 impl Queue {
     /// False when the queue is closed.
     pub(super) fn push(&self, frame: &Frame<'_>) -> bool {
+        self.add(frame.len(), |chunk| frame.append_to(chunk))
+    }
+
+    /// As [`Queue::push`], for a frame that is bytes already.
+    pub(super) fn push_bytes(&self, frame: &[u8]) -> bool {
+        self.add(frame.len(), |chunk| chunk.extend_from_slice(frame))
+    }
+
+    fn add(&self, len: usize, append: impl FnOnce(&mut Vec<u8>)) -> bool {
         let Some(shard) = self.shards.get(my_shard()) else {
             return false;
         };
         let mut arena = shard.arena.lock();
         if !arena.closed {
-            arena.push(frame);
+            append(arena.room_for(len));
         }
         !arena.closed
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.shards.iter().all(|shard| shard.arena.lock().chunks.is_empty())
     }
 
     /// Takes no more, and throws away what is left: so many records, of so many bytes.
@@ -76,17 +89,19 @@ impl Queue {
 }
 
 impl Arena {
-    fn push(&mut self, frame: &Frame<'_>) {
-        if let Some(chunk) = self.chunks.last_mut().filter(|chunk| chunk.capacity() - chunk.len() >= frame.len()) {
-            return frame.append_to(chunk);
+    /// The chunk to append so many bytes to.
+    fn room_for(&mut self, len: usize) -> &mut Vec<u8> {
+        let fits = self.chunks.last().is_some_and(|chunk| chunk.capacity() - chunk.len() >= len);
+        if !fits {
+            let chunk = if len > CHUNK_BYTES {
+                Vec::with_capacity(len)
+            } else {
+                self.spare.pop().unwrap_or_else(|| Vec::with_capacity(CHUNK_BYTES))
+            };
+            self.chunks.push(chunk);
         }
-        let mut chunk = if frame.len() > CHUNK_BYTES {
-            Vec::with_capacity(frame.len())
-        } else {
-            self.spare.pop().unwrap_or_else(|| Vec::with_capacity(CHUNK_BYTES))
-        };
-        frame.append_to(&mut chunk);
-        self.chunks.push(chunk);
+        let last = self.chunks.len() - 1;
+        &mut self.chunks[last]
     }
 }
 
@@ -111,7 +126,10 @@ pub(super) struct Pending {
     chunks: Vec<Chunk>,
     /// The frames in the order in which they are to be written.
     order: Vec<Place>,
+    /// The frame whose turn it is.
     next: usize,
+    /// Those before have reached their place for good; the ones between may be asked for again.
+    confirmed: usize,
     order_use: RecentUse,
     /// Empty chunks that no shard has use for just now.
     spare: Vec<Vec<u8>>,
@@ -136,12 +154,12 @@ impl Pending {
     /// Takes everything that waits in the queue, if nothing is pending: as long as the disk fails, the shards go on
     /// filling their chunks instead of giving them away half empty.
     pub(super) fn take(&mut self, queue: &Queue) {
-        if self.next < self.order.len() {
+        if self.confirmed < self.order.len() {
             return;
         }
         self.chunks.clear();
         self.order_use.clear(&mut self.order);
-        self.next = 0;
+        (self.next, self.confirmed) = (0, 0);
         for shard in &queue.shards {
             self.take_chunks(&mut shard.arena.lock());
         }
@@ -173,29 +191,42 @@ impl Pending {
         }
     }
 
+    /// What is pending just after [`Pending::take`]: so many records, of so many bytes.
+    pub(super) fn taken(&self) -> (u64, u64) {
+        (self.order.len() as u64, self.chunks.iter().map(|chunk| chunk.bytes.len() as u64).sum())
+    }
+
     /// The frame whose turn it is.
     pub(super) fn first(&self) -> Option<&[u8]> {
         let place = self.order.get(self.next)?;
         frame_at(&self.chunks.get(place.chunk as usize)?.bytes, place.offset as usize)
     }
 
-    /// Goes past the first frame. A chunk's memory can be used again after its last one.
+    /// Goes past the first frame.
     pub(super) fn advance(&mut self) {
-        let Some(place) = self.order.get(self.next) else {
-            return;
-        };
-        self.next += 1;
-        let Some(chunk) = self.chunks.get_mut(place.chunk as usize) else {
-            return;
-        };
-        chunk.left = chunk.left.saturating_sub(1);
-        if chunk.left == 0 {
-            let mut bytes = std::mem::take(&mut chunk.bytes);
-            bytes.clear();
-            if bytes.capacity() == CHUNK_BYTES {
-                self.spare.push(bytes);
+        self.next = (self.next + 1).min(self.order.len());
+    }
+
+    /// What has been gone past is done with. A chunk's memory can be used again after its last frame.
+    pub(super) fn confirm(&mut self) {
+        for at in self.confirmed..self.next {
+            let place = self.order.get(at).and_then(|place| self.chunks.get_mut(place.chunk as usize));
+            let Some(chunk) = place else { continue };
+            chunk.left = chunk.left.saturating_sub(1);
+            if chunk.left == 0 {
+                let mut bytes = std::mem::take(&mut chunk.bytes);
+                bytes.clear();
+                if bytes.capacity() == CHUNK_BYTES {
+                    self.spare.push(bytes);
+                }
             }
         }
+        self.confirmed = self.next;
+    }
+
+    /// Goes back to the first frame that is not done with.
+    pub(super) fn rewind(&mut self) {
+        self.next = self.confirmed;
     }
 
     /// Throws everything away: so many records, of so many bytes.
@@ -205,6 +236,7 @@ impl Pending {
             left = (left.0 + 1, left.1 + frame.len() as u64);
             self.advance();
         }
+        self.confirm();
         left
     }
 }
@@ -251,8 +283,30 @@ mod tests {
         while let Some(frame) = pending.first() {
             texts.push(String::from_utf8(read(frame).unwrap().response.to_vec()).unwrap());
             pending.advance();
+            pending.confirm();
         }
         texts
+    }
+
+    #[test]
+    fn what_is_not_done_with_comes_again() {
+        let (queue, mut pending) = (Queue::default(), Pending::default());
+        (0..4).for_each(|time| push(&queue, time, &time.to_string()));
+        pending.take(&queue);
+        assert_eq!((pending.taken().0, queue.is_empty()), (4, true));
+        pending.advance();
+        pending.confirm();
+        (0..3).for_each(|_| pending.advance());
+        push(&queue, 9, "9");
+        pending.take(&queue);
+        pending.rewind();
+        assert_eq!(texts(&mut pending), ["1", "2", "3"], "nothing is taken before that");
+        pending.take(&queue);
+        let bytes = pending.first().unwrap().to_vec();
+        assert!(queue.push_bytes(&bytes));
+        assert_eq!(texts(&mut pending), ["9"]);
+        pending.take(&queue);
+        assert_eq!(texts(&mut pending), ["9"]);
     }
 
     #[test]

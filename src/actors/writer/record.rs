@@ -4,11 +4,14 @@
 //! the caller only lends what it has to a [`ConversationEntry`]; checking, escaping and formatting happen on the
 //! journal's thread, into one buffer and without an allocation per record.
 
+use std::borrow::Cow;
 use std::fmt;
-use std::io::Write;
 use std::net::IpAddr;
 
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+
+use super::redact::Redaction;
+use crate::config::RedactField;
 
 /// Longest request or response text kept, in bytes; what is longer is cut and the record says `truncated`.
 pub const MAX_TEXT_BYTES: usize = 4 << 20;
@@ -70,21 +73,47 @@ pub struct ConversationEntry<'a> {
 
 impl ConversationEntry<'_> {
     /// Appends the record's JSON to `out`: one object on one line, without a NUL byte (recovery relies on that).
-    pub(super) fn encode(&self, id: u64, out: &mut Vec<u8>) {
-        let request = KeptText::of(self.request);
-        let response = KeptText::of(self.response);
-        out.reserve(request.bytes.len() + response.bytes.len() + response.bytes.len() / 8 + USUAL_REST_BYTES);
-        let truncated = self.truncated || request.cut || response.cut;
-
+    pub(super) fn encode(&self, id: u64, rules: &Redaction, out: &mut Vec<u8>) {
         push_field(out, b"{\"id\":", id);
-        push_field(out, b",\"user_id\":", self.user_id);
-        push_text(out, b",\"username\":", self.username);
-        push_text(out, b",\"email\":", self.email);
+        out.push(b',');
+        self.encode_members(rules, out);
+        out.push(b'}');
+    }
+
+    /// The record's members but for its id, which only the journal's segments give.
+    pub(super) fn encode_members(&self, rules: &Redaction, out: &mut Vec<u8>) {
+        let kept_request = KeptText::of(self.request);
+        let kept_response = KeptText::of(self.response);
+        let mut truncated = self.truncated || kept_request.cut || kept_response.cut;
+        let request = rules.request(kept_request.bytes);
+        let response = rules.response(kept_response.bytes);
+        let room = |text: &Option<Cow<'_, [u8]>>| text.as_ref().map_or(0, |text| text.len() + text.len() / 8);
+        out.reserve(room(&request) + room(&response) + USUAL_REST_BYTES);
+
+        push_field(out, b"\"user_id\":", self.user_id);
+        rules.push_field(out, b",\"username\":", RedactField::Username, self.username);
+        rules.push_field(out, b",\"email\":", RedactField::Email, self.email);
         push_text(out, b",\"model\":", self.model);
         out.extend_from_slice(b",\"messages\":{\"request\":");
-        push_request(out, &request, self.request_is_json);
+        match &request {
+            Some(request) => {
+                // A word may be a little longer than what it stands for.
+                let again = KeptText::of(request);
+                truncated |= again.cut;
+                let kept = KeptText { cut: kept_request.cut || again.cut, ..again };
+                push_request(out, &kept, self.request_is_json);
+            }
+            None => out.extend_from_slice(b"null"),
+        }
         out.extend_from_slice(b",\"response\":{\"role\":\"assistant\",\"content\":");
-        push_lossy_string(out, response.bytes);
+        match &response {
+            Some(response) => {
+                let again = KeptText::of(response);
+                truncated |= again.cut;
+                push_lossy_string(out, again.bytes);
+            }
+            None => out.extend_from_slice(b"null"),
+        }
         out.extend_from_slice(b"}},\"research_enabled\":");
         push_bool(out, self.research_enabled);
         match self.r_type {
@@ -93,20 +122,18 @@ impl ConversationEntry<'_> {
         }
         push_field(out, b",\"tokens_used\":", self.tokens_used);
         push_field(out, b",\"processing_time_ms\":", self.processing_time_ms);
-        out.extend_from_slice(b",\"ip_address\":\"");
-        push_address(out, self.ip_address);
-        out.extend_from_slice(b"\",\"timestamp\":\"");
+        rules.push_address(out, b",\"ip_address\":", self.ip_address);
+        out.extend_from_slice(b",\"timestamp\":\"");
         push_timestamp(out, self.timestamp_ms);
         out.push(b'"');
         push_field(out, b",\"input_tokens\":", self.input_tokens);
         push_field(out, b",\"output_tokens\":", self.output_tokens);
         push_text(out, b",\"route\":", self.route);
-        push_text(out, b",\"request_id\":", self.request_id);
+        rules.push_field(out, b",\"request_id\":", RedactField::RequestId, self.request_id);
         push_field(out, b",\"status\":", u64::from(self.status));
         out.extend_from_slice(b",\"truncated\":");
         push_bool(out, truncated);
         push_text(out, b",\"outcome\":", self.outcome);
-        out.push(b'}');
     }
 }
 
@@ -153,7 +180,7 @@ fn push_field(out: &mut Vec<u8>, name: &[u8], value: u64) {
     push_number(out, value);
 }
 
-fn push_text(out: &mut Vec<u8>, name: &[u8], value: &str) {
+pub(super) fn push_text(out: &mut Vec<u8>, name: &[u8], value: &str) {
     out.extend_from_slice(name);
     out.push(b'"');
     push_escaped(out, value.as_bytes());
@@ -185,7 +212,7 @@ fn push_lossy_string(out: &mut Vec<u8>, text: &[u8]) {
 }
 
 /// The inside of a JSON string: stretches that need no escape are copied whole.
-fn push_escaped(out: &mut Vec<u8>, text: &[u8]) {
+pub(super) fn push_escaped(out: &mut Vec<u8>, text: &[u8]) {
     let mut rest = text;
     while let Some((plain, [byte, after @ ..])) = rest.split_at_checked(plain_run(rest)) {
         out.extend_from_slice(plain);
@@ -229,11 +256,6 @@ fn plain_run(text: &[u8]) -> usize {
     }
     let needs_escape = |byte: &u8| matches!(byte, ..b' ' | b'"' | b'\\');
     words.len() * 8 + tail.iter().position(needs_escape).unwrap_or(tail.len())
-}
-
-fn push_address(out: &mut Vec<u8>, address: IpAddr) {
-    // Writing to memory cannot fail.
-    write!(out, "{address}").ok();
 }
 
 /// `2024-01-15T12:00:00Z` from Unix milliseconds; the part below a second is dropped, as the seeds show it.
@@ -385,7 +407,7 @@ pub(super) mod tests {
     fn encoded(entry: &ConversationEntry<'_>) -> (String, Value) {
         let (mut frame, mut out) = (Vec::new(), Vec::new());
         Frame::of(entry).append_to(&mut frame);
-        read(&frame).unwrap().encode(1, &mut out);
+        read(&frame).unwrap().encode(1, &Redaction::default(), &mut out);
         let text = String::from_utf8(out).unwrap();
         let value = serde_json::from_str(&text).unwrap();
         (text, value)

@@ -24,25 +24,29 @@ pub(super) struct Bench {
     dir: tempfile::TempDir,
     pub(super) now: Arc<AtomicU64>,
     pub(super) faults: Arc<Mutex<Faults>>,
+    pub(super) spill_faults: Arc<Mutex<Faults>>,
 }
 
 impl Bench {
     pub(super) fn new() -> Self {
         let now = Arc::new(AtomicU64::new(NOON));
-        Self { dir: tempfile::tempdir().unwrap(), now, faults: Arc::default() }
+        Self { dir: tempfile::tempdir().unwrap(), now, faults: Arc::default(), spill_faults: Arc::default() }
     }
 
     pub(super) fn config(&self) -> JournalConfig {
         let mut config = JournalConfig::new(self.dir.path().join("journal"));
         config.flush_interval = HOUR;
         config.batch_records = u64::MAX;
+        config.spill_dir = self.spill_dir();
         config
     }
 
     pub(super) fn start(&self, config: JournalConfig) -> Journal {
         let now = Arc::clone(&self.now);
         let disk = FaultyDisk { faults: Arc::clone(&self.faults) };
-        Journal::start_on(config, Arc::new(move || now.load(Ordering::SeqCst)), Box::new(disk)).unwrap()
+        let spill_disk = FaultyDisk { faults: Arc::clone(&self.spill_faults) };
+        let clock = Arc::new(move || now.load(Ordering::SeqCst));
+        Journal::start_on(config, clock, Box::new(disk), Box::new(spill_disk)).unwrap()
     }
 
     pub(super) fn journal(&self) -> Journal {
@@ -53,11 +57,32 @@ impl Bench {
         JournalReader::open(self.dir.path().join("journal")).unwrap()
     }
 
+    pub(super) fn spill_dir(&self) -> PathBuf {
+        self.dir.path().join("spill")
+    }
+
+    /// Names of the spill's files, sorted.
+    pub(super) fn spill_files(&self) -> Vec<PathBuf> {
+        let items = fs::read_dir(self.spill_dir()).into_iter().flatten().map(|item| item.unwrap().path());
+        let mut paths: Vec<_> = items.filter(|path| path.extension().is_some()).collect();
+        paths.sort();
+        paths
+    }
+
     pub(super) fn files(&self, extension: &str) -> Vec<PathBuf> {
         let items = fs::read_dir(self.dir.path().join("journal")).unwrap().map(|item| item.unwrap().path());
         let mut paths: Vec<_> = items.filter(|path| path.extension().is_some_and(|e| e == extension)).collect();
         paths.sort();
         paths
+    }
+}
+
+/// Waits until `holds` says so.
+pub(super) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = std::time::Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < Duration::from_secs(20), "waited in vain: {what}");
+        std::thread::park_timeout(Duration::from_millis(1));
     }
 }
 
@@ -68,6 +93,10 @@ pub(super) struct Faults {
     pub(super) written_before_failing: usize,
     pub(super) syncs: u32,
     pub(super) cuts: u32,
+    /// Whether a sync waits until this is taken back.
+    pub(super) hangs: bool,
+    /// A sync is waiting.
+    pub(super) is_hanging: bool,
 }
 
 struct FaultyDisk {
@@ -113,6 +142,15 @@ impl SegmentFile for FaultyFile {
     }
 
     fn sync_data(&mut self) -> io::Result<()> {
+        loop {
+            let mut faults = self.faults.lock();
+            faults.is_hanging = faults.hangs;
+            if !faults.hangs {
+                break;
+            }
+            drop(faults);
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
         if fails(&mut self.faults.lock().syncs) { Err(io::ErrorKind::Other.into()) } else { Ok(()) }
     }
 

@@ -15,6 +15,8 @@ use std::time::Duration;
 use super::keeping::ActiveFile;
 use super::queue::{Pending, RecentUse};
 use super::reader::Index;
+use super::redact::Redaction;
+use super::replay::{Replay, Spilled};
 use super::segment::{Disk, SEGMENT_HEAD_BYTES, append_record};
 use super::{Clock, JournalConfig, Shared, ended, frame};
 
@@ -32,6 +34,8 @@ pub(super) struct Batch {
     pub(super) marks: Vec<Mark>,
     /// Bytes that its records take in the queue.
     weight: u64,
+    /// How many of its records come back from the spill; the queue knows nothing of them.
+    spilled: u64,
     bytes_use: RecentUse,
 }
 
@@ -48,13 +52,13 @@ impl Batch {
     }
 
     /// Encodes one frame. False, and nothing changed, when the record is larger than one may be.
-    fn push(&mut self, seq: u64, frame: &[u8]) -> bool {
+    fn push(&mut self, seq: u64, frame: &[u8], rules: &Redaction) -> bool {
         let Some(entry) = frame::read(frame) else {
             return false;
         };
         let offset = self.bytes.len() as u64;
         let (user_id, timestamp_ms) = (entry.user_id, entry.timestamp_ms);
-        let fits = append_record(&mut self.bytes, (seq, user_id, timestamp_ms), |out| entry.encode(seq, out));
+        let fits = append_record(&mut self.bytes, (seq, user_id, timestamp_ms), |out| entry.encode(seq, rules, out));
         if fits {
             self.marks.push(Mark { offset, user_id, timestamp_ms });
             self.weight += frame.len() as u64;
@@ -62,10 +66,22 @@ impl Batch {
         fits
     }
 
+    /// As [`Batch::push`], for a record that comes back from the spill.
+    pub(super) fn push_spilled(&mut self, seq: u64, spilled: &Spilled<'_>) -> bool {
+        let offset = self.bytes.len() as u64;
+        let (user_id, timestamp_ms) = (spilled.head.user_id, spilled.head.timestamp_ms);
+        let fits = append_record(&mut self.bytes, (seq, user_id, timestamp_ms), |out| spilled.encode(seq, out));
+        if fits {
+            self.marks.push(Mark { offset, user_id, timestamp_ms });
+            self.spilled += 1;
+        }
+        fits
+    }
+
     fn clear(&mut self) {
         self.bytes_use.clear(&mut self.bytes);
         self.marks.clear();
-        self.weight = 0;
+        (self.weight, self.spilled) = (0, 0);
     }
 }
 
@@ -81,6 +97,8 @@ pub(super) struct Writer {
     /// What was taken out of the queue and is not encoded yet.
     pub(super) pending: Pending,
     pub(super) batch: Batch,
+    /// Spilled records on their way back.
+    pub(super) replay: Replay,
     /// Held, not read: while it is locked no other server writes here.
     pub(super) _lock: File,
 }
@@ -98,7 +116,9 @@ impl Writer {
             match result {
                 Ok(wrote) => {
                     backoff = BACKOFF_FIRST;
-                    self.sleep(wrote);
+                    if !self.replay_some() {
+                        self.sleep(wrote);
+                    }
                 }
                 Err(_) => {
                     self.sleep_after_failure(backoff);
@@ -119,6 +139,20 @@ impl Writer {
         }
         waiters.into_iter().for_each(|done| done(told(&result)));
         result
+    }
+
+    /// Brings one batch back from the spill, when there is one. True when it was written.
+    fn replay_some(&mut self) -> bool {
+        if !self.batch.is_empty() || !self.replay.has_work(&self.shared) {
+            return false;
+        }
+        let into = (&mut self.batch, &mut self.next_seq, batch_limit(&self.config));
+        let filled = self.replay.fill(&self.shared, &*self.disk, into);
+        let result = filled.and_then(|()| if self.batch.is_empty() { Ok(()) } else { self.commit() });
+        if result.is_err() {
+            self.count_error(); // what is in the batch is tried again by the next round
+        }
+        result.is_ok()
     }
 
     /// What an earlier failure left goes first; the queue gives nothing more before that.
@@ -144,18 +178,22 @@ impl Writer {
     }
 
     fn encode_batch(&mut self) {
-        let limit = BATCH_BYTES.min((self.config.segment_bytes - SEGMENT_HEAD_BYTES) as usize);
+        let limit = batch_limit(&self.config);
         while self.batch.bytes.len() < limit {
             let Some(frame) = self.pending.first() else {
                 return;
             };
-            if self.batch.push(self.next_seq, frame) {
+            if self.batch.push(self.next_seq, frame, &self.shared.redaction) {
                 self.next_seq += 1;
-            } else {
+                self.pending.advance();
+            } else if self.batch.is_empty() {
+                self.shared.counters.dropped.fetch_add(1, Ordering::SeqCst);
                 self.shared.leave_queue(1, frame.len() as u64);
-                self.shared.counters.dropped.fetch_add(1, Ordering::Relaxed);
+                self.pending.advance();
+                self.pending.confirm();
+            } else {
+                return; // those before it first
             }
-            self.pending.advance();
         }
     }
 
@@ -183,9 +221,13 @@ impl Writer {
                 }
             }
         }
-        self.shared.counters.written.fetch_add(records, Ordering::Relaxed);
+        let spilled = self.batch.spilled;
+        // Counted in its new place before it leaves the old one: nothing is ever out of sight.
+        self.shared.counters.written.fetch_add(records, Ordering::SeqCst);
         self.shared.counters.batches.fetch_add(1, Ordering::Relaxed);
-        self.shared.leave_queue(records, self.batch.weight);
+        self.shared.counters.spilled.fetch_sub(spilled, Ordering::SeqCst);
+        self.shared.leave_queue(records - spilled, self.batch.weight);
+        self.pending.confirm();
         self.batch.clear();
     }
 
@@ -225,8 +267,21 @@ impl Writer {
     }
 
     fn give_up(&mut self) {
+        // What may stand in the file for all we know must not be written elsewhere as well.
+        let is_cut = self.active.as_mut().is_none_or(|active| active.cut_back().is_ok());
+        if self.shared.spill.is_on() && is_cut {
+            // The spill's thread ends after this one and takes them from the queue.
+            self.pending.rewind();
+            while self.pending.first().is_some_and(|frame| self.shared.queue.push_bytes(frame)) {
+                self.pending.advance();
+            }
+            self.pending.confirm();
+            self.batch.clear();
+        }
         let (records, weight) = self.pending.give_up();
-        self.shared.give_up(records + self.batch.marks.len() as u64, weight + self.batch.weight);
+        // Those of the spill are still there, and brought back by the next start.
+        let lost = self.batch.marks.len() as u64 - self.batch.spilled;
+        self.shared.give_up(records + lost, weight + self.batch.weight);
         self.batch.clear();
     }
 }
@@ -237,6 +292,11 @@ impl Drop for Writer {
         self.give_up();
         self.shared.close();
     }
+}
+
+/// A batch ends when it has so many bytes.
+fn batch_limit(config: &JournalConfig) -> usize {
+    BATCH_BYTES.min((config.segment_bytes - SEGMENT_HEAD_BYTES) as usize)
 }
 
 /// An error for each who waits.
@@ -299,7 +359,7 @@ mod tests {
                 let journal = bench.journal();
                 emit_numbered(&journal, 1, 0..2);
                 journal.flush().unwrap();
-                *bench.faults.lock() = Faults { writes, syncs, cuts, written_before_failing: part };
+                *bench.faults.lock() = Faults { writes, syncs, cuts, written_before_failing: part, ..Faults::default() };
 
                 emit_numbered(&journal, 1, 2..4);
                 assert!(journal.flush().is_err());
@@ -335,7 +395,7 @@ mod tests {
             let journal = bench.journal();
             emit_numbered(&journal, 1, 0..2);
             journal.flush().unwrap();
-            *bench.faults.lock() = Faults { writes, syncs, written_before_failing: usize::MAX, cuts: 0 };
+            *bench.faults.lock() = Faults { writes, syncs, written_before_failing: usize::MAX, ..Faults::default() };
             emit_numbered(&journal, 1, 2..5);
             assert!(journal.stop().is_err());
             assert_eq!(balance(&journal), (5, 2, 3, 0));
