@@ -3,6 +3,7 @@
 CARGO ?= cargo
 VENV := target/venv
 OPENAI_VERSION := 3.52.0
+DUCKDB_VERSION := 1.5.6
 
 .PHONY: demo test lint bench fuzz soak openai-client
 
@@ -10,16 +11,16 @@ demo:
 	$(CARGO) build --release --quiet
 	./target/release/tollgate demo $(DEMO_ARGS)
 
-# One binary of integration tests; the OpenAI client's own tests need Python with the package. The benchmarks are only
+# One binary of integration tests; those that drive the OpenAI client and DuckDB need Python with the packages. The benchmarks are only
 # built, by `make lint`.
 test: openai-client
 	TOLLGATE_TEST_PYTHON=$(abspath $(VENV))/bin/python $(CARGO) test --lib --bins --test it
 	$(CARGO) test --doc
 
-openai-client: $(VENV)/.openai-$(OPENAI_VERSION)
+openai-client: $(VENV)/.openai-$(OPENAI_VERSION)-duckdb-$(DUCKDB_VERSION)
 
-$(VENV)/.openai-$(OPENAI_VERSION):
-	./tests/install-openai-client.sh $(VENV) $(OPENAI_VERSION)
+$(VENV)/.openai-$(OPENAI_VERSION)-duckdb-$(DUCKDB_VERSION):
+	./tests/install-openai-client.sh $(VENV) $(OPENAI_VERSION) $(DUCKDB_VERSION)
 	touch $@
 
 lint:

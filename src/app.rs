@@ -750,7 +750,11 @@ fn add_probes(core: &Core, shared: &Arc<Shared>) {
         );
         out.gauge("tollgate_journal_queue_records", "Records that wait to be written.", read(&counters.queue_records));
         out.gauge("tollgate_journal_segments", "Segment files.", read(&counters.segments));
-        out.gauge("tollgate_journal_waiting_calls", "Calls that wait for room for their record.", read(&counters.parked));
+        out.gauge(
+            "tollgate_journal_waiting_calls",
+            "Calls that wait for room for their record.",
+            read(&counters.parked),
+        );
         out.gauge("tollgate_journal_spill_bytes", "Bytes of all spill files.", read(&counters.spill_bytes));
         out.counter(
             "tollgate_journal_spill_errors_total",

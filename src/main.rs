@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tollgate::commands::{self, admin, backup, demo, ledger, logs, serve};
+use tollgate::commands::{self, admin, backup, demo, export, ledger, logs, serve};
 
 // Fewer and cheaper trips to the kernel than the system's allocator under many small buffers; see benches/README.md.
 #[global_allocator]
@@ -100,6 +100,46 @@ enum LogsCommand {
     },
     /// Check every record.
     Verify,
+    /// Write conversations to a file or to standard output, oldest first.
+    Export(ExportArgs),
+}
+
+#[derive(clap::Args)]
+struct ExportArgs {
+    #[arg(long, value_enum, default_value = "jsonl")]
+    format: ExportFormat,
+    /// Of one user only: number or name.
+    #[arg(long)]
+    user: Option<String>,
+    /// Of calls that ended then or later: 2026-01-15 or 2026-01-15T12:00:00Z.
+    #[arg(long)]
+    from: Option<String>,
+    /// Of calls that ended before then.
+    #[arg(long)]
+    to: Option<String>,
+    /// Of one AI model only.
+    #[arg(long)]
+    model: Option<String>,
+    /// The file to write; it appears when it is whole. Needed for parquet.
+    #[arg(long)]
+    output: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum ExportFormat {
+    Jsonl,
+    Parquet,
+}
+
+impl From<ExportArgs> for export::Request {
+    fn from(args: ExportArgs) -> Self {
+        let ExportArgs { format, user, from, to, model, output } = args;
+        let format = match format {
+            ExportFormat::Jsonl => export::Format::JsonLines,
+            ExportFormat::Parquet => export::Format::Parquet,
+        };
+        Self { format, user, from, to, model, output }
+    }
 }
 
 #[derive(clap::Args)]
@@ -120,6 +160,9 @@ fn main() -> ExitCode {
             logs::show(config.config.as_deref(), &user, page, page_size)
         }
         Command::Logs { config, command: LogsCommand::Verify } => logs::verify(config.config.as_deref()),
+        Command::Logs { config, command: LogsCommand::Export(args) } => {
+            export::run(config.config.as_deref(), args.into())
+        }
         Command::Ledger { config, command: LedgerCommand::Verify } => ledger::verify(config.config.as_deref()),
         Command::Backup { config, file, without_secrets } => {
             backup::backup(config.config.as_deref(), &file, !without_secrets)

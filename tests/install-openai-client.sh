@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Installs the official OpenAI Python client into a virtual environment of its own: install-openai-client.sh DIR VERSION
+# Installs what the tests drive from outside, the official OpenAI client and DuckDB, into a virtual environment of its own:
+# install-openai-client.sh DIR OPENAI_VERSION DUCKDB_VERSION
 set -euo pipefail
-dir=$1 version=$2
+dir=$1 version=$2 duckdb_version=$3
 if ! command -v python3 >/dev/null || ! python3 -c 'import venv, ensurepip' 2>/dev/null; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3 python3-venv
   else
-    echo "The tests drive the official OpenAI client: please install python3 with venv (Debian: python3-venv)." >&2
+    echo "The tests drive the official OpenAI client and DuckDB: please install python3 with venv (Debian: python3-venv)." >&2
     exit 1
   fi
 fi
 mkdir -p "$(dirname "$dir")"
 python3 -m venv "$dir"
-"$dir/bin/pip" install --quiet --disable-pip-version-check "openai==$version"
+"$dir/bin/pip" install --quiet --disable-pip-version-check "openai==$version" "duckdb==$duckdb_version"

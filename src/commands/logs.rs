@@ -18,10 +18,7 @@ use crate::store::{StoreError, tables};
 /// There is no such user or the journal cannot be read.
 pub fn show(file: Option<&Path>, user: &str, page: u64, page_size: usize) -> Result<(), Failure> {
     let config = load_config(file)?;
-    let id = match user.parse::<u64>() {
-        Ok(id) => id,
-        Err(_) => find_user(&config, user)?,
-    };
+    let id = user_id(&config, user)?;
     let found = open(&config)?.page(id, page, page_size)?;
     let mut out = std::io::stdout().lock();
     for item in &found.items {
@@ -36,7 +33,12 @@ pub fn show(file: Option<&Path>, user: &str, page: u64, page_size: usize) -> Res
     Ok(())
 }
 
-fn open(config: &Config) -> Result<JournalReader, Failure> {
+/// A user by number or name.
+pub(super) fn user_id(config: &Config, user: &str) -> Result<u64, Failure> {
+    user.parse::<u64>().map_or_else(|_| find_user(config, user), Ok)
+}
+
+pub(super) fn open(config: &Config) -> Result<JournalReader, Failure> {
     let dir = journal_dir(&config.data_dir);
     JournalReader::open(&dir).map_err(|e| Failure::Failed(format!("cannot read the journal in {}: {e}", dir.display())))
 }

@@ -6,7 +6,9 @@
 pub mod admin;
 pub mod backup;
 pub mod client;
+mod columns;
 pub mod demo;
+pub mod export;
 pub mod ledger;
 pub mod logs;
 pub mod progress;

@@ -3,7 +3,7 @@
 //! Owns the rules of the conversation journal's settings. Never opens a file; the secret of `journal.redact.key` is read by
 //! whoever starts the journal.
 
-use super::raw::{Journal, RedactField, Redact};
+use super::raw::{Journal, Redact, RedactField};
 
 /// Longest that the end of a call may be made to wait, in seconds.
 const MAX_WAIT_SECONDS: u64 = 10;
@@ -16,7 +16,9 @@ pub(super) fn check(journal: &Journal) -> Result<(), String> {
         return Err("journal.batch_size: 0 is too small; at least 1".into());
     }
     if journal.max_wait.0.as_secs() > MAX_WAIT_SECONDS {
-        return Err(format!("journal.max_wait: more than {MAX_WAIT_SECONDS} seconds would hold up calls; the default is 50ms"));
+        return Err(format!(
+            "journal.max_wait: more than {MAX_WAIT_SECONDS} seconds would hold up calls; the default is 50ms"
+        ));
     }
     if journal.spill_bytes < 1 << 20 {
         return Err(format!("journal.spill_bytes: {} is too small; at least 1048576", journal.spill_bytes));
@@ -76,10 +78,14 @@ mod tests {
 
     #[test]
     fn policies_and_redaction_are_read() {
-        let text = "[journal]\noverflow = \"spill\"\n[journal.redact]\ndrop = [\"ip_address\"]\nhash = [\"username\"]\n";
+        let text =
+            "[journal]\noverflow = \"spill\"\n[journal.redact]\ndrop = [\"ip_address\"]\nhash = [\"username\"]\n";
         let journal = parse(text).unwrap().journal;
         assert_eq!(journal.overflow, Overflow::Spill);
-        assert_eq!((journal.redact.drop, journal.redact.hash), (vec![RedactField::IpAddress], vec![RedactField::Username]));
+        assert_eq!(
+            (journal.redact.drop, journal.redact.hash),
+            (vec![RedactField::IpAddress], vec![RedactField::Username])
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod bad_input;
 mod credits;
 mod fake_upstream;
 mod http_semantics;
+mod journal;
 mod layers;
 mod lifecycle;
 mod openai_client;

@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use crate::support::{TestApp, TestUser};
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// The interpreter that has the client, as `make test` says or where it puts it.
-fn python() -> PathBuf {
+pub fn python() -> PathBuf {
     if let Some(path) = std::env::var_os("TOLLGATE_TEST_PYTHON") {
         return path.into();
     }

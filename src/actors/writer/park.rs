@@ -22,7 +22,10 @@ pub struct Parked {
 
 impl std::fmt::Debug for Parked {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Parked").field("bytes", &self.frame.len()).field("longest", &self.longest).finish_non_exhaustive()
+        f.debug_struct("Parked")
+            .field("bytes", &self.frame.len())
+            .field("longest", &self.longest)
+            .finish_non_exhaustive()
     }
 }
 

@@ -39,7 +39,10 @@ pub struct Redaction {
 
 impl std::fmt::Debug for Redaction {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Redaction").field("fields", &self.fields).field("patterns", &self.patterns).finish_non_exhaustive()
+        f.debug_struct("Redaction")
+            .field("fields", &self.fields)
+            .field("patterns", &self.patterns)
+            .finish_non_exhaustive()
     }
 }
 
@@ -388,8 +391,11 @@ mod tests {
     fn patterns_are_replaced_in_both_texts() {
         let rules = rules(r#"patterns = ["email", "credit_card", "api_key", "phone"]"#);
         let request = br#"[{"role": "user", "content": "I am john@example.com,\n\"card\" 4111 1111 1111 1111"}]"#;
-        let entry =
-            ConversationEntry { request, request_is_json: true, ..entry(1, "Call +49 30 1234567, sk-abcdef0123456789!") };
+        let entry = ConversationEntry {
+            request,
+            request_is_json: true,
+            ..entry(1, "Call +49 30 1234567, sk-abcdef0123456789!")
+        };
         let record = record(&rules, &entry);
         assert_eq!(record["messages"]["request"][0]["content"], "I am [email],\n\"card\" [credit_card]");
         assert_eq!(record["messages"]["response"]["content"], "Call [phone], [api_key]!");

@@ -21,10 +21,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::frame::{self, frames};
-use super::queue::Pending;
-use super::segment::{Disk, SEGMENT_HEAD_BYTES, SegmentFile, SegmentHead, append_record};
 use super::keeping::lock_dir;
+use super::queue::Pending;
 use super::replay::{Replay, take_over, take_stock};
+use super::segment::{Disk, SEGMENT_HEAD_BYTES, SegmentFile, SegmentHead, append_record};
 use super::{Clock, JournalConfig, Overflow, Shared};
 
 #[cfg(test)]
@@ -430,4 +430,3 @@ pub(super) fn open(
 fn spill_path(dir: &Path, first: u64) -> PathBuf {
     dir.join(format!("{first:020}.spill"))
 }
-

@@ -359,7 +359,8 @@ mod tests {
                 let journal = bench.journal();
                 emit_numbered(&journal, 1, 0..2);
                 journal.flush().unwrap();
-                *bench.faults.lock() = Faults { writes, syncs, cuts, written_before_failing: part, ..Faults::default() };
+                *bench.faults.lock() =
+                    Faults { writes, syncs, cuts, written_before_failing: part, ..Faults::default() };
 
                 emit_numbered(&journal, 1, 2..4);
                 assert!(journal.flush().is_err());

@@ -2,6 +2,7 @@
 
 mod admins;
 mod commands;
+mod exports;
 mod logs;
 pub mod process;
 mod users;

@@ -8,11 +8,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tollgate::actors::writer::{Disk, LocalDisk};
 use tollgate::app::{App, Core, FirstAdmin};
 use tollgate::clock::{Clock, ManualClock, UnixMillis};
 use tollgate::config::Config;
 use tollgate::mock_upstream::MockUpstream;
 use tollgate::store::Store;
+use tollgate::store::memory::MemoryStore;
 
 pub use http::{Answer, Conn};
 
@@ -52,6 +54,8 @@ pub struct Options {
     pub workers: usize,
     /// Instead of the backend's own.
     pub store: Option<Arc<dyn Store>>,
+    /// Instead of the real one, for the conversation journal; the spill's stays real.
+    pub journal_disk: Option<Box<dyn Disk>>,
     /// The only route, unless empty.
     pub route: &'static str,
 }
@@ -65,6 +69,7 @@ impl Default for Options {
             backend: "memory",
             workers: 2,
             store: None,
+            journal_disk: None,
             route: "[[routes]]\npath = \"/v1/*\"\nupstream = \"ai\"\ncost = { conversations = 1 }\n",
         }
     }
@@ -90,9 +95,13 @@ impl TestApp {
             None => (Clock::system(), None),
         };
         let admin = FirstAdmin { username: ADMIN.into(), password: PASSWORD.into(), email: None };
-        let core = match options.store {
-            Some(store) => Core::on(store, &config, clock, options.workers),
-            None => Core::open(&config, clock, options.workers),
+        let core = match (options.store, options.journal_disk) {
+            (store, Some(disk)) => {
+                let store = store.unwrap_or_else(|| Arc::new(MemoryStore::default()));
+                Core::on_disks(store, (disk, Box::new(LocalDisk)), &config, clock, options.workers)
+            }
+            (Some(store), None) => Core::on(store, &config, clock, options.workers),
+            (None, None) => Core::open(&config, clock, options.workers),
         };
         let app = App::start_on(core.unwrap(), config, Some(admin)).unwrap();
         let (public, admin) = (app.public_addr(), app.admin_addr());

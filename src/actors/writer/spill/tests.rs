@@ -97,8 +97,11 @@ fn a_hanging_disk_holds_up_nobody_and_its_records_come_back() {
 fn a_dead_disk_at_the_stop_costs_nothing_and_the_next_start_brings_all_back() {
     let bench = Bench::new();
     for round in 0..3 {
+        if round > 0 {
+            bench.faults.lock().writes = u32::MAX;
+        }
         let journal = bench.start(patient(&bench));
-        bench.faults.lock().writes = u32::MAX;
+        bench.faults.lock().writes = u32::MAX; // the first start has a segment to make
         emit(&journal, 30 * round..30 * (round + 1));
         assert!(journal.stop().is_err());
         let before = 30 * u64::from(round);
