@@ -163,52 +163,54 @@ fn passes_luhn(digits: &[u8]) -> bool {
 }
 
 /// How much of a key is looked at before it is taken for one: a text of nothing but beginnings must not take long.
-const LOOKED_AT: usize = 200;
+const LOOKED_AT: usize = 64;
 
-/// How a kind of key begins, the least that follows, and whether the rest may hold hyphens and underscores. A rest that
-/// may is a key only with a digit in it: words in kebab case have none.
-const KEYS: &[(&[u8], usize, bool)] = &[
-    (b"pe-", 32, false),
-    (b"ts-", 43, false),
-    (b"tr-", 43, false),
-    (b"op-", 43, false),
-    (b"sk-", 16, true),
-    (b"sk_live_", 16, false),
-    (b"rk_live_", 16, false),
-    (b"ghp_", 36, false),
-    (b"gho_", 36, false),
-    (b"github_pat_", 22, true),
-    (b"glpat-", 20, true),
-    (b"xoxb-", 20, true),
-    (b"xoxp-", 20, true),
-    (b"hf_", 30, false),
-    (b"AKIA", 16, false),
-    (b"AIza", 35, true),
+/// How a kind of key begins, where in that its first `-`, `_` or `A` stands, the least that follows, and whether the rest may
+/// hold hyphens and underscores. A rest that may is a key only with a digit in it: words in kebab case have none.
+const KEYS: &[(&[u8], usize, usize, bool)] = &[
+    (b"pe-", 2, 32, false),
+    (b"ts-", 2, 43, false),
+    (b"tr-", 2, 43, false),
+    (b"op-", 2, 43, false),
+    (b"sk-", 2, 16, true),
+    (b"sk_live_", 2, 16, false),
+    (b"rk_live_", 2, 16, false),
+    (b"ghp_", 3, 36, false),
+    (b"gho_", 3, 36, false),
+    (b"github_pat_", 6, 22, true),
+    (b"glpat-", 5, 20, true),
+    (b"xoxb-", 4, 20, true),
+    (b"xoxp-", 4, 20, true),
+    (b"hf_", 2, 30, false),
+    (b"AKIA", 0, 16, false),
+    (b"AIza", 0, 35, true),
 ];
 
-/// Our own keys and tokens, and those of well-known services.
+/// Our own keys and tokens, and those of well-known services. Every prefix has one of three rare bytes, so a text without
+/// them is passed over quickly.
 fn find_key(text: &[u8], from: usize) -> Option<Range<usize>> {
     let rest = text.get(from..)?;
-    let mut after_word = from > 0 && before(text, from).is_ascii_alphanumeric();
-    for (offset, byte) in rest.iter().enumerate() {
-        let begins = !after_word && b"ptoshrgxAs".contains(byte);
-        after_word = byte.is_ascii_alphanumeric();
-        let start = from + offset;
-        if let Some(end) = begins.then(|| key_end(text, start)).flatten() {
-            return Some(start..end);
-        }
-    }
-    None
+    let marks = memchr::memchr3_iter(b'-', b'_', b'A', rest).map(|offset| from + offset);
+    marks.filter_map(|mark| key_around(text, from, mark)).next()
 }
 
-fn key_end(text: &[u8], start: usize) -> Option<usize> {
-    let here = text.get(start..)?;
-    let (prefix, least, is_wide) = KEYS.iter().find(|(prefix, ..)| here.starts_with(prefix))?;
-    let rest = start + prefix.len();
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || (*is_wide && b"-_".contains(&byte));
+/// The key whose prefix has its first rare byte at `mark`.
+fn key_around(text: &[u8], from: usize, mark: usize) -> Option<Range<usize>> {
+    KEYS.iter().find_map(|(prefix, offset, least, is_wide)| {
+        let start = mark.checked_sub(*offset)?;
+        let begins = start >= from
+            && text.get(start..).is_some_and(|here| here.starts_with(prefix))
+            && !before(text, start).is_ascii_alphanumeric();
+        let end = begins.then(|| key_end(text, start + prefix.len(), *least, *is_wide))??;
+        Some(start..end)
+    })
+}
+
+fn key_end(text: &[u8], rest: usize, least: usize, is_wide: bool) -> Option<usize> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || (is_wide && b"-_".contains(&byte));
     let len = run(text, rest, LOOKED_AT, fits);
     let has_digit = || text.get(rest..rest + len).unwrap_or_default().iter().any(u8::is_ascii_digit);
-    let is_key = len >= *least && (!is_wide || has_digit());
+    let is_key = len >= least && (!is_wide || has_digit());
     is_key.then(|| rest + run(text, rest, text.len(), fits))
 }
 
@@ -335,6 +337,16 @@ mod tests {
             ("a task-management-system-of-2024, sk-learn-pipelines-are-fine, pe-short".into(), vec![]),
         ] {
             assert_eq!(found(&text, &[TextPattern::ApiKey]), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn every_kind_of_key_is_found_by_its_mark() {
+        for (prefix, offset, least, _) in KEYS {
+            assert_eq!(memchr::memchr3(b'-', b'_', b'A', prefix), Some(*offset));
+            let key = format!("{}{}", String::from_utf8_lossy(prefix), "9".repeat(*least));
+            assert_eq!(found(&format!("({key})"), &[TextPattern::ApiKey]), [key.as_str()]);
+            assert_eq!(found(&format!("x{key}"), &[TextPattern::ApiKey]), Vec::<String>::new());
         }
     }
 

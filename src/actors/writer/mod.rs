@@ -1,15 +1,16 @@
-//! The writer actor: owns the conversation journal's segment files. Nothing else writes, cuts or deletes them.
+//! The writer actor: owns the conversation journal's segment and spill files. Nothing else writes, cuts or deletes them.
 //!
 //! Callers show a finished call to [`Journal::emit`] and go on: its bytes are copied into the queue, which never blocks
-//! on the disk, never fails and allocates nothing per record. One thread drains the queue on a short period, encodes,
-//! writes one batch, syncs once, and only then counts the batch as written and lets readers see it. It is never woken
-//! per record.
+//! on the disk, never fails and allocates nothing per record. One thread drains the queue on a short period, encodes and
+//! redacts, writes one batch, syncs once, and only then counts the batch as written and lets readers see it. It is never
+//! woken per record.
 //!
 //! What holds always, once the callers are quiet: `emitted = written + spilled + dropped + queued`. After a failed
 //! write or sync the file is cut back to its last acknowledged byte and the same batch is tried again, so that no
-//! record is doubled or torn; meanwhile new ones wait, and are dropped (and counted) only past the queue's bound.
+//! record is doubled or torn; meanwhile new ones wait. Past the queue's bounds the policy decides ([`Overflow`]): they are
+//! dropped, or [wait](Parked) with their call for a bounded time, or had been [spilled](spill) to another disk before.
 //!
-//! It never reads a clock of its own and never looks inside a conversation.
+//! It never reads a clock of its own and never looks inside a conversation, but to redact it.
 
 use std::io;
 use std::path::{Path, PathBuf};
