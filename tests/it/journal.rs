@@ -185,12 +185,17 @@ fn a_user_can_be_left_out_from_the_next_call_on() {
 
 #[test]
 fn the_config_leaves_users_out_by_name() {
-    let app = TestApp::start("[journal]\nexclude_users = [\"Alice\"]\n");
+    let mut app = TestApp::start("[journal]\nexclude_users = [\"Alice\"]\n");
     let (alice, bob) = (app.register("alice"), app.register("bob"));
     for user in [&alice, &bob] {
         assert_eq!(app.chat(&user.key, json!({})).status, 200);
     }
     assert_eq!((logged(&app, &alice).len(), logged(&app, &bob).len()), (0, 1));
+    app.reload("[journal]\nexclude_users = [\"bob\"]\n");
+    for user in [&alice, &bob] {
+        assert_eq!(app.chat(&user.key, json!({})).status, 200);
+    }
+    assert_eq!((logged(&app, &alice).len(), logged(&app, &bob).len()), (1, 1));
 }
 
 #[test]

@@ -301,7 +301,7 @@ impl Journal {
         parked
     }
 
-    /// Waits until everything emitted before is on disk. Fails when a write fails meanwhile (the records then go on
+    /// Waits until everything emitted before is on disk, but for what the spill has in its hands just now. Fails when a write fails meanwhile (the records then go on
     /// waiting and are tried again) or the journal ended with records unwritten.
     pub fn flush(&self) -> io::Result<()> {
         self.flush_begin().recv().unwrap_or_else(|_| Err(ended()))

@@ -99,8 +99,8 @@ pub(super) struct Faults {
     pub(super) is_hanging: bool,
 }
 
-struct FaultyDisk {
-    faults: Arc<Mutex<Faults>>,
+pub(super) struct FaultyDisk {
+    pub(super) faults: Arc<Mutex<Faults>>,
 }
 
 struct FaultyFile {
