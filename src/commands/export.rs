@@ -4,18 +4,19 @@
 //! holds one record or one row group in memory. A file appears under its name only when it is whole and on the disk.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, IsTerminal, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::columns::RowGroups;
+use super::progress::Progress;
 use super::{Failure, load_config, logs};
 use crate::clock::UnixMillis;
 
-/// How often the count on the terminal is renewed, in records.
-const SHOW_EVERY: u64 = 2000;
+/// After so many records it is time to look at the clock.
+const LOOK_EVERY: u64 = 256;
 
 /// What to export, as the command line says it.
 #[derive(Debug)]
@@ -52,12 +53,15 @@ pub fn run(file: Option<&Path>, request: Request) -> Result<(), Failure> {
     let user = request.user.as_deref().map(|user| logs::user_id(&config, user)).transpose()?;
     let reader = logs::open(&config)?;
     let chosen = Chosen { user, from, to, model: request.model };
-    let mut count = Count::new();
+    let (mut records, mut progress) = (0_u64, Progress::default());
     let mut each = |sink: &mut dyn FnMut(&[u8]) -> io::Result<()>| {
         reader.for_each(|json| {
             if chosen.takes(json)? {
                 sink(json)?;
-                count.add_one();
+                records += 1;
+                if records.is_multiple_of(LOOK_EVERY) {
+                    progress.show(|| format!("{records} records"));
+                }
             }
             Ok(())
         })
@@ -65,7 +69,6 @@ pub fn run(file: Option<&Path>, request: Request) -> Result<(), Failure> {
     let Some(output) = request.output else {
         let mut out = BufWriter::new(io::stdout().lock());
         let done = each(&mut |json| write_line(&mut out, json)).and_then(|()| out.flush());
-        count.end();
         return match done {
             // Whoever reads has seen enough, as `head` does.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -86,8 +89,8 @@ pub fn run(file: Option<&Path>, request: Request) -> Result<(), Failure> {
         }
     }
     partial.finish()?;
-    count.end();
-    println!("{} records in {}", count.records, output.display());
+    drop(progress);
+    println!("{records} records in {}", output.display());
     Ok(())
 }
 
@@ -170,32 +173,6 @@ impl Drop for Partial {
         if !self.is_done {
             // Nothing depends on it; the next export begins it anew.
             fs::remove_file(&self.path).ok();
-        }
-    }
-}
-
-/// How far it has come; shown to a person, not to a pipe.
-struct Count {
-    records: u64,
-    is_shown: bool,
-}
-
-impl Count {
-    fn new() -> Self {
-        Self { records: 0, is_shown: io::stderr().is_terminal() }
-    }
-
-    fn add_one(&mut self) {
-        self.records += 1;
-        if self.is_shown && self.records.is_multiple_of(SHOW_EVERY) {
-            eprint!("\r{} records", self.records);
-        }
-    }
-
-    /// Takes the line away again.
-    fn end(&self) {
-        if self.is_shown && self.records >= SHOW_EVERY {
-            eprint!("\r{:40}\r", "");
         }
     }
 }

@@ -335,6 +335,7 @@ fn first_rows(names: &[MeterName]) -> Arc<MemoryStore> {
         password_hash: None,
         created_at: UnixMillis(1),
         last_login: None,
+        log_conversations: true,
     };
     let mut batch = Batch::default();
     batch.put(tables::user(USER), tables::encode(&user).unwrap());
@@ -431,6 +432,7 @@ fn a_turn_that_panics_is_undone_and_the_next_call_is_told() {
             plan: "free".into(),
             status: Status::Active,
             email_verified: true,
+            log_conversations: true,
         },
         account,
         process.users.around().clone(),
