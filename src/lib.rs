@@ -10,6 +10,7 @@ pub mod commands;
 pub mod config;
 pub mod domain;
 pub mod error;
+pub mod failpoint;
 pub mod gateway;
 pub mod mock_upstream;
 pub mod store;

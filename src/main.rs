@@ -150,6 +150,8 @@ struct ConfigArg {
 }
 
 fn main() -> ExitCode {
+    #[cfg(feature = "failpoints")]
+    let _armed = tollgate::failpoint::arm();
     let done = match Cli::parse().command {
         Command::Serve(config) => serve::run(config.config.as_deref()),
         Command::CheckConfig(config) => serve::check_config(config.config.as_deref()),

@@ -21,6 +21,7 @@ use crate::actors::writer::{ConversationEntry, Parked};
 use crate::clock::Monotonic;
 use crate::config::{Durability, MissingUsage, OutgrownHold};
 use crate::error::Reject;
+use crate::failpoint;
 use crate::store::committer::GateTicket;
 use crate::telemetry::metrics::Outcome;
 
@@ -103,6 +104,7 @@ pub async fn relay(
         let end = relay.poll(worker, client, call, cx);
         if record.first_byte.is_none() && relay.written > 0 {
             record.first_byte = Some(clock.monotonic());
+            failpoint::hit("answer.begun");
         }
         if end.is_ready() {
             return end;
@@ -118,6 +120,7 @@ pub async fn relay(
         Poll::Pending
     })
     .await;
+    failpoint::hit("answer.ended");
     let now = clock.monotonic();
     record.upstream_ended = Some(now);
     record.bytes_in = client.body_received();

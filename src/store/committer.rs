@@ -18,6 +18,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::watch::Changed;
 use super::{Batch, MAX_VALUE_BYTES, Op, Precondition, Store, StoreError};
+use crate::failpoint;
 use crate::telemetry::metrics::Metrics;
 
 /// The number of a commit. What was marked in an epoch is on disk once that epoch is durable.
@@ -310,11 +311,13 @@ impl Shared {
             last = Some(began);
             let (group, replies) = self.gather(&rows, batches);
             let size = rows.len() + replies.len();
+            failpoint::hit("commit.before");
             // A group of batches that all lost their race has nothing to write.
             let result = if group.ops.is_empty() { Ok(()) } else { self.store.commit(&group) };
             self.metrics.commit(began.elapsed(), size);
             match result {
                 Ok(()) => {
+                    failpoint::hit("commit.after");
                     self.changed.note(&group.ops);
                     self.progress.durable.store(epoch, Ordering::SeqCst);
                     for (reply, outcome) in replies {

@@ -79,6 +79,7 @@ impl Home {
     /// # Errors
     /// [`StoreError::Corrupt`] when the description is damaged.
     pub fn log(&self, file_bytes: u64) -> Result<LogOptions, StoreError> {
+        let file_bytes = crate::failpoint::number("wal.file_bytes").unwrap_or(file_bytes);
         Ok(LogOptions { folder: self.data_dir.join(LOG_FOLDER), owner: self.log_owner()?, file_bytes })
     }
 

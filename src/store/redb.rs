@@ -13,6 +13,7 @@ use redb::{
 };
 
 use super::{Batch, Op, Order, Row, Store, StoreError, check};
+use crate::failpoint;
 
 /// One table, because the rows carry their kind in their keys.
 const ROWS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("rows");
@@ -43,7 +44,9 @@ impl RedbStore {
                 tracing::info!(file = %path.display(), progress = repair.progress(), "checking after a crash");
             }
         });
+        failpoint::hit("redb.before_open");
         let db = builder.open(&path).map_err(|e| classify_open(&path, e))?;
+        failpoint::hit("redb.after_open");
         Ok(Self { db })
     }
 }
@@ -63,6 +66,7 @@ fn create(folder: &Path) -> Result<(), StoreError> {
     change.open_table(ROWS).map_err(table)?;
     change.commit().map_err(commit)?;
     drop(db);
+    failpoint::hit("redb.before_rename");
     fs::rename(&unfinished, folder.join(FILE)).map_err(|e| failed("cannot name the file in", e))?;
     super::sync_folder(folder).map_err(|e| failed("cannot sync", e))?;
     let parent = folder.parent().unwrap_or(folder);
@@ -154,7 +158,10 @@ impl Store for RedbStore {
                 };
             }
         }
-        change.commit().map_err(commit)
+        failpoint::io("redb.before_commit").map_err(|e| StoreError::Failed(e.to_string()))?;
+        change.commit().map_err(commit)?;
+        failpoint::hit("redb.after_commit");
+        Ok(())
     }
 }
 

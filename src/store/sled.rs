@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use super::{Batch, Op, Order, Row, Store, StoreError, check, sync_folder};
+use crate::failpoint;
 
 pub struct SledStore {
     db: sled::Db,
@@ -25,6 +26,7 @@ impl SledStore {
         let created = !folder.exists();
         fs::create_dir_all(folder).map_err(|e| failed("cannot create", e))?;
         set_aside_half_written_snapshots(folder).map_err(|e| failed("cannot clean", e))?;
+        failpoint::hit("sled.before_open");
         let db = sled::Config::new()
             .path(folder)
             .cache_capacity(cache_bytes)
@@ -34,6 +36,7 @@ impl SledStore {
             .open()
             .map_err(|e| classify(folder, e))?;
         let file = File::open(folder.join("db")).map_err(|e| failed("cannot open the file in", e))?;
+        failpoint::hit("sled.after_open");
         if created {
             sync_folder(folder).map_err(|e| failed("cannot sync", e))?;
             if let Some(parent) = folder.parent() {
@@ -102,8 +105,11 @@ impl Store for SledStore {
             }
         }
         self.db.apply_batch(changes).map_err(failed)?;
+        failpoint::hit("sled.before_flush");
         self.db.flush().map_err(failed)?;
-        self.file.sync_data().map_err(|e| StoreError::Failed(format!("sync: {e}")))
+        failpoint::io("sled.before_sync")
+            .and_then(|()| self.file.sync_data())
+            .map_err(|e| StoreError::Failed(format!("sync: {e}")))
     }
 }
 

@@ -24,6 +24,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
 use super::{Batch, Op, Order, Row, Store, StoreError, check, sync_folder, tables};
+use crate::failpoint;
 use recovery::{Recovered, recover};
 use view::{Frozen, View};
 
@@ -133,7 +134,9 @@ impl LoggedStore {
         let (folder, owner) = (options.folder.as_path(), options.owner);
         fs::create_dir_all(folder).map_err(|e| failed("cannot create", folder, &e))?;
         let checkpoint = tables::read::<Checkpoint>(&*backend, tables::CHECKPOINT)?;
+        failpoint::hit("wal.before_recovery");
         let recovered = recover(folder, &owner, checkpoint.map_or(0, |checkpoint| checkpoint.applied))?;
+        failpoint::hit("wal.after_recovery");
         check_together(folder, &owner, checkpoint, &recovered)?;
         let log = Log::begin(&options, recovered.last_generation + 1, recovered.next_sequence)
             .map_err(|e| cannot_begin(folder, &e))?;
@@ -244,9 +247,11 @@ impl LoggedStore {
             self.shared.changed.wait(&mut gate);
         }
         drop(gate);
+        failpoint::hit("wal.before_rotate");
         let options = &self.shared.options;
         let next =
             Log::begin(options, log.generation + 1, log.sequence).map_err(|e| cannot_begin(&options.folder, &e))?;
+        failpoint::hit("wal.after_rotate");
         let full = std::mem::replace(log, next);
         let mut view = self.shared.view.write();
         let changes = Arc::new(std::mem::take(&mut view.active));
@@ -295,6 +300,7 @@ impl Shared {
 
     /// Moves changes to the backend, durably, and only then gives up the files that held them.
     fn checkpoint(&self, frozen: &Frozen) -> Result<(), StoreError> {
+        failpoint::hit("wal.before_apply");
         let mut rows = frozen.changes.iter().peekable();
         let mut batch = Batch::default();
         while rows.peek().is_some() {
@@ -313,6 +319,7 @@ impl Shared {
         self.backend.commit(&batch)?;
         // The oldest first and each for good before the next: a crash in between must leave no hole.
         for file in &frozen.files {
+            failpoint::hit("wal.after_apply");
             give_up(&self.options.folder, file)
                 .and_then(|()| sync_folder(&self.options.folder))
                 .map_err(|e| failed("cannot remove", file, &e))?;
@@ -389,6 +396,7 @@ impl Log {
         let reused = spare.exists();
         if reused {
             fs::rename(&spare, &path)?;
+            failpoint::hit("wal.after_rename");
         }
         let begun = Self::begin_at(options, &path, generation, sequence);
         if begun.is_err() && !reused {
@@ -418,8 +426,10 @@ impl Log {
         header.extend_from_slice(&options.owner.store);
         header.extend_from_slice(&crc32fast::hash(&header).to_le_bytes());
         file.write_all_at(&header, 0)?;
+        failpoint::io("wal.before_header_sync")?;
         file.sync_all()?;
         sync_folder(&options.folder)?;
+        failpoint::hit("wal.after_header_sync");
         let path = path.to_owned();
         Ok(Self { file, path, generation, at: HEADER_BYTES, sequence, buffer: Vec::new() })
     }
@@ -436,8 +446,13 @@ impl Log {
         self.buffer[..4].copy_from_slice(&length.to_le_bytes());
         self.buffer[4..8].copy_from_slice(&sum.to_le_bytes());
         self.buffer[8..16].copy_from_slice(&self.sequence.to_le_bytes());
+        failpoint::io("wal.before_write")?;
         self.file.write_all_at(&self.buffer, self.at)?;
-        self.file.sync_data()?;
+        failpoint::io("wal.before_sync")?;
+        if !failpoint::is_on("wal.skip_sync") {
+            self.file.sync_data()?;
+        }
+        failpoint::hit("wal.after_sync");
         self.at += self.buffer.len() as u64;
         self.sequence += 1;
         self.buffer.shrink_to(1 << 20);

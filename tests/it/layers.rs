@@ -104,7 +104,7 @@ fn heads_of_list(list: &str) -> Vec<String> {
 
 /// Rows from the bottom up; each may import from those below, and the ones in brackets from each other.
 const ROWS: [&[&str]; 8] = [
-    &["domain", "clock"],
+    &["domain", "clock", "failpoint"],
     &["error", "telemetry", "config"],
     &["store"],
     &["actors"],

@@ -12,6 +12,7 @@ use super::once::{Ended, KeptAnswer, OnceKey};
 use crate::clock::UnixMillis;
 use crate::domain::meters::{MeterName, Micro};
 use crate::error::Reject;
+use crate::failpoint;
 use crate::store::committer::Epoch;
 
 #[must_use = "a hold that is dropped at once settles at once"]
@@ -218,6 +219,7 @@ impl Hold {
 
     fn end(&mut self, paid: &[Micro], ended: Ended) {
         let Some(actor) = self.actor.take() else { return };
+        failpoint::hit("settle.before");
         let answer = match &self.once {
             Some(once) => actor.settle_once(&once.key, &self.meters, &self.amounts, paid, ended),
             None => actor.ask(Command::Settle { meters: &self.meters, held: &self.amounts, paid }),
@@ -227,6 +229,7 @@ impl Hold {
         {
             self.left = left;
         }
+        failpoint::hit("settle.after");
         actor.around().holds_open.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -196,6 +196,9 @@ impl OnceBook {
         how: Recovery,
         load: impl FnOnce() -> Result<Option<Vec<u8>>, StoreError>,
     ) -> Result<Attempt, Reject> {
+        if crate::failpoint::is_on("idempotency.skip_check") {
+            return Ok(Attempt::Go(nothing(meters)));
+        }
         if let Vacant(place) = self.entries.entry(key.hash) {
             let row = load().and_then(|row| row.map(|row| tables::decode::<OnceRow>(&row)).transpose());
             let row = row.map_err(|error| {

@@ -168,6 +168,7 @@ pub(super) fn write_index(disk: &dyn Disk, segment: &Path, index: &MemoryIndex, 
     let mut file = disk.create(&unfinished)?;
     file.write_all_at(&index.encode(facts), 0)?;
     file.sync_data()?;
+    crate::failpoint::hit("journal.before_index_rename");
     std::fs::rename(&unfinished, &path)?;
     path.parent().map_or(Ok(()), |dir| disk.sync_dir(dir))
 }

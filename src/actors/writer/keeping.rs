@@ -19,6 +19,7 @@ use super::replay::Replay;
 use super::segment::{Disk, SEGMENT_HEAD_BYTES, SegmentFile, SegmentHead, list_segments, segment_path};
 use super::thread::{Batch, Writer};
 use super::{Clock, JournalConfig, Shared};
+use crate::failpoint;
 
 /// Offsets in an index are 32 bits wide; a batch over this still fits.
 const MAX_SEGMENT_BYTES: u64 = 1 << 30;
@@ -36,7 +37,9 @@ impl ActiveFile {
     pub(super) fn append(&mut self, bytes: &[u8], sync: bool) -> io::Result<()> {
         self.cut_back()?;
         self.has_failed_attempt = true;
-        let result = self.file.write_all_at(bytes, self.len).and_then(|()| self.sync(sync));
+        let result = failpoint::io("journal.before_write")
+            .and_then(|()| self.file.write_all_at(bytes, self.len))
+            .and_then(|()| self.sync(sync));
         if let Err(error) = result {
             // After a failed sync the kernel may call the pages clean though the disk never got them. Cutting them
             // off and writing them anew makes the next sync mean something again.
@@ -49,7 +52,8 @@ impl ActiveFile {
     }
 
     fn sync(&mut self, sync: bool) -> io::Result<()> {
-        if sync { self.file.sync_data() } else { Ok(()) }
+        failpoint::io("journal.before_sync")?;
+        if sync && !failpoint::is_on("journal.skip_sync") { self.file.sync_data() } else { Ok(()) }
     }
 
     pub(super) fn cut_back(&mut self) -> io::Result<()> {
@@ -92,6 +96,7 @@ impl Writer {
 
     /// Takes over what an earlier run left.
     fn recover(&mut self) -> io::Result<()> {
+        failpoint::hit("journal.before_recovery");
         remove_leftovers(&self.config.dir)?;
         let mut segments = list_segments(&self.config.dir)?;
         let newest = segments.pop();
@@ -151,6 +156,7 @@ impl Writer {
 
     fn resume(&mut self, path: PathBuf, head: SegmentHead, scanned: Scanned) -> io::Result<()> {
         let mut file = self.disk.open(&path)?;
+        failpoint::hit("journal.before_cut");
         if scanned.torn_bytes > 0 {
             file.set_len(scanned.facts.len)?;
             file.sync_data()?;
@@ -188,7 +194,9 @@ impl Writer {
             let Some(Segment { path, facts, index: Index::Memory(index), .. }) = &catalog.active else {
                 return Ok(());
             };
+            failpoint::hit("journal.before_seal");
             write_index(&*self.disk, path, index, *facts)?;
+            failpoint::hit("journal.after_seal");
             Segment::sealed(path.clone(), FileIndex::open(path, facts.first_seq)?)
         };
         let mut catalog = self.shared.catalog.write();
@@ -218,8 +226,10 @@ impl Writer {
 
     fn create_file(&self, path: &Path, head: SegmentHead) -> io::Result<Box<dyn SegmentFile>> {
         let mut file = self.disk.create(path)?;
+        failpoint::hit("journal.before_head");
         file.write_all_at(&head.encode(), 0)?;
         file.sync_data()?;
+        failpoint::hit("journal.after_head");
         self.disk.sync_dir(&self.config.dir)?;
         Ok(file)
     }
@@ -268,6 +278,7 @@ impl Writer {
 
     fn delete(&self, segment: &Segment) -> io::Result<()> {
         remove_if_there(&segment.path)?;
+        failpoint::hit("journal.half_deleted");
         remove_if_there(&index_path(&segment.path))?;
         self.disk.sync_dir(&self.config.dir)?;
         self.shared.catalog.write().sealed.retain(|kept| kept.path != segment.path);

@@ -205,6 +205,7 @@ impl Writer {
         };
         let start = active.len;
         active.append(&self.batch.bytes, self.config.sync)?;
+        crate::failpoint::hit("journal.after_sync");
         self.publish(start);
         Ok(())
     }
