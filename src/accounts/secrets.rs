@@ -14,6 +14,7 @@ use sha2::Sha256;
 use crate::clock;
 use crate::domain::ids::{CredentialId, SecretMac};
 use crate::domain::key::{KEY_PREFIX, KEY_RANDOM_LEN};
+use crate::store::folder;
 
 /// The least a pepper must have, in bytes.
 pub const MIN_PEPPER_BYTES: usize = 32;
@@ -59,12 +60,16 @@ impl Pepper {
         let file = dir.join("pepper");
         match fs::read(&file) {
             Ok(text) => {
+                // Whoever made it may have died before the names were on disk; without them, no key would be known again.
+                folder::sync_name(&file)?;
+                folder::sync_name(&dir)?;
                 Self::new(text.trim_ascii()).map_err(|why| io::Error::other(format!("{}: {why}", file.display())))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let text = clock::random_alphanumerics(TOKEN_RANDOM_LEN)?;
                 create_private_dir(&dir)?;
                 write_private(&file, text.as_bytes())?;
+                folder::sync_name(&dir)?;
                 Self::new(text.as_bytes()).map_err(io::Error::other)
             }
             Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", file.display()))),

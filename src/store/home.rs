@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::wal::{self, LogOptions, LogOwner};
-use super::{StoreError, sync_folder};
+use super::{StoreError, folder, sync_folder};
 use crate::clock;
 
 /// The format this program writes. 1 had neither `store.json` nor a store's id in its log.
@@ -139,7 +139,7 @@ fn failed(what: &str, path: &Path, error: &io::Error) -> StoreError {
 /// # Errors
 /// [`StoreError::Busy`] when another process has it.
 pub fn take(data_dir: &Path) -> Result<File, StoreError> {
-    fs::create_dir_all(data_dir).map_err(|e| failed("cannot create data_dir", data_dir, &e))?;
+    folder::create(data_dir).map_err(|e| failed("cannot create data_dir", data_dir, &e))?;
     let path = data_dir.join(LOCK);
     let lock = File::options()
         .create(true)

@@ -6,6 +6,7 @@
 pub mod committer;
 #[cfg(test)]
 pub mod conformance;
+pub mod folder;
 pub mod home;
 pub mod memory;
 pub mod migrate;

@@ -12,7 +12,7 @@ use redb::{
     TransactionError,
 };
 
-use super::{Batch, Op, Order, Row, Store, StoreError, check};
+use super::{Batch, Op, Order, Row, Store, StoreError, check, folder};
 use crate::failpoint;
 
 /// One table, because the rows carry their kind in their keys.
@@ -36,6 +36,9 @@ impl RedbStore {
         if !path.exists() {
             create(folder)?;
         }
+        // Every time: whoever made the file may have died before this.
+        let synced = super::sync_folder(folder).and_then(|()| folder::sync_name(folder));
+        synced.map_err(|e| StoreError::Failed(format!("cannot sync {}: {e}", folder.display())))?;
         let mut builder = Database::builder();
         builder.set_cache_size(usize::try_from(cache_bytes).unwrap_or(usize::MAX));
         builder.set_repair_callback({
@@ -54,7 +57,7 @@ impl RedbStore {
 /// Makes an empty database and gives it its name only when it is whole and on disk.
 fn create(folder: &Path) -> Result<(), StoreError> {
     let failed = |what: &str, e: io::Error| StoreError::Failed(format!("{what} {}: {e}", folder.display()));
-    fs::create_dir_all(folder).map_err(|e| failed("cannot create", e))?;
+    folder::create(folder).map_err(|e| failed("cannot create", e))?;
     let unfinished = folder.join(UNFINISHED);
     match fs::remove_file(&unfinished) {
         Ok(()) => {}
@@ -68,9 +71,7 @@ fn create(folder: &Path) -> Result<(), StoreError> {
     drop(db);
     failpoint::hit("redb.before_rename");
     fs::rename(&unfinished, folder.join(FILE)).map_err(|e| failed("cannot name the file in", e))?;
-    super::sync_folder(folder).map_err(|e| failed("cannot sync", e))?;
-    let parent = folder.parent().unwrap_or(folder);
-    super::sync_folder(parent).map_err(|e| failed("cannot sync the parent of", e))
+    Ok(())
 }
 
 fn classify_open(path: &Path, error: DatabaseError) -> StoreError {

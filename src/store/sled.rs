@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use super::{Batch, Op, Order, Row, Store, StoreError, check, sync_folder};
+use super::{Batch, Op, Order, Row, Store, StoreError, check, folder, sync_folder};
 use crate::failpoint;
 
 pub struct SledStore {
@@ -23,8 +23,7 @@ impl SledStore {
     /// [`StoreError::Busy`] when another process has it; [`StoreError::Failed`] and [`StoreError::Corrupt`] as they say.
     pub fn open(folder: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
         let failed = |what: &str, e: std::io::Error| StoreError::Failed(format!("{what} {}: {e}", folder.display()));
-        let created = !folder.exists();
-        fs::create_dir_all(folder).map_err(|e| failed("cannot create", e))?;
+        folder::create(folder).map_err(|e| failed("cannot create", e))?;
         set_aside_half_written_snapshots(folder).map_err(|e| failed("cannot clean", e))?;
         failpoint::hit("sled.before_open");
         let db = sled::Config::new()
@@ -37,12 +36,8 @@ impl SledStore {
             .map_err(|e| classify(folder, e))?;
         let file = File::open(folder.join("db")).map_err(|e| failed("cannot open the file in", e))?;
         failpoint::hit("sled.after_open");
-        if created {
-            sync_folder(folder).map_err(|e| failed("cannot sync", e))?;
-            if let Some(parent) = folder.parent() {
-                sync_folder(parent).map_err(|e| failed("cannot sync the parent of", e))?;
-            }
-        }
+        // Every time: whoever made the files may have died before this.
+        sync_folder(folder).map_err(|e| failed("cannot sync", e))?;
         Ok(Self { db, file })
     }
 }

@@ -23,7 +23,7 @@ use std::thread::JoinHandle;
 use parking_lot::{Condvar, Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
-use super::{Batch, Op, Order, Row, Store, StoreError, check, sync_folder, tables};
+use super::{Batch, Op, Order, Row, Store, StoreError, check, folder, sync_folder, tables};
 use crate::failpoint;
 use recovery::{Recovered, recover};
 use view::{Frozen, View};
@@ -132,7 +132,7 @@ impl LoggedStore {
     /// are not of one store; [`StoreError::Failed`] for the disk.
     pub fn open(options: LogOptions, backend: Box<dyn Store>, guard: Option<File>) -> Result<Self, StoreError> {
         let (folder, owner) = (options.folder.as_path(), options.owner);
-        fs::create_dir_all(folder).map_err(|e| failed("cannot create", folder, &e))?;
+        folder::create(folder).map_err(|e| failed("cannot create", folder, &e))?;
         let checkpoint = tables::read::<Checkpoint>(&*backend, tables::CHECKPOINT)?;
         failpoint::hit("wal.before_recovery");
         let recovered = recover(folder, &owner, checkpoint.map_or(0, |checkpoint| checkpoint.applied))?;
