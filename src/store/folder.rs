@@ -3,7 +3,7 @@
 //! A file's sync says nothing about the file's name: that is the folder's content, and the folder's name is its parent's.
 //! Owns these syncs; never looks at what a folder holds.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
@@ -36,6 +36,18 @@ pub fn sync_name(path: &Path) -> io::Result<()> {
         }),
         None => Ok(()),
     }
+}
+
+/// Returns when `folder` and everything in it is on disk.
+///
+/// # Errors
+/// The disk fails.
+pub fn sync_tree(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() { sync_tree(&path)? } else { File::open(&path)?.sync_all()? }
+    }
+    sync_folder(folder)
 }
 
 #[cfg(test)]

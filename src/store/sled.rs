@@ -5,9 +5,16 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::{Batch, Op, Order, Row, Store, StoreError, check, folder, sync_folder};
 use crate::failpoint;
+
+/// sled's own name for it.
+const FILE: &str = "db";
+/// How often, and how far apart, to look whether sled has closed its file; ten seconds together.
+const CLOSING_TRIES: u32 = 5_000;
+const CLOSING_PAUSE: Duration = Duration::from_millis(2);
 
 pub struct SledStore {
     db: sled::Db,
@@ -23,23 +30,62 @@ impl SledStore {
     /// [`StoreError::Busy`] when another process has it; [`StoreError::Failed`] and [`StoreError::Corrupt`] as they say.
     pub fn open(folder: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
         let failed = |what: &str, e: std::io::Error| StoreError::Failed(format!("{what} {}: {e}", folder.display()));
-        folder::create(folder).map_err(|e| failed("cannot create", e))?;
+        if !folder.join(FILE).exists() {
+            make(folder, cache_bytes)?;
+        }
         set_aside_half_written_snapshots(folder).map_err(|e| failed("cannot clean", e))?;
+        // A process that was killed may have left what it wrote in the system's memory alone. sled is about to build a
+        // snapshot on it, and to sync that.
+        let file = File::open(folder.join(FILE)).map_err(|e| failed("cannot open the file in", e))?;
+        let sync = || file.sync_all().and_then(|()| sync_folder(folder)).and_then(|()| folder::sync_name(folder));
+        sync().map_err(|e| failed("cannot sync", e))?;
         failpoint::hit("sled.before_open");
-        let db = sled::Config::new()
-            .path(folder)
-            .cache_capacity(cache_bytes)
-            // Every commit is flushed by hand; the timer would only add unasked-for writes.
-            .flush_every_ms(None)
-            .mode(sled::Mode::HighThroughput)
-            .open()
-            .map_err(|e| classify(folder, e))?;
-        let file = File::open(folder.join("db")).map_err(|e| failed("cannot open the file in", e))?;
+        let db = open_db(folder, cache_bytes)?;
         failpoint::hit("sled.after_open");
-        // Every time: whoever made the files may have died before this.
-        sync_folder(folder).map_err(|e| failed("cannot sync", e))?;
+        sync().map_err(|e| failed("cannot sync", e))?;
         Ok(Self { db, file })
     }
+}
+
+fn open_db(folder: &Path, cache_bytes: u64) -> Result<sled::Db, StoreError> {
+    sled::Config::new()
+        .path(folder)
+        .cache_capacity(cache_bytes)
+        // Every commit is flushed by hand; the timer would only add unasked-for writes.
+        .flush_every_ms(None)
+        .mode(sled::Mode::HighThroughput)
+        .open()
+        .map_err(|e| classify(folder, e))
+}
+
+/// Makes an empty database next to where it belongs, and moves it there when all of it is on disk: sled syncs hardly any
+/// of the files it begins with, and does not open what a power cut leaves of them.
+fn make(folder: &Path, cache_bytes: u64) -> Result<(), StoreError> {
+    let failed = |what: &str, e: std::io::Error| StoreError::Failed(format!("{what} {}: {e}", folder.display()));
+    let draft = folder.with_extension("draft");
+    if draft.exists() {
+        fs::remove_dir_all(&draft).map_err(|e| failed("cannot clear the draft of", e))?;
+    }
+    folder::create(&draft).map_err(|e| failed("cannot create the draft of", e))?;
+    drop(open_db(&draft, cache_bytes)?);
+    wait_until_closed(&draft.join(FILE))?;
+    folder::sync_tree(&draft).map_err(|e| failed("cannot sync the draft of", e))?;
+    failpoint::hit("sled.before_rename");
+    // Over an empty folder, if there is one.
+    fs::rename(&draft, folder).map_err(|e| failed("cannot name", e))
+}
+
+/// sled's own threads close its file some time after its handle is dropped.
+fn wait_until_closed(file: &Path) -> Result<(), StoreError> {
+    let failed = |e: std::io::Error| StoreError::Failed(format!("cannot open {}: {e}", file.display()));
+    let closing = File::open(file).map_err(failed)?;
+    for _ in 0..CLOSING_TRIES {
+        if closing.try_lock().is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(CLOSING_PAUSE);
+    }
+    Err(StoreError::Busy(file.display().to_string()))
 }
 
 /// A crash while opening leaves `snap.*.generating`, which the next open would take for a finished snapshot and then
