@@ -5,7 +5,7 @@ VENV := target/venv
 OPENAI_VERSION := 3.52.0
 DUCKDB_VERSION := 1.5.6
 
-.PHONY: demo test lint bench fuzz soak openai-client
+.PHONY: demo test crash lint bench fuzz soak openai-client
 
 demo:
 	$(CARGO) build --release --quiet
@@ -16,6 +16,13 @@ demo:
 test: openai-client
 	TOLLGATE_TEST_PYTHON=$(abspath $(VENV))/bin/python $(CARGO) test --lib --bins --test it
 	$(CARGO) test --doc
+	$(MAKE) crash
+
+# The gateway is killed again and again, and its books are checked: see tests/crash/main.rs. CYCLES=10000 for a long run,
+# ONLY=power for one kind, SEED=… to see a failure again.
+crash:
+	TOLLGATE_CRASH_CYCLES=$(CYCLES) TOLLGATE_CRASH_ONLY=$(ONLY) TOLLGATE_CRASH_SEED=$(SEED) TOLLGATE_CRASH_BACKENDS=$(BACKENDS) \
+	  $(CARGO) test --features failpoints --test crash
 
 openai-client: $(VENV)/.openai-$(OPENAI_VERSION)-duckdb-$(DUCKDB_VERSION)
 
@@ -26,6 +33,7 @@ $(VENV)/.openai-$(OPENAI_VERSION)-duckdb-$(DUCKDB_VERSION):
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --quiet -- -D warnings
+	$(CARGO) clippy --features failpoints --test crash --quiet -- -D warnings
 	@command -v cargo-deny >/dev/null || $(CARGO) install cargo-deny --locked --quiet
 	./.ci/deny
 

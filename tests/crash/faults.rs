@@ -111,11 +111,12 @@ fn failing_store(life: &mut Life<'_>, figures: &mut Figures) -> Verdict {
     let StoreFault { point, passages, error, .. } = all[life.random.usize(0..all.len())];
     // The first passages belong to the start.
     let armed = format!("{point}={}*off->1*return({error})", 1 + life.random.u32(0..*passages));
-    let started = life.site.serve(&armed);
-    let mut gateway = match started {
-        Ok(gateway) => gateway,
-        Err(died) if died.log.contains("os error") => return look(life, figures),
-        Err(died) => return Err(format!("{armed}: the gateway refused to start:\n{}", died.log)),
+    let mut gateway = match life.start(&armed, figures) {
+        Ok(Some(gateway)) => gateway,
+        // The fault was met in the start already, which must say so.
+        Err(why) if why.contains("os error") => return look(life, figures),
+        Ok(None) => return Err(format!("{armed}: the gateway died")),
+        Err(why) => return Err(format!("{armed}: {why}")),
     };
     let closed = life.busy(&mut gateway, true, |gateway, alarm| must_close(gateway, alarm))?;
     closed.map_err(|why| format!("{armed}: {why}\n{}", gateway.process.whole_log()))?;

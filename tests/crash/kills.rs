@@ -123,6 +123,9 @@ impl<'a> Life<'a> {
     /// # Errors
     /// It refused to start.
     pub fn start(&mut self, points: &str, figures: &mut Figures) -> Verdict<Option<Gateway>> {
+        if let Some(books) = &mut self.books {
+            books.count_records(&self.site)?;
+        }
         match self.site.serve(points) {
             Ok(gateway) => {
                 figures.count_start(&gateway);
@@ -236,12 +239,8 @@ fn one_kill(life: &mut Life<'_>, figures: &mut Figures) -> Verdict {
 }
 
 fn at_a_point(life: &mut Life<'_>, figures: &mut Figures) -> Verdict {
-    if life.books.is_none() {
-        // The users come first, undisturbed.
-        let Some(gateway) = life.start("", figures)? else { return Ok(()) };
-        life.settle(&gateway, figures)?;
-    }
-    let all = points::of(life.site.setting.backend);
+    let fresh = life.books.is_none();
+    let all = points::of(life.site.setting.backend, if fresh { Some(When::Opening) } else { None });
     let point = all[life.random.usize(0..all.len())];
     let armed = points::kill_at(point.name, life.random.u32(0..point.passages));
     figures.armed.insert(point.name);
@@ -250,6 +249,12 @@ fn at_a_point(life: &mut Life<'_>, figures: &mut Figures) -> Verdict {
         died(figures);
         return Ok(());
     };
+    if fresh {
+        // The users come first, undisturbed.
+        gateway.process.kill();
+        figures.at_any_time += 1;
+        return Ok(());
+    }
     if gateway.process.ends_within(match point.when {
         When::Opening => Duration::from_millis(20),
         When::Serving => Duration::ZERO,

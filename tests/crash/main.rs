@@ -10,7 +10,7 @@
 //! | variable | says | without it |
 //! |---|---|---|
 //! | `TOLLGATE_CRASH_SEED` | where the random choices begin; the same seed makes the same choices | a random one, printed |
-//! | `TOLLGATE_CRASH_CYCLES` | kills per backend | 200 |
+//! | `TOLLGATE_CRASH_CYCLES` | kills per backend; half as many power cuts, and a fortieth of each fault | 200 |
 //! | `TOLLGATE_CRASH_BACKENDS` | which backends, with commas between | all |
 //! | `TOLLGATE_CRASH_ONLY` | which run: `kills`, `faults`, `power`, `teeth` | all |
 //!
@@ -26,6 +26,7 @@
 //! | `wal.before_write`, `wal.before_sync`, `wal.after_sync` | around the write and the sync of every commit |
 //! | `wal.before_rotate`, `wal.after_rotate` | around the change to the next log file |
 //! | `wal.before_apply`, `wal.after_apply` | around the move of a log file's changes to the backend |
+//! | `sled.before_rename` | before a new database gets its name |
 //! | `sled.before_open`, `sled.after_open` | around the opening of the backend |
 //! | `sled.before_flush`, `sled.before_sync` | in every batch that goes to the backend |
 //! | `redb.before_open`, `redb.after_open`, `redb.before_commit`, `redb.after_commit` | the same for the other backend |
@@ -52,6 +53,7 @@ mod oracle;
 mod points;
 mod power;
 mod site;
+mod teeth;
 mod upstream;
 mod wire;
 
@@ -75,6 +77,7 @@ fn main() -> ExitCode {
         BACKENDS.into_iter().filter(|name| chosen.as_ref().is_none_or(|c| c.split(',').any(|c| c == *name))).collect();
     let only = variable("TOLLGATE_CRASH_ONLY");
     let wanted = |run: &str| only.as_ref().is_none_or(|only| only.split(',').any(|name| name == run));
+    points::check();
     println!("seed {seed}, {cycles} kills a backend, {backends:?}");
     let root = std::env::temp_dir().join(format!("tollgate-crash-{}", std::process::id()));
     let upstream = Upstream::start();
@@ -95,9 +98,16 @@ fn main() -> ExitCode {
                 Err(failure) => green &= tell("power", backend, &failure),
             }
         }
+        if wanted("teeth") {
+            let began = Instant::now();
+            match teeth::run(backend, &root, &upstream, seed) {
+                Ok(said) => println!("teeth, {backend}:\n  {}\n  {} s", said.join("\n  "), began.elapsed().as_secs()),
+                Err(failure) => green &= tell("teeth", backend, &failure),
+            }
+        }
         if wanted("faults") {
             let began = Instant::now();
-            match faults::run(backend, &root, &upstream, seed, (cycles / 20).max(4)) {
+            match faults::run(backend, &root, &upstream, seed, (cycles / 40).max(4)) {
                 Ok(said) => println!("faults, {backend}: {said}, {} s", began.elapsed().as_secs()),
                 Err(failure) => green &= tell("faults", backend, &failure),
             }

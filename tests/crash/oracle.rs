@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tollgate::actors::writer::JournalReader;
 
 use crate::client::{Call, Cost, Fate, GRANTED_USER, Grants, Repeated, Seen, USERS, repeat};
-use crate::site::{Gateway, Recovery, Site, User, WRITTEN, metric};
+use crate::site::{Gateway, Recovery, Site, User};
 use crate::upstream::{Tally, text_for};
 use crate::wire::Conn;
 
@@ -48,7 +48,7 @@ pub struct Books {
     records: BTreeMap<u64, Value>,
     /// Records that must at least be in the journal.
     least_records: u64,
-    /// Records in the journal when the process began that runs now, or less.
+    /// Records in the journal when the process began that runs now.
     counted: u64,
 }
 
@@ -103,6 +103,19 @@ impl Books {
             Some(first) => Err(format!("{} complaints, the first: {first}", seen.complaints.len())),
             None => Ok(()),
         }
+    }
+
+    /// Counts the journal's records while no process runs: its own counter begins at zero.
+    pub fn count_records(&mut self, site: &Site) -> Verdict {
+        let failed = |e: std::io::Error| format!("the journal cannot be read: {e}");
+        self.counted = 0;
+        let reader = JournalReader::open(site.data.join("journal")).map_err(failed)?;
+        reader
+            .for_each(|_| {
+                self.counted += 1;
+                Ok(())
+            })
+            .map_err(failed)
     }
 
     fn read_numbers(&self, gateway: &Gateway) -> Verdict<Vec<[Numbers; 2]>> {
@@ -198,9 +211,6 @@ impl Books {
             // What was set last is known now, even if its answer was not heard.
             self.floors = self.numbers[GRANTED_USER].map(|numbers| numbers.balance.min(self.grants.attempted));
         }
-        // Read after the journal was: what was written in between makes this less, never more.
-        let written = metric(gateway.admin, WRITTEN).ok_or("the counters cannot be read")?;
-        self.counted = records.saturating_sub(written as u64);
         self.least_records = records;
         let repeated = calls.iter().filter(|call| call.attempts > 1).count() as u64;
         Ok(Checked { calls: calls.len() as u64, acknowledged, in_doubt, repeated, records, holes })

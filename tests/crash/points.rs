@@ -1,5 +1,7 @@
 //! The points at which the gateway is made to die; the table is in the crate's documentation.
 
+use std::path::{Path, PathBuf};
+
 /// When a point is passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
@@ -62,15 +64,38 @@ pub const POINTS: &[Point] = &[
     only("redb", "redb.after_open", When::Opening, 1),
     only("redb", "redb.before_commit", When::Opening, 3),
     only("redb", "redb.after_commit", When::Opening, 3),
+    only("redb", "redb.before_rename", When::Opening, 1),
+    only("sled", "sled.before_rename", When::Opening, 1),
     only("sled", "sled.before_open", When::Opening, 1),
     only("sled", "sled.after_open", When::Opening, 1),
     only("sled", "sled.before_flush", When::Opening, 3),
     only("sled", "sled.before_sync", When::Opening, 3),
 ];
 
-/// The points that a gateway on this backend has.
-pub fn of(backend: &str) -> Vec<&'static Point> {
-    POINTS.iter().filter(|point| point.backend.is_empty() || point.backend == backend).collect()
+/// Names change, and a point that nobody passes any more proves nothing.
+pub fn check() {
+    let table = include_str!("main.rs");
+    let sources = sources(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")));
+    for Point { name, .. } in POINTS {
+        assert!(sources.contains(&format!("(\"{name}\")")), "no point in the sources is called {name}");
+        assert!(table.contains(&format!("`{name}`")), "the table in main.rs says nothing of {name}");
+    }
+}
+
+fn sources(folder: &Path) -> String {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let read = |path: PathBuf| match path.extension().is_some_and(|e| e == "rs") {
+        true => std::fs::read_to_string(path).unwrap(),
+        false if path.is_dir() => sources(&path),
+        false => String::new(),
+    };
+    entries.map(read).collect()
+}
+
+/// The points that a gateway on this backend has; `when`: those alone.
+pub fn of(backend: &str, when: Option<When>) -> Vec<&'static Point> {
+    let fits = |point: &&Point| point.backend.is_empty() || point.backend == backend;
+    POINTS.iter().filter(fits).filter(|point| when.is_none_or(|when| point.when == when)).collect()
 }
 
 /// Dies at the passage after `passages`.

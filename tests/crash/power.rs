@@ -20,6 +20,11 @@ const EARLY: Duration = Duration::from_millis(150);
 /// What is left out on purpose; empty: nothing.
 pub type Switches<'a> = &'a str;
 
+/// Whether a disk whose power can be cut can be mounted here.
+pub fn can_cut(root: &Path) -> bool {
+    Disk::mount(&root.join("trial")).is_ok()
+}
+
 /// `cuts` power cuts; `None` where such a disk cannot be mounted, with the reason said.
 pub fn run(
     backend: &'static str,
@@ -29,7 +34,7 @@ pub fn run(
     cuts: u64,
     switches: Switches<'_>,
 ) -> Result<Option<Figures>, Failure> {
-    let folder = root.join(format!("power-{backend}-{seed}"));
+    let folder = root.join(format!("power-{backend}-{seed}-{}", fastrand::u32(..)));
     let disk = match Disk::mount(&folder.join("disk")) {
         Ok(disk) => disk,
         Err(why) => {
@@ -81,8 +86,7 @@ fn one_cut(life: &mut Life<'_>, figures: &mut Figures, disk: &Disk, switches: &s
         figures.early += 1;
         let mut points = switches.to_owned();
         if life.random.bool() {
-            let opening: Vec<_> =
-                points::of(life.site.setting.backend).into_iter().filter(|p| p.when == When::Opening).collect();
+            let opening = points::of(life.site.setting.backend, Some(When::Opening));
             let point = opening[life.random.usize(0..opening.len())];
             let separator = if points.is_empty() { "" } else { ";" };
             points = format!("{points}{separator}{}", kill_at(point.name, life.random.u32(0..point.passages)));

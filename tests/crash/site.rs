@@ -19,7 +19,7 @@ const PASSWORD: &str = "SecurePass123";
 /// A start that takes longer has gone wrong, however busy the machine.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 /// Small log files, so that a short run sees many of them.
-const WAL_FILE_BYTES: u64 = 48 << 10;
+const WAL_FILE_BYTES: u64 = 32 << 10;
 
 /// What becomes of holds that a crash left open: `ledger.recover_open_holds`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
