@@ -1,4 +1,4 @@
-# What a stranger needs: demo, test, lint, bench, fuzz. CI calls the same.
+# What a stranger needs: demo, test, crash, lint, bench, fuzz. CI calls the same.
 
 CARGO ?= cargo
 VENV := target/venv

@@ -78,20 +78,3 @@ mod on {
         }
     }
 }
-
-#[cfg(all(test, feature = "failpoints"))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_point_does_what_it_is_told_when_it_is_told() {
-        let _scenario = fail::FailScenario::setup();
-        fail::cfg("test.io", "1*off->1*return(eio)->1*return(enospc)").unwrap();
-        let seen: Vec<Option<i32>> = (0..4).map(|_| io("test.io").err().and_then(|e| e.raw_os_error())).collect();
-        assert_eq!(seen, [None, Some(5), Some(28), None]);
-        fail::cfg("test.number", "return(77)").unwrap();
-        assert_eq!((number("test.number"), number("test.other")), (Some(77), None));
-        fail::cfg("test.switch", "return").unwrap();
-        assert!(is_on("test.switch") && !is_on("test.other"));
-    }
-}

@@ -182,6 +182,19 @@ mod tests {
     }
 
     #[test]
+    fn a_database_that_a_crash_left_half_made_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, draft) = (dir.path().join("store"), dir.path().join("store.draft"));
+        fs::create_dir(&draft).unwrap();
+        fs::write(draft.join("conf"), b"half").unwrap();
+        let mut batch = Batch::default();
+        batch.put(b"a".to_vec(), b"1".to_vec());
+        SledStore::open(&folder, 1 << 20).unwrap().commit(&batch).unwrap();
+        assert!(!draft.exists());
+        assert_eq!(SledStore::open(&folder, 1 << 20).unwrap().get(b"a").unwrap(), Some(b"1".to_vec()));
+    }
+
+    #[test]
     fn a_half_written_snapshot_does_not_brick_the_store() {
         let dir = tempfile::tempdir().unwrap();
         let mut batch = Batch::default();

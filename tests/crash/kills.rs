@@ -64,7 +64,7 @@ impl std::fmt::Display for Figures {
         let at_points: u64 = self.at_points.values().sum();
         write!(
             f,
-            "{} kills ({} at any time, {} at {} points, {} within 50 ms of a start), {} folders, {} starts (longest {} ms), \
+            "{} kills ({} at any time, {} at {} points, {} within a moment of a start), {} folders, {} starts (longest {} ms), \
              {} calls, {} acknowledged, {} in doubt, {} sent again",
             self.kills,
             self.at_any_time,

@@ -68,36 +68,78 @@ fn look(life: &mut Life<'_>, figures: &mut Figures, switches: &str) -> Verdict {
     Ok(())
 }
 
-/// Under load, in a start, or in the start after a kill that lost nothing: its files are then used though not synced.
+/// What goes before a cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Before {
+    Start,
+    LoadAndStart,
+    Load,
+    /// Two lives under load, the first of which a kill ended that lost nothing: what it left is then used, though nobody
+    /// synced it.
+    TwoLoads,
+}
+
 fn one_cut(life: &mut Life<'_>, figures: &mut Figures, disk: &Disk, switches: &str) -> Verdict {
     figures.kills += 1;
-    let kind = life.random.u8(0..4);
-    if kind > 0 {
-        figures.at_any_time += 1;
-        let Some(mut gateway) = life.start(switches, figures)? else { return Ok(()) };
-        life.settle(&gateway, figures)?;
-        let time = Duration::from_micros(life.random.u64(0..BUSY.as_micros() as u64));
-        life.busy(&mut gateway, false, |gateway, _| {
-            std::thread::park_timeout(time);
-            gateway.process.kill();
-        })?;
-    }
-    if kind < 2 {
-        figures.early += 1;
-        let mut points = switches.to_owned();
+    let all = [Before::Start, Before::LoadAndStart, Before::Load, Before::Load, Before::TwoLoads];
+    let before = all[life.random.usize(0..all.len())];
+    if before == Before::TwoLoads {
+        let mut serving = points::of(life.site.setting.backend, Some(When::Serving));
         if life.random.bool() {
-            let opening = points::of(life.site.setting.backend, Some(When::Opening));
-            let point = opening[life.random.usize(0..opening.len())];
-            let separator = if points.is_empty() { "" } else { ";" };
-            points = format!("{points}{separator}{}", kill_at(point.name, life.random.u32(0..point.passages)));
+            // What is written and not synced is what this is about.
+            serving.retain(|point| point.name.ends_with(".before_sync"));
         }
-        let mut process = life.site.launch(&points);
-        process.ends_within(Duration::from_micros(life.random.u64(0..EARLY.as_micros() as u64)));
-        if let Some(status) = process.ended().filter(|status| status.code().is_some()) {
-            return Err(format!("the gateway refused to start ({status}):\n{}", process.whole_log()));
-        }
-        process.kill();
+        let point = serving[life.random.usize(0..serving.len())];
+        let armed = with(switches, &kill_at(point.name, life.random.u32(0..point.passages)));
+        load(life, figures, &armed, BUSY)?;
+    }
+    match before {
+        Before::Start => {}
+        Before::TwoLoads => load(life, figures, switches, BUSY / 5)?,
+        Before::Load | Before::LoadAndStart => load(life, figures, switches, BUSY)?,
+    }
+    if matches!(before, Before::Start | Before::LoadAndStart) {
+        start_only(life, figures, switches)?;
+    } else {
+        figures.at_any_time += 1;
     }
     disk.cut_power(&mut life.random);
+    Ok(())
+}
+
+fn with(switches: &str, point: &str) -> String {
+    if switches.is_empty() { point.to_owned() } else { format!("{switches};{point}") }
+}
+
+/// Some time under load, up to `longest`, and a kill; or the point that is set comes first.
+fn load(life: &mut Life<'_>, figures: &mut Figures, points: &str, longest: Duration) -> Verdict {
+    let Some(mut gateway) = life.start(points, figures)? else { return Ok(()) };
+    if let Err(what) = life.settle(&gateway, figures) {
+        // The check itself may have led it to a point.
+        let died = points.contains("kill") && gateway.process.ends_within(Duration::from_millis(200));
+        return if died { Ok(()) } else { Err(what) };
+    }
+    let time = Duration::from_micros(life.random.u64(0..longest.as_micros() as u64));
+    life.busy(&mut gateway, false, |gateway, _| {
+        gateway.process.ends_within(time);
+        gateway.process.kill();
+    })
+}
+
+/// A start that is killed within a moment, half the time at a point.
+fn start_only(life: &mut Life<'_>, figures: &mut Figures, switches: &str) -> Verdict {
+    figures.early += 1;
+    let mut points = switches.to_owned();
+    if life.random.bool() {
+        let opening = points::of(life.site.setting.backend, Some(When::Opening));
+        let point = opening[life.random.usize(0..opening.len())];
+        points = with(switches, &kill_at(point.name, life.random.u32(0..point.passages)));
+    }
+    let mut process = life.site.launch(&points);
+    process.ends_within(Duration::from_micros(life.random.u64(0..EARLY.as_micros() as u64)));
+    if let Some(status) = process.ended().filter(|status| status.code().is_some()) {
+        return Err(format!("the gateway refused to start ({status}):\n{}", process.whole_log()));
+    }
+    process.kill();
     Ok(())
 }
