@@ -159,9 +159,10 @@ impl Writer {
         failpoint::hit("journal.before_cut");
         if scanned.torn_bytes > 0 {
             file.set_len(scanned.facts.len)?;
-            file.sync_data()?;
             self.shared.counters.torn_bytes.fetch_add(scanned.torn_bytes, Ordering::Relaxed);
         }
+        // A process that was killed may have left its last batch in the system's memory alone; from here on it can be read.
+        file.sync_data()?;
         remove_if_there(&index_path(&path))?; // of a sealing that a crash undid
         let len = scanned.facts.len;
         self.active = Some(ActiveFile { file, created_ms: head.created_ms, len, has_failed_attempt: false });
