@@ -24,6 +24,7 @@ use tower::ServiceExt;
 use crate::accounts::passwords::Password;
 use crate::accounts::secrets::{MIN_PEPPER_BYTES, Pepper};
 use crate::accounts::{Accounts, AccountsParts, Settings, credits};
+use crate::actors::audit::{Action, Actor, Audit, AuditConfig, ChainKey, Outcome, Record, Target, audit_dir};
 use crate::actors::user::actor::Surroundings;
 use crate::actors::user::ledger::Recovery;
 use crate::actors::user::once::{KeptBytes, OnceLimits};
@@ -33,6 +34,7 @@ use crate::api;
 use crate::backup;
 use crate::clock::Clock;
 use crate::config::{Backend, Config, Durability, RecoverOpenHolds, Redact};
+use crate::domain::ids::StaffId;
 use crate::error::Reject;
 use crate::gateway::authenticate::Authenticator;
 use crate::gateway::buffers::Budget;
@@ -91,6 +93,7 @@ pub struct Core {
     pub accounts: Arc<Accounts>,
     pub users: Arc<Registry>,
     pub journal: Journal,
+    pub audit: Audit,
     pub committer: Committer,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
@@ -158,17 +161,19 @@ impl Core {
         let users = Arc::new(Registry::new(around, config.limits.max_live_users, idle_ms));
         let pepper = load_pepper(config)?;
         let journal = start_journal(config, &clock, &pepper, disks)?;
+        let audit = start_audit(config, &clock, &committer, &pepper)?;
         let accounts = Accounts::new(AccountsParts {
             committer: committer.clone(),
             users: users.clone(),
             journal: journal.clone(),
+            audit: audit.clone(),
             metrics: metrics.clone(),
             clock: clock.clone(),
             settings: Settings::from(config),
             pepper: pepper.clone(),
         })
         .map_err(StartError::Store)?;
-        Ok(Self { accounts: Arc::new(accounts), users, journal, committer, metrics, clock, pepper })
+        Ok(Self { accounts: Arc::new(accounts), users, journal, audit, committer, metrics, clock, pepper })
     }
 
     /// Writes everything that waits and ends the threads. The order matters: accounts last, as holds settle into them.
@@ -177,6 +182,8 @@ impl Core {
         if let Err(error) = self.journal.stop() {
             tracing::error!(%error, "the journal could not be written to its end");
         }
+        // Before the store: it is told how far the trail has come.
+        self.audit.stop();
         self.committer.stop();
     }
 }
@@ -284,11 +291,32 @@ fn redaction(rules: &Redact, pepper: &Pepper) -> Result<Redaction, StartError> {
     Ok(Redaction::new(rules, &key))
 }
 
+fn start_audit(config: &Config, clock: &Clock, committer: &Committer, pepper: &Pepper) -> Result<Audit, StartError> {
+    let settings = &config.audit;
+    let audit = AuditConfig {
+        segment_bytes: settings.segment_bytes,
+        retention: settings.retention_days.map(|days| Duration::from_secs(days.saturating_mul(86_400))),
+        queue_records: settings.queue_records,
+        ..AuditConfig::new(audit_dir(&config.data_dir))
+    };
+    Audit::start(audit, clock.clone(), audit_key(pepper), committer.clone())
+        .map_err(io_error("cannot open the audit trail"))
+}
+
+/// The key of the audit trail's chain.
+pub fn audit_key(pepper: &Pepper) -> ChainKey {
+    ChainKey::new(pepper.mac_in("audit", b"chain").0)
+}
+
 pub fn journal_dir(data_dir: &Path) -> PathBuf {
     data_dir.join("journal")
 }
 
-fn load_pepper(config: &Config) -> Result<Pepper, StartError> {
+/// The pepper that a config names, or the data directory's own, which is made when there is none.
+///
+/// # Errors
+/// It cannot be read or made.
+pub fn load_pepper(config: &Config) -> Result<Pepper, StartError> {
     match &config.accounts.pepper {
         Some(source) => {
             let key = source.read().map_err(|why| StartError::Config(format!("accounts.pepper: {why}")))?;
@@ -358,6 +386,12 @@ impl App {
             .enable_all()
             .build()
             .map_err(io_error("cannot start the control runtime"))?;
+        if let Some(gap) = core.audit.gap() {
+            tracing::error!(
+                "the audit trail's end is not the one that the store knows of; see `tollgate audit verify`"
+            );
+            audited(&core.audit, gap)?;
+        }
         if let Some(admin) = first_admin {
             control.block_on(make_first_admin(&core.accounts, admin))?;
         }
@@ -392,6 +426,8 @@ impl App {
         };
         app.start_workers(&stopped, &ended)?;
         app.start_sweeper();
+        let started = app.core.audit.started().with("version", env!("CARGO_PKG_VERSION"));
+        audited(&app.core.audit, started.with("public", app.public.to_string()).with("admin", app.admin.to_string()))?;
         app.ready.store(true, Ordering::Release);
         tracing::info!(public = %app.public, admin = %app.admin, workers, "listening");
         Ok(app)
@@ -468,7 +504,14 @@ impl App {
 
     /// Puts a new config in force for all requests that begin from now on. What belongs to the process's start (ports,
     /// folder, backend, workers) stays as it is, and is said to.
+    ///
+    /// Refused while the audit trail cannot be written.
     pub fn reload(&mut self, config: Config) {
+        let changed = self.config.changed_keys(&config);
+        let record = Record::of(Action::ConfigReloaded).by(Actor::operator()).with("changed", changed);
+        if let Err(error) = self.core.audit.ready().and_then(|()| self.core.audit.write_blocking(record)) {
+            return self.reload_refused(&error.to_string());
+        }
         for (key, changed) in [
             ("listen", config.listen.public != self.config.listen.public && self.config.listen.public.port() != 0),
             ("listen.workers", config.listen.workers != self.config.listen.workers),
@@ -495,6 +538,9 @@ impl App {
     /// Says that a reload was refused; the old config stays.
     pub fn reload_refused(&self, reason: &str) {
         self.core.metrics.config_reloaded(false);
+        let record = Record::of(Action::ConfigReloaded).by(Actor::operator());
+        // The reason quotes the file, which may hold secrets; the log on standard error has it.
+        self.core.audit.note(record.refused(Outcome::Failed, "INVALID_CONFIG"));
         tracing::error!(reason, "the new config was refused; the old one stays in force");
     }
 
@@ -534,6 +580,9 @@ impl App {
         }
         self.core.accounts.close_operator();
         self.end_side_port.send_replace(true);
+        if let Err(error) = self.core.audit.write_blocking(Record::of(Action::ServerStopped).with("calls_cut", cut)) {
+            tracing::error!(%error, "the end of this run is not in the audit trail");
+        }
         self.core.close();
         self.shared.access_log.stop();
         if let Some(control) = self.control.take() {
@@ -543,15 +592,31 @@ impl App {
     }
 }
 
-async fn make_first_admin(accounts: &Accounts, admin: FirstAdmin) -> Result<(), StartError> {
+fn audited(audit: &Audit, record: Record) -> Result<(), StartError> {
+    audit
+        .write_blocking(record)
+        .map_err(|error| io_error("cannot start without an audit trail")(io::Error::other(error)))
+}
+
+async fn make_first_admin(accounts: &Arc<Accounts>, admin: FirstAdmin) -> Result<(), StartError> {
     let refused = |reject: Reject| {
         StartError::Config(format!("TOLLGATE_ADMIN_USERNAME, TOLLGATE_ADMIN_PASSWORD: {}", reject.describe()))
     };
     let password = Password::new(admin.password).map_err(refused)?;
-    let made = accounts.first_superadmin(&admin.username, password, admin.email.as_deref()).await.map_err(refused)?;
-    if made.is_some() {
-        tracing::info!(username = admin.username, "the first superadmin was made");
+    if accounts.has_staff().map_err(refused)? {
+        return Ok(());
     }
+    let record = Record::of(Action::StaffCreated).with("role", "superadmin").with("from", "environment");
+    let (username, email) = (admin.username.clone(), admin.email);
+    let act = move |accounts: Arc<Accounts>| async move {
+        accounts.first_superadmin(&username, password, email.as_deref()).await
+    };
+    let named = admin.username.clone();
+    let tell = move |made: &Option<StaffId>, record: Record| {
+        record.on(Target::new("staff", made.map(|id| id.0), Some(&named)))
+    };
+    accounts.audited(record, act, tell).await.map_err(refused)?;
+    tracing::info!(username = admin.username, "the first superadmin was made");
     Ok(())
 }
 
@@ -642,10 +707,13 @@ fn start_side_port(
     ready: Arc<AtomicBool>,
     ended: watch::Receiver<bool>,
 ) -> Result<SocketAddr, StartError> {
-    let committer = core.committer.clone();
+    let (committer, audit) = (core.committer.clone(), core.audit.clone());
     let readiness: api::Readiness = Arc::new(move || {
         if committer.has_failed() {
             return Err("the store has failed");
+        }
+        if audit.ready().is_err() {
+            return Err("the audit trail cannot be written");
         }
         if ready.load(Ordering::Acquire) { Ok(()) } else { Err("starting or draining") }
     });
@@ -766,5 +834,36 @@ fn add_probes(core: &Core, shared: &Arc<Shared>) {
             "Failed writes and syncs of the journal.",
             read(&counters.write_errors),
         );
+    });
+    add_audit_probe(core);
+}
+
+fn add_audit_probe(core: &Core) {
+    let counters = core.audit.counters();
+    core.metrics.probe(move |out: &mut Exposition| {
+        let read = |n: &AtomicU64| n.load(Ordering::Relaxed) as f64;
+        let state = |name: &str, n: &AtomicU64| (vec![("state", name.to_owned())], read(n));
+        out.counters(
+            "tollgate_audit_records_total",
+            "Records of the audit trail.",
+            vec![
+                state("emitted", &counters.emitted),
+                state("written", &counters.written),
+                state("dropped", &counters.dropped),
+            ],
+        );
+        out.counter(
+            "tollgate_audit_folded_total",
+            "Equal acts of strangers that were counted into another record.",
+            read(&counters.folded),
+        );
+        out.gauge("tollgate_audit_queue_records", "Records that wait to be written.", read(&counters.queued));
+        out.gauge("tollgate_audit_segments", "Segment files.", read(&counters.segments));
+        out.counter(
+            "tollgate_audit_write_errors_total",
+            "Failed writes and syncs of the audit trail.",
+            read(&counters.write_errors),
+        );
+        out.gauge("tollgate_audit_sequence", "Number of the newest record on disk.", read(&counters.sequence));
     });
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tollgate::commands::{self, admin, backup, demo, export, ledger, logs, serve};
+use tollgate::commands::{self, admin, audit, backup, demo, export, ledger, logs, serve};
 
 // Fewer and cheaper trips to the kernel than the system's allocator under many small buffers; see benches/README.md.
 #[global_allocator]
@@ -78,12 +78,31 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Read the audit trail: who did what, from where, with what result.
+    Audit {
+        #[command(flatten)]
+        config: ConfigArg,
+        #[command(subcommand)]
+        command: AuditCommand,
+    },
 }
 
 #[derive(Subcommand)]
 enum LedgerCommand {
     /// Check that every meter of every user adds up.
     Verify,
+}
+
+#[derive(Subcommand)]
+enum AuditCommand {
+    /// Records, newest first, one JSON object a line.
+    Show(audit::Wanted),
+    /// Check every record and the chain through them. Needs the server's secrets.
+    Verify {
+        /// A head that an earlier check or the log has named: the trail must have reached it.
+        #[arg(long)]
+        head: Option<String>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -160,6 +179,12 @@ fn main() -> ExitCode {
         Command::Demo { once } => demo::run(once),
         Command::Logs { config, command: LogsCommand::Show { user, page, page_size } } => {
             logs::show(config.config.as_deref(), &user, page, page_size)
+        }
+        Command::Audit { config, command: AuditCommand::Show(wanted) } => {
+            audit::show(config.config.as_deref(), &wanted)
+        }
+        Command::Audit { config, command: AuditCommand::Verify { head } } => {
+            audit::verify(config.config.as_deref(), head.as_deref())
         }
         Command::Logs { config, command: LogsCommand::Verify } => logs::verify(config.config.as_deref()),
         Command::Logs { config, command: LogsCommand::Export(args) } => {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::actors::audit::{self, Action, Audit, Origin, Target};
 use crate::clock::Monotonic;
 use crate::config::Access;
 use crate::domain::addresses::customer_network;
@@ -182,11 +183,17 @@ impl<K: Copy + Eq + Hash> Failures<K> {
 }
 
 /// Addresses (IPv6 by /64) that sent wrong credentials.
-pub struct AddressBlocks(Failures<IpAddr>);
+pub struct AddressBlocks(Failures<IpAddr>, Option<Audit>);
 
 impl AddressBlocks {
     pub fn new(access: &Access) -> Self {
-        Self(Failures::new(access.block_after_failures, window(access), access.max_tracked_addresses))
+        Self(Failures::new(access.block_after_failures, window(access), access.max_tracked_addresses), None)
+    }
+
+    /// With a trail that hears of every address that is blocked.
+    #[must_use]
+    pub fn audited(self, audit: Audit) -> Self {
+        Self(self.0, Some(audit))
     }
 
     pub fn reconfigure(&self, access: &Access) {
@@ -200,7 +207,14 @@ impl AddressBlocks {
 
     /// Counts a wrong credential and says whether the address is blocked from now on.
     pub fn failed(&self, addr: IpAddr, now: Monotonic) -> bool {
-        self.0.failed(customer_network(addr), now)
+        let blocked = self.0.failed(customer_network(addr), now);
+        if let Some(audit) = self.1.as_ref().filter(|_| blocked) {
+            let network = customer_network(addr).to_string();
+            let origin = Origin { address: Some(addr), request: None };
+            let target = Target::new("address", None, Some(&network));
+            audit.note_folded(audit::Record::of(Action::AddressBlocked).from(origin).on(target));
+        }
+        blocked
     }
 
     /// Forgets the failures of an address that showed a right credential.

@@ -4,6 +4,7 @@
 //! in force in memory, then answered. Never speaks HTTP, never touches a meter but through its user's actor.
 
 pub mod addresses;
+pub mod audit;
 pub mod blocks;
 pub mod books;
 pub mod credits;
@@ -25,6 +26,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
+use crate::actors::audit::{Action, Actor, Audit, Record};
 use crate::actors::user::registry::Registry;
 use crate::actors::writer::Journal;
 use crate::clock::Clock;
@@ -82,6 +84,7 @@ pub struct AccountsParts {
     pub committer: Committer,
     pub users: Arc<Registry>,
     pub journal: Journal,
+    pub audit: Audit,
     pub metrics: Arc<Metrics>,
     pub clock: Clock,
     pub settings: Settings,
@@ -93,6 +96,7 @@ pub struct Accounts {
     committer: Committer,
     users: Arc<Registry>,
     journal: Journal,
+    audit: Audit,
     metrics: Arc<Metrics>,
     clock: Clock,
     settings: ArcSwap<Settings>,
@@ -118,13 +122,14 @@ impl Accounts {
     /// # Errors
     /// [`StoreError`] when the address rules cannot be read.
     pub fn new(parts: AccountsParts) -> Result<Self, StoreError> {
-        let AccountsParts { committer, users, journal, metrics, clock, settings, pepper } = parts;
+        let AccountsParts { committer, users, journal, audit, metrics, clock, settings, pepper } = parts;
         let accounts = &settings.accounts;
+        users.audit_to(audit.clone());
         Ok(Self {
             passwords: PasswordPool::new(accounts.hash_concurrency, accounts.hash_queue),
             lockouts: Failures::new(accounts.max_failed_logins, settings.lockout(), MAX_TRACKED_NAMES),
             login_turns: (0..LOGIN_TURNS).map(|_| tokio::sync::Mutex::default()).collect(),
-            blocks: Arc::new(AddressBlocks::new(&settings.access)),
+            blocks: Arc::new(AddressBlocks::new(&settings.access).audited(audit.clone())),
             addresses: Arc::new(AddressBook::open(committer.clone(), metrics.clone(), &settings.access)?),
             in_force: Arc::new(InForce::new(committer.clone(), users.clone())),
             operator: ArcSwapOption::empty(),
@@ -132,6 +137,7 @@ impl Accounts {
             committer,
             users,
             journal,
+            audit,
             metrics,
             clock,
             pepper,
@@ -151,8 +157,12 @@ impl Accounts {
         let now = self.clock.monotonic();
         self.blocks.sweep(now);
         self.lockouts.sweep(now);
-        if let Err(error) = self.addresses.expire(self.clock.now()).await {
-            tracing::warn!(%error, "expired address rules could not be removed; they do not count any more");
+        match self.addresses.expire(self.clock.now()).await {
+            Ok(0) => {}
+            Ok(count) => self.audit.note(Record::of(Action::IpRuleExpired).by(Actor::system()).with("rules", count)),
+            Err(error) => {
+                tracing::warn!(%error, "expired address rules could not be removed; they do not count any more");
+            }
         }
     }
 

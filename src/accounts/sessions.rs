@@ -34,6 +34,7 @@ pub struct LoginRequest {
 /// Tokens of a new session, shown once.
 #[derive(Debug)]
 pub struct SessionView {
+    pub principal: Principal,
     pub session_token: Minted,
     pub refresh_token: Option<Minted>,
     pub expires_at: UnixMillis,
@@ -78,7 +79,7 @@ impl Accounts {
     /// Checks a password and keeps the count of wrong ones. Answers the hash that was verified.
     pub(super) async fn check_password(
         &self,
-        space: &str,
+        space: &'static str,
         identifier: &str,
         known: Option<u64>,
         address: IpAddr,
@@ -103,7 +104,9 @@ impl Accounts {
             return Ok(hash);
         }
         let now = self.clock.monotonic();
-        self.lockouts.failed(subject, now);
+        if self.lockouts.failed(subject, now) {
+            self.note_lockout(space, known, address);
+        }
         self.blocks.failed(address, now);
         self.metrics.login(Login::Failed);
         Err(Reject::Unauthenticated)
@@ -131,17 +134,17 @@ impl Accounts {
         Ok(user)
     }
 
-    /// Ends a session: token and refresh token are dead before this returns.
+    /// Ends a session: token and refresh token are dead before this returns. Answers whose it was.
     ///
     /// # Errors
     /// [`Reject::Unauthenticated`] for a token that opens nothing.
-    pub async fn logout(&self, token: &str) -> Result<(), Reject> {
+    pub async fn logout(&self, token: &str) -> Result<UserId, Reject> {
         let (session, mac) = self.session_of_token(token)?;
         let Principal::User(id) = session.value.principal else { return Err(Reject::Unauthenticated) };
         let mut batch = session.unchanged();
         close_session(&mac, &session.value, &mut batch);
         match self.commit_for_user(id, batch, Forget::Credentials).await {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(id),
             // Refreshed or ended at this moment: this token opens nothing any more either way.
             Err(StoreError::Conflict { .. }) => Err(Reject::Unauthenticated),
             Err(error) => Err(self.failed(&error)),
@@ -248,6 +251,7 @@ impl Accounts {
             batch.put(tables::session_of_user(user, session.id), pointer);
         }
         Ok(SessionView {
+            principal: session.principal,
             session_token: token,
             refresh_token: Some(refresh),
             expires_at: session.expires_at,

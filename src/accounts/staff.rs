@@ -200,7 +200,8 @@ impl Accounts {
         let row = tables::encode(&session).map_err(|error| self.failed(&error))?;
         batch.put(tables::session(&self.pepper.mac(token.expose().as_bytes())), row);
         let expires_at = session.expires_at;
-        Ok(SessionView { session_token: token, refresh_token: None, expires_at, refresh_expires_at: None })
+        let principal = session.principal;
+        Ok(SessionView { principal, session_token: token, refresh_token: None, expires_at, refresh_expires_at: None })
     }
 
     /// Who a token of the side port belongs to, if his role reaches `least`. The operator's token is a superadmin's.

@@ -13,6 +13,7 @@ use super::sessions::LoginRequest;
 use super::staff::NewStaff;
 use super::users::{AdminUpdate, MeterUpdate, Registered, Registration};
 use super::{Accounts, AccountsParts, Settings};
+use crate::actors::audit::{Audit, AuditConfig, ChainKey};
 use crate::actors::user::actor::Surroundings;
 use crate::actors::user::ledger::Recovery;
 use crate::actors::user::once::{KeptBytes, OnceLimits};
@@ -66,7 +67,10 @@ pub(crate) fn world(toml: &str) -> World {
     let users = Arc::new(Registry::new(Arc::new(around), 10_000, 60_000));
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::start(JournalConfig::new(dir.path().join("journal")), Arc::new(|| 0)).unwrap();
+    let audit = AuditConfig::new(dir.path().join("audit"));
+    let audit = Audit::start(audit, clock.clone(), ChainKey::new([7; 32]), committer.clone()).unwrap();
     let parts = AccountsParts {
+        audit,
         committer,
         users: users.clone(),
         journal: journal.clone(),

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use serde::Deserialize;
 
+use super::audit::Change;
 use super::passwords::Password;
 use super::secrets::Minted;
 use super::{Accounts, Forget, MAX_TRIES, sessions, too_busy};
@@ -348,12 +349,12 @@ impl Accounts {
         result.map_err(|error| self.failed(&error))
     }
 
-    /// Changes what a user may change of himself.
+    /// Changes what a user may change of himself, and says what has changed.
     ///
     /// # Errors
     /// [`Reject::Invalid`], [`Reject::NotFound`].
-    pub async fn update_profile(&self, id: UserId, update: ProfileUpdate) -> Result<User, Reject> {
-        self.update_user(id, AdminUpdate { profile: update, ..AdminUpdate::default() }).await
+    pub async fn update_profile(&self, id: UserId, update: ProfileUpdate) -> Result<(User, Vec<Change>), Reject> {
+        self.update_user_telling(id, AdminUpdate { profile: update, ..AdminUpdate::default() }).await
     }
 
     /// Changes a user as staff: first his row, then his meters. A new plan brings its reset amounts and periods and raises
@@ -361,7 +362,20 @@ impl Accounts {
     ///
     /// # Errors
     /// [`Reject::Invalid`], [`Reject::Conflict`] for an email that is taken, [`Reject::NotFound`] also for deleted users.
-    pub async fn update_user(&self, id: UserId, mut update: AdminUpdate) -> Result<User, Reject> {
+    pub async fn update_user(&self, id: UserId, update: AdminUpdate) -> Result<User, Reject> {
+        Ok(self.update_user_telling(id, update).await?.0)
+    }
+
+    /// As [`Accounts::update_user`]; says what has changed. Calls of the user's go on meanwhile, so a balance's two values
+    /// may differ by more than the update.
+    ///
+    /// # Errors
+    /// As [`Accounts::update_user`].
+    pub async fn update_user_telling(
+        &self,
+        id: UserId,
+        mut update: AdminUpdate,
+    ) -> Result<(User, Vec<Change>), Reject> {
         let settings = self.settings();
         update.profile.name = update.profile.name.map(|name| name.trim().to_owned());
         update.email = update.email.map(|email| email.trim().to_owned());
@@ -379,18 +393,21 @@ impl Accounts {
             return Err(Reject::Invalid(faults));
         }
         let plan = plan.flatten();
-        let mut plan_changed = false;
+        let (mut plan_changed, mut changes) = (false, Vec::new());
         let edit = |user: &mut User, batch: &mut Batch| {
             refuse_deleted(user)?;
             plan_changed = plan.is_some_and(|plan| plan.name != user.plan);
-            apply_update(user, &update, plan, batch)
+            let before = user.clone();
+            apply_update(user, &update, plan, batch)?;
+            changes = changes_of_user(&before, user);
+            Ok(())
         };
         let user = self.change_user(id, Forget::Nothing, edit).await?;
-        let epoch = self.update_meters(id, &update, plan.filter(|_| plan_changed))?;
+        let epoch = self.update_meters(id, &update, plan.filter(|_| plan_changed), &mut changes)?;
         if let Some(epoch) = epoch {
             self.committer.wait(epoch).await.map_err(|error| self.failed(&error))?;
         }
-        Ok(user)
+        Ok((user, changes))
     }
 
     fn update_meters(
@@ -398,11 +415,13 @@ impl Accounts {
         id: UserId,
         update: &AdminUpdate,
         new_plan: Option<&Plan>,
+        changes: &mut Vec<Change>,
     ) -> Result<Option<Epoch>, Reject> {
         if new_plan.is_none() && update.credits.is_none() && update.conversations.is_none() {
             return Ok(None);
         }
         let actor = self.actor(id)?;
+        let before = actor.account().map_err(|_| Reject::Internal)?;
         let mut last = None;
         let mut set = |meter: &MeterName, balance, reset, period| {
             let answer = actor.ask(Command::Set { meter, balance, reset, period }).map_err(|_| Reject::Internal)?;
@@ -413,9 +432,8 @@ impl Accounts {
             Ok(())
         };
         if let Some(plan) = new_plan {
-            let account = actor.account().map_err(|_| Reject::Internal)?;
             for meter in &plan.meters {
-                let present = account.meter(&meter.name).map_or(Micro::ZERO, |m| m.balance);
+                let present = before.meter(&meter.name).map_or(Micro::ZERO, |m| m.balance);
                 let raised = (present < meter.grant).then_some(meter.grant);
                 set(&meter.name, raised, Some(meter.reset), Some(meter.period))?;
             }
@@ -425,6 +443,7 @@ impl Accounts {
             let meter = MeterName::parse(name).ok_or(Reject::Internal)?;
             set(&meter, change.balance, change.reset, None)?;
         }
+        changes.extend(changes_of_meters(&before, &actor.account().map_err(|_| Reject::Internal)?));
         Ok(last)
     }
 
@@ -571,6 +590,44 @@ fn apply_update(user: &mut User, update: &AdminUpdate, plan: Option<&Plan>, batc
         user.email = Arc::from(email.as_str());
     }
     Ok(())
+}
+
+fn changes_of_user(before: &User, after: &User) -> Vec<Change> {
+    let fields = [
+        ("name", &*before.name, &*after.name),
+        ("email", &before.email, &after.email),
+        ("user_type", before.user_type.as_str(), after.user_type.as_str()),
+        ("subscription_plan", &before.plan, &after.plan),
+    ];
+    let mut changes: Vec<Change> = fields
+        .iter()
+        .filter(|(_, from, to)| from != to)
+        .map(|(name, from, to)| Change::new(*name, *from, *to))
+        .collect();
+    if before.email_verified != after.email_verified {
+        changes.push(Change::new("email_verified", before.email_verified, after.email_verified));
+    }
+    for (name, from, to) in
+        [("about_me", &before.about_me, &after.about_me), ("hobbies", &before.hobbies, &after.hobbies)]
+    {
+        if from != to {
+            changes.push(Change::new(name, "…", "…"));
+        }
+    }
+    changes
+}
+
+fn changes_of_meters(before: &Account, after: &Account) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for (name, now) in after.meters() {
+        let (balance, reset) = before.meter(name).map_or((Micro::ZERO, Micro::ZERO), |was| (was.balance, was.reset));
+        for (part, from, to) in [("balance", balance, now.balance), ("reset", reset, now.reset)] {
+            if from != to {
+                changes.push(Change::new(format!("{name}.{part}"), from.to_json(), to.to_json()));
+            }
+        }
+    }
+    changes
 }
 
 /// The number of the user who came last. Numbers are given in the commit that makes the user, so none is left out.

@@ -1,6 +1,8 @@
-//! What has a life of its own: the users' actors, which own the meters, and the writer, which owns the conversation journal.
+//! What has a life of its own: the users' actors, which own the meters, the writer, which owns the conversation journal, and
+//! the audit trail.
 //!
 //! Owns state and its serial turns. Never speaks HTTP and never decides who may call.
 
+pub mod audit;
 pub mod user;
 pub mod writer;

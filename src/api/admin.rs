@@ -16,10 +16,13 @@ use super::operations;
 use super::public::profile_fields;
 use super::render::{self, Answer};
 use crate::accounts::Accounts;
-use crate::accounts::addresses::NewRule;
+use crate::accounts::addresses::{NewRule, StoredRule};
+use crate::accounts::audit::changes;
 use crate::accounts::staff::{NewStaff, StaffIdentity};
 use crate::accounts::users::{AdminUpdate, MeterUpdate, Page};
+use crate::actors::audit::{Action, ActionFilter, Actor, Query, Record, Severity, Target, UserFilter};
 use crate::backup::source::Source;
+use crate::clock::UnixMillis;
 use crate::domain::addresses::{RuleKind, parse_network};
 use crate::domain::ids::UserId;
 use crate::domain::session::StaffRole;
@@ -61,6 +64,8 @@ pub fn side_router(state: SideState) -> Router {
         .route("/reset-limits", post(credits::reset_limits))
         .route("/ledger/verify", get(operations::verify_ledger))
         .route("/backup", get(operations::backup))
+        .route("/security-logs", get(security_logs))
+        .route("/security-logs/head", get(security_logs_head))
         .route("/health", get(panel_health));
     let router = Router::new()
         .nest(PANEL, panel)
@@ -70,9 +75,32 @@ pub fn side_router(state: SideState) -> Router {
     super::finish(router, state, clock)
 }
 
-/// Who calls, if his role reaches `least`.
+/// Who calls, if his role reaches `least`. Who does not get in is recorded.
 fn staff(side: &SideState, call: &Call, least: StaffRole) -> Result<StaffIdentity, Reject> {
-    side.accounts.staff_of_token(call.token()?, least)
+    let denied = Record::of(Action::AccessDenied).from(call.origin()).with("call", call.line.as_str());
+    let anyone = side.accounts.staff_of_token(call.token()?, StaffRole::New);
+    let who = anyone.inspect_err(|reject| side.accounts.note_refusal(denied.clone().by(Actor::anonymous()), reject))?;
+    if who.role < least {
+        let reject = Reject::Forbidden("Your role does not allow this");
+        side.accounts.note_denial(denied.by(&who), &reject);
+        return Err(reject);
+    }
+    Ok(who)
+}
+
+/// The record of what staff does.
+fn act_of(who: &StaffIdentity, call: &Call, action: Action) -> Record {
+    Record::of(action).by(who).from(call.origin())
+}
+
+/// The record of what staff does to a user, of whom only the number is known until it is done.
+fn act_on(who: &StaffIdentity, call: &Call, action: Action, user: UserId) -> Record {
+    act_of(who, call, action).on(Target::user_id(user.0))
+}
+
+/// Adds the user's name to the record of an act on him.
+fn on_user(user: &User, record: Record) -> Record {
+    record.on(user)
 }
 
 pub(super) fn admin(side: &SideState, call: &Call) -> Result<StaffIdentity, Reject> {
@@ -83,7 +111,11 @@ async fn login(State(side): Side, call: Call) -> Answer {
     let mut fields = call.fields()?;
     let (username, password) = (fields.text("username"), fields.password("password")?);
     fields.done()?;
-    let (staff, session) = side.accounts.staff_login(&username, password, call.address).await?;
+    let record = Record::of(Action::LoginSucceeded).or(Action::LoginFailed).by(Actor::anonymous()).from(call.origin());
+    let record = record.on_any(side.accounts.staff_login_target(&username)?);
+    let address = call.address;
+    let act = move |accounts: Arc<Accounts>| async move { accounts.staff_login(&username, password, address).await };
+    let (staff, session) = side.accounts.audited(record, act, |(staff, _), record| record.by(staff).on(staff)).await?;
     render::ok(json!({
         "success": true,
         "message": "Login successful",
@@ -93,7 +125,7 @@ async fn login(State(side): Side, call: Call) -> Answer {
 }
 
 async fn create_admin(State(side): Side, call: Call) -> Answer {
-    staff(&side, &call, StaffRole::Superadmin)?;
+    let by = staff(&side, &call, StaffRole::Superadmin)?;
     let mut fields = call.fields()?;
     let new = NewStaff {
         username: fields.text("username"),
@@ -104,7 +136,9 @@ async fn create_admin(State(side): Side, call: Call) -> Answer {
         role: if side.accounts.has_staff()? { StaffRole::Admin } else { StaffRole::Superadmin },
     };
     fields.done()?;
-    let made = side.accounts.create_staff(new).await?;
+    let record = act_of(&by, &call, Action::StaffCreated).with("role", new.role.as_str());
+    let act = move |accounts: Arc<Accounts>| async move { accounts.create_staff(new).await };
+    let made = side.accounts.audited(record, act, |made, record| record.on(made)).await?;
     render::ok(json!({"success": true, "message": "Admin created", "admin": render::staff(&made)}))
 }
 
@@ -156,18 +190,31 @@ fn update_fields(fields: &mut Fields) -> AdminUpdate {
 }
 
 async fn put_user(State(side): Side, call: Call) -> Answer {
-    admin(&side, &call)?;
+    let by = admin(&side, &call)?;
     let mut fields = call.fields()?;
-    let update = update_fields(&mut fields);
+    let (update, reason) = (update_fields(&mut fields), fields.optional_text("reason"));
     fields.done()?;
-    let user = side.accounts.update_user(user_in_path(&side, &call)?, update).await?;
+    let id = user_in_path(&side, &call)?;
+    // A change of credits is found under its own name, whatever else the call changes.
+    let action = match (&update.credits, &update.conversations, &update.plan) {
+        (None, None, None) => Action::UserUpdated,
+        (None, None, Some(_)) => Action::PlanChanged,
+        _ => Action::CreditsAdjusted,
+    };
+    let record = act_on(&by, &call, action, id).with("reason", reason);
+    let act = move |accounts: Arc<Accounts>| async move { accounts.update_user_telling(id, update).await };
+    let tell = |(user, list): &(User, Vec<_>), record| on_user(user, record).with("changes", changes(list));
+    let (user, _) = side.accounts.audited(record, act, tell).await?;
     changed(&side, "User updated", user)
 }
 
 async fn delete_user(State(side): Side, call: Call) -> Answer {
     let by = staff(&side, &call, StaffRole::Superadmin)?;
     let reason = call.query("reason").map(str::to_owned);
-    let user = side.accounts.delete_user(user_in_path(&side, &call)?, reason).await?;
+    let id = user_in_path(&side, &call)?;
+    let record = act_on(&by, &call, Action::UserDeleted, id).with("reason", reason.clone());
+    let act = move |accounts: Arc<Accounts>| async move { accounts.delete_user(id, reason).await };
+    let user = side.accounts.audited(record, act, on_user).await?;
     tracing::info!(user = %user.id, by = %by.username, "user deleted");
     render::ok(json!({"success": true, "message": "User deleted", "user_id": user.id}))
 }
@@ -181,21 +228,30 @@ fn reason(call: &Call) -> Result<Option<String>, Reject> {
 
 async fn suspend(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
-    let user = side.accounts.suspend(user_in_path(&side, &call)?, reason(&call)?).await?;
+    let (id, reason) = (user_in_path(&side, &call)?, reason(&call)?);
+    let record = act_on(&by, &call, Action::UserSuspended, id).with("reason", reason.clone());
+    let act = move |accounts: Arc<Accounts>| async move { accounts.suspend(id, reason).await };
+    let user = side.accounts.audited(record, act, on_user).await?;
     tracing::info!(user = %user.id, by = %by.username, "user suspended");
     changed(&side, "User suspended", user)
 }
 
 async fn activate(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
-    let user = side.accounts.activate(user_in_path(&side, &call)?).await?;
+    let id = user_in_path(&side, &call)?;
+    let record = act_on(&by, &call, Action::UserActivated, id);
+    let act = move |accounts: Arc<Accounts>| async move { accounts.activate(id).await };
+    let user = side.accounts.audited(record, act, on_user).await?;
     tracing::info!(user = %user.id, by = %by.username, "user activated");
     changed(&side, "User activated", user)
 }
 
 async fn ban(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
-    let user = side.accounts.ban(user_in_path(&side, &call)?, reason(&call)?).await?;
+    let (id, reason) = (user_in_path(&side, &call)?, reason(&call)?);
+    let record = act_on(&by, &call, Action::UserBanned, id).with("reason", reason.clone());
+    let act = move |accounts: Arc<Accounts>| async move { accounts.ban(id, reason).await };
+    let user = side.accounts.audited(record, act, on_user).await?;
     tracing::info!(user = %user.id, by = %by.username, "user banned");
     changed(&side, "User banned", user)
 }
@@ -203,7 +259,9 @@ async fn ban(State(side): Side, call: Call) -> Answer {
 async fn regenerate_key(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     let user = user_in_path(&side, &call)?;
-    let key = side.accounts.regenerate_key(user).await?;
+    let record = act_on(&by, &call, Action::KeyRegenerated, user);
+    let act = move |accounts: Arc<Accounts>| async move { accounts.regenerate_key(user).await };
+    let key = side.accounts.audited(record, act, |_, record| record).await?;
     tracing::info!(%user, by = %by.username, "key regenerated");
     render::ok(json!({"success": true, "message": "API key regenerated", "api_key": key.expose()}))
 }
@@ -229,9 +287,12 @@ async fn statistics(State(side): Side, call: Call) -> Answer {
 }
 
 async fn message_logs(State(side): Side, call: Call) -> Answer {
-    admin(&side, &call)?;
+    let by = admin(&side, &call)?;
     let (page, page_size) = call.page()?;
-    let found = side.accounts.message_log(UserId(call.number("user_id")?), page, page_size).await?;
+    let id = UserId(call.number("user_id")?);
+    let record = act_on(&by, &call, Action::ConversationsRead, id).with("page", page).with("page_size", page_size);
+    let act = move |accounts: Arc<Accounts>| async move { accounts.message_log(id, page, page_size).await };
+    let found = side.accounts.audited(record, act, |_, record| record).await?;
     render::raw_list(found)
 }
 
@@ -255,6 +316,7 @@ const NETWORKS: &str = "must be an address or a network such as 192.168.1.0/24";
 
 async fn make_rule(
     side: &SideState,
+    call: &Call,
     by: StaffIdentity,
     mut fields: Fields,
     network: &str,
@@ -265,26 +327,37 @@ async fn make_rule(
     let expires_at = fields.optional_time("expires_at");
     fields.done()?;
     let (Some(network), Some(kind)) = (network, kind) else { return Err(Reject::Internal.into()) };
+    let record = act_of(&by, call, Action::IpRuleCreated)
+        .with("kind", kind.as_str())
+        .with("network", network.to_string())
+        .with("description", description.clone())
+        .with("expires_at", expires_at.map(UnixMillis::rfc3339));
     let rule = NewRule { kind, network, description, expires_at, created_by: by.username };
-    let made = side.accounts.addresses().add(rule, side.accounts.clock().now()).await?;
+    let act =
+        move |accounts: Arc<Accounts>| async move { accounts.addresses().add(rule, accounts.clock().now()).await };
+    let made = side.accounts.audited(record, act, |made, record| record.on(made)).await?;
     tracing::info!(rule = made.id, network = %made.network, kind = made.kind.as_str(), by = %made.created_by, "address rule made");
     render::ok(json!({"success": true, "message": "Address rule added", "entry": render::address_rule(&made)}))
 }
 
 async fn add_to_whitelist(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
-    make_rule(&side, by, call.fields()?, "ip_address", Some(RuleKind::Allow)).await
+    make_rule(&side, &call, by, call.fields()?, "ip_address", Some(RuleKind::Allow)).await
 }
 
 async fn add_rule(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     let mut fields = call.fields()?;
     let kind = fields.parsed("kind", "must be \"allow\" or \"deny\"", RuleKind::parse);
-    make_rule(&side, by, fields, "network", kind).await
+    make_rule(&side, &call, by, fields, "network", kind).await
 }
 
 async fn drop_rule(side: &SideState, call: &Call, by: StaffIdentity, kind: Option<RuleKind>) -> Answer {
-    let gone = side.accounts.addresses().remove(call.number("id")?, kind).await?;
+    let id = call.number("id")?;
+    let record = act_of(&by, call, Action::IpRuleRemoved).on(Target::new("ip_rule", Some(id), None));
+    let act = move |accounts: Arc<Accounts>| async move { accounts.addresses().remove(id, kind).await };
+    let tell = |gone: &StoredRule, record: Record| record.on(gone).with("kind", gone.kind.as_str());
+    let gone = side.accounts.audited(record, act, tell).await?;
     tracing::info!(rule = gone.id, network = %gone.network, by = %by.username, "address rule removed");
     render::ok(json!({"success": true, "message": "Address rule removed", "entry": render::address_rule(&gone)}))
 }
@@ -297,6 +370,33 @@ async fn remove_from_whitelist(State(side): Side, call: Call) -> Answer {
 async fn remove_rule(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     drop_rule(&side, &call, by, None).await
+}
+
+const TIME: &str = "must be a time such as 2026-12-31T23:59:59Z";
+
+async fn security_logs(State(side): Side, call: Call) -> Answer {
+    admin(&side, &call)?;
+    let (page, page_size) = call.page()?;
+    let query = Query {
+        severity: call.query_parsed("severity", "must be info, warning, error or critical", Severity::parse)?,
+        action: call.query_parsed(
+            "action",
+            "must be an act such as login.failed, or a kind of acts such as login",
+            ActionFilter::parse,
+        )?,
+        user: call.query_parsed("user", "must be a number or a name", |text| Some(UserFilter::parse(text)))?,
+        from: call.query_parsed("from", TIME, UnixMillis::parse_rfc3339)?,
+        to: call.query_parsed("to", TIME, UnixMillis::parse_rfc3339)?,
+    };
+    let found = side.accounts.security_log(query, page, page_size).await?;
+    render::raw_list(found)
+}
+
+/// How far the trail has come: for `audit verify` beside a running server, and to be noted elsewhere.
+async fn security_logs_head(State(side): Side, call: Call) -> Answer {
+    admin(&side, &call)?;
+    let head = side.accounts.audit().head();
+    render::ok(json!({"success": true, "sequence": head.sequence, "mac": head.mac}))
 }
 
 async fn panel_health(State(side): Side, call: Call) -> Answer {

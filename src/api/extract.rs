@@ -15,8 +15,10 @@ use serde_json::{Map, Value};
 
 use super::render::Refused;
 use crate::accounts::passwords::Password;
+use crate::actors::audit::Origin;
 use crate::clock::UnixMillis;
 use crate::domain::addresses::ClientAddress;
+use crate::domain::ids::RequestId;
 use crate::domain::meters::Micro;
 use crate::error::Reject;
 
@@ -29,6 +31,10 @@ const MAX_PAGE: usize = 1 << 40;
 /// A request, read.
 pub struct Call {
     pub address: IpAddr,
+    /// The request's id, as the answer names it.
+    pub request: Option<RequestId>,
+    /// Method and path below the port's own prefix, without the query.
+    pub line: String,
     pub user_agent: Option<String>,
     credential: Result<Option<String>, Reject>,
     query: HashMap<String, String>,
@@ -47,6 +53,8 @@ impl<S: Send + Sync> FromRequest<S> for Call {
         let body = axum::body::to_bytes(body, MAX_BODY_BYTES).await.map_err(|error| Refused(broken_body(error)))?;
         Ok(Self {
             address: parts.extensions.get::<ClientAddress>().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |client| client.0),
+            request: parts.extensions.get().copied(),
+            line: format!("{} {}", parts.method, parts.uri.path()),
             user_agent: parts.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).map(str::to_owned),
             credential: credential(&parts.headers),
             query,
@@ -90,6 +98,11 @@ fn credential(headers: &HeaderMap) -> Result<Option<String>, Reject> {
 }
 
 impl Call {
+    /// Where the call comes from, for its record in the audit trail.
+    pub fn origin(&self) -> Origin {
+        Origin { address: Some(self.address), request: self.request }
+    }
+
     /// The credential the call came with.
     ///
     /// # Errors
@@ -117,6 +130,20 @@ impl Call {
 
     pub fn query(&self, name: &str) -> Option<&str> {
         self.query.get(name).map(String::as_str)
+    }
+
+    /// A query parameter that `parse` must understand; `what` says what it must be.
+    ///
+    /// # Errors
+    /// [`Reject::Invalid`].
+    pub fn query_parsed<T>(
+        &self,
+        name: &str,
+        what: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<Option<T>, Reject> {
+        let Some(text) = self.query(name).filter(|text| !text.is_empty()) else { return Ok(None) };
+        parse(text).map(Some).ok_or_else(|| Reject::Invalid(vec![format!("{name}: {what}")]))
     }
 
     /// `page` and `page_size`, cut to what makes sense.

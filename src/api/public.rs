@@ -12,10 +12,13 @@ use serde_json::json;
 use super::extract::{Call, Fields};
 use super::render::{self, Answer};
 use crate::accounts::Accounts;
+use crate::accounts::audit::changes;
 use crate::accounts::keys::DEFAULT_KEY;
 use crate::accounts::sessions::LoginRequest;
 use crate::accounts::users::{ProfileUpdate, Registration};
-use crate::domain::user::UserType;
+use crate::actors::audit::{Action, Actor, Record};
+use crate::domain::session::Principal;
+use crate::domain::user::{User, UserType};
 use crate::error::Reject;
 
 type Api = State<Arc<Accounts>>;
@@ -36,6 +39,16 @@ pub fn public_router(accounts: Arc<Accounts>) -> Router {
     super::finish(router, accounts, clock)
 }
 
+/// The record of what somebody does before we know him.
+fn stranger(call: &Call, action: Action) -> Record {
+    Record::of(action).by(Actor::anonymous()).from(call.origin())
+}
+
+/// The record of what a user does to himself.
+fn own_act(call: &Call, action: Action, user: &User) -> Record {
+    Record::of(action).by(user).from(call.origin()).on(user)
+}
+
 const USER_TYPES: &str = "must be \"Personal\" or \"Business\"";
 
 async fn register(State(accounts): Api, call: Call) -> Answer {
@@ -50,7 +63,9 @@ async fn register(State(accounts): Api, call: Call) -> Answer {
         hobbies: fields.optional_text("hobbies").unwrap_or_default(),
     };
     fields.done()?;
-    let made = accounts.register(new).await?;
+    let record = stranger(&call, Action::UserRegistered);
+    let act = move |accounts: Arc<Accounts>| async move { accounts.register(new).await };
+    let made = accounts.audited(record, act, |made, record| record.by(&made.user).on(&made.user)).await?;
     render::ok(json!({
         "success": true,
         "message": "User registered successfully",
@@ -74,7 +89,10 @@ async fn login(State(accounts): Api, call: Call) -> Answer {
         user_agent: call.user_agent.clone(),
     };
     fields.done()?;
-    let (user, session) = accounts.login(request).await?;
+    let record = stranger(&call, Action::LoginSucceeded).or(Action::LoginFailed);
+    let record = record.on_any(accounts.login_target(&request.identifier)?);
+    let act = move |accounts: Arc<Accounts>| async move { accounts.login(request).await };
+    let (user, session) = accounts.audited(record, act, |(user, _), record| record.by(user).on(user)).await?;
     render::ok(json!({
         "success": true,
         "message": "Login successful",
@@ -87,7 +105,13 @@ async fn refresh(State(accounts): Api, call: Call) -> Answer {
     let mut fields = call.fields()?;
     let token = fields.text("refresh_token");
     fields.done()?;
-    let session = accounts.refresh(&token).await?;
+    let record = stranger(&call, Action::SessionRefreshed);
+    let act = move |accounts: Arc<Accounts>| async move {
+        let session = accounts.refresh(&token).await?;
+        let Principal::User(id) = session.principal else { return Err(Reject::Unauthenticated) };
+        Ok((accounts.user(id)?, session))
+    };
+    let (_, session) = accounts.audited(record, act, |(user, _), record| record.by(user).on(user)).await?;
     render::ok(json!({
         "success": true,
         "message": "Session refreshed",
@@ -96,7 +120,9 @@ async fn refresh(State(accounts): Api, call: Call) -> Answer {
 }
 
 async fn logout(State(accounts): Api, call: Call) -> Answer {
-    accounts.logout(call.token()?).await?;
+    let (record, token) = (stranger(&call, Action::SessionEnded), call.token()?.to_owned());
+    let act = move |accounts: Arc<Accounts>| async move { accounts.user(accounts.logout(&token).await?) };
+    accounts.audited(record, act, |user, record| record.by(user).on(user)).await?;
     render::ok(json!({"success": true, "message": "Logged out"}))
 }
 
@@ -121,7 +147,9 @@ async fn update_profile(State(accounts): Api, call: Call) -> Answer {
     let mut fields = call.fields()?;
     let update = profile_fields(&mut fields);
     fields.done()?;
-    let user = accounts.update_profile(user.id, update).await?;
+    let record = own_act(&call, Action::ProfileUpdated, &user);
+    let act = move |accounts: Arc<Accounts>| async move { accounts.update_profile(user.id, update).await };
+    let (user, _) = accounts.audited(record, act, |(_, list), record| record.with("changes", changes(list))).await?;
     let details = accounts.details(user)?;
     render::ok(json!({"success": true, "message": "Profile updated", "user": render::user_details(&details)}))
 }
@@ -141,7 +169,9 @@ async fn api_key(State(accounts): Api, call: Call) -> Answer {
 
 async fn regenerate_key(State(accounts): Api, call: Call) -> Answer {
     let user = accounts.user_of_session(call.token()?)?;
-    let key = accounts.regenerate_key(user.id).await?;
+    let record = own_act(&call, Action::KeyRegenerated, &user);
+    let act = move |accounts: Arc<Accounts>| async move { accounts.regenerate_key(user.id).await };
+    let key = accounts.audited(record, act, |_, record| record).await?;
     render::ok(json!({"success": true, "message": "API key regenerated", "api_key": key.expose()}))
 }
 

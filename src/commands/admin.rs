@@ -2,13 +2,15 @@
 
 use std::io::IsTerminal;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::json;
 
 use super::{Failure, client, load_config};
-use crate::accounts::operator;
 use crate::accounts::passwords::Password;
 use crate::accounts::staff::NewStaff;
+use crate::accounts::{Accounts, operator};
+use crate::actors::audit::{Action, Actor, Record};
 use crate::app::{Core, StartError};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -61,7 +63,9 @@ async fn create_on(core: &Core, username: &str, email: &str, password: String) -
     let role = if first { StaffRole::Superadmin } else { StaffRole::Admin };
     let password = Password::new(password).map_err(refused)?;
     let new = NewStaff { username: username.into(), name: username.into(), email: email.into(), password, role };
-    core.accounts.create_staff(new).await.map_err(refused)?;
+    let record = Record::of(Action::StaffCreated).by(Actor::operator()).with("role", role.as_str());
+    let act = move |accounts: Arc<Accounts>| async move { accounts.create_staff(new).await };
+    core.accounts.audited(record, act, |made, record| record.on(made)).await.map_err(refused)?;
     Ok(role.as_str().to_owned())
 }
 

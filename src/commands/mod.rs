@@ -4,6 +4,7 @@
 //! running server's side port. Never holds a rule that the services do not.
 
 pub mod admin;
+pub mod audit;
 pub mod backup;
 pub mod client;
 mod columns;

@@ -2,6 +2,7 @@
 //!
 //! Owns the path from text to [`Config`] and every message about what is wrong with it. Never opens a socket or a store.
 
+mod diff;
 mod env;
 pub use env::foreign_names;
 mod journal;
@@ -13,8 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use raw::{
-    Access, Accounts, Backend, Durability, Journal, Ledger, Limits, Listen, LogFormat, MissingUsage, OutgrownHold,
-    Overflow, RawConfig, RecoverOpenHolds, Redact, RedactField, Store, Telemetry, TextPattern, UnknownModel,
+    Access, Accounts, Audit, Backend, Durability, Journal, Ledger, Limits, Listen, LogFormat, MissingUsage,
+    OutgrownHold, Overflow, RawConfig, RecoverOpenHolds, Redact, RedactField, Store, Telemetry, TextPattern,
+    UnknownModel,
 };
 
 use crate::domain::meters::{MeterName, Micro, ResetPeriod};
@@ -38,6 +40,7 @@ pub struct Config {
     pub accounts: Accounts,
     pub ledger: Ledger,
     pub journal: Journal,
+    pub audit: Audit,
     pub store: Store,
     pub telemetry: Telemetry,
 }
@@ -234,6 +237,7 @@ impl Config {
             accounts: raw.accounts,
             ledger: raw.ledger,
             journal: raw.journal,
+            audit: raw.audit,
             store: raw.store,
             telemetry: raw.telemetry,
         };
@@ -275,6 +279,9 @@ impl Config {
             return Err(format!("store.log_file_bytes: {} is over 1 GiB; use less", self.store.log_file_bytes));
         }
         journal::check(&self.journal)?;
+        at_least("audit.segment_bytes", self.audit.segment_bytes, 64 << 10)?;
+        at_least("audit.retention_days", self.audit.retention_days.unwrap_or(1), 1)?;
+        at_least("audit.queue_records", self.audit.queue_records, 16)?;
         at_least("accounts.hash_concurrency", self.accounts.hash_concurrency as u64, 1)?;
         for (key, span) in [
             ("limits.header_timeout", self.limits.header_timeout),

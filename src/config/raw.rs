@@ -116,6 +116,7 @@ pub struct RawConfig {
     pub accounts: Accounts,
     pub ledger: Ledger,
     pub journal: Journal,
+    pub audit: Audit,
     pub store: Store,
     pub telemetry: Telemetry,
 }
@@ -135,6 +136,7 @@ impl Default for RawConfig {
             accounts: Accounts::default(),
             ledger: Ledger::default(),
             journal: Journal::default(),
+            audit: Audit::default(),
             store: Store::default(),
             telemetry: Telemetry::default(),
         }
@@ -721,6 +723,23 @@ pub enum TextPattern {
     CreditCard,
     ApiKey,
     Phone,
+}
+
+/// The audit trail. It is always on.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Audit {
+    pub segment_bytes: u64,
+    /// Without it, the trail is kept for ever.
+    pub retention_days: Option<u64>,
+    /// Records that nobody waits for, such as failed logins.
+    pub queue_records: u64,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { segment_bytes: 16 << 20, retention_days: None, queue_records: 4096 }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]

@@ -19,6 +19,7 @@
 //! | `o/` user id, hash of an idempotency key | what was paid under the key, and how its call ended |
 //! | `oa/` user id, hash, count | a piece of the kept answer |
 //! | `oe/` time of first use, user id, hash | bytes of the kept answer; in the order in which keys expire |
+//! | `a/head` | how far the audit trail has come: its newest record's number and MAC |
 //! | `c/` name | counters: the last user id, the last reset of all users' meters, … |
 //! | [`OWN`] … | what the store keeps about itself; in no backup |
 
@@ -132,6 +133,10 @@ pub fn parse_once_expiry(key: &[u8]) -> Option<(UnixMillis, UserId, [u8; 16])> {
     let (user, hash) = rest.split_first_chunk::<8>()?;
     let hash = hash.try_into().ok()?;
     Some((UnixMillis(u64::from_be_bytes(*at)), UserId(u64::from_be_bytes(*user)), hash))
+}
+
+pub fn audit_head() -> Vec<u8> {
+    b"a/head".to_vec()
 }
 
 pub fn counter(name: &str) -> Vec<u8> {

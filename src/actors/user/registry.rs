@@ -5,16 +5,18 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
 use super::actor::{Surroundings, UserActor};
-use super::ledger::{Account, AccountRow};
+use super::ledger::{Account, AccountRow, Recovery};
 use super::once;
+use crate::actors::audit::{Action, Audit, Record, Target};
 use crate::clock::UnixMillis;
 use crate::domain::ids::UserId;
+use crate::domain::meters::{MeterName, Micro};
 use crate::domain::user::{Standing, User};
 use crate::error::Reject;
 use crate::store::{StoreError, tables};
@@ -51,12 +53,18 @@ pub struct Registry {
     live: AtomicUsize,
     max_live: usize,
     idle_ms: u64,
+    audit: OnceLock<Audit>,
 }
 
 impl Registry {
     pub fn new(around: Arc<Surroundings>, max_live: usize, idle_ms: u64) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Self { shards, around, live: AtomicUsize::new(0), max_live, idle_ms }
+        Self { shards, around, live: AtomicUsize::new(0), max_live, idle_ms, audit: OnceLock::new() }
+    }
+
+    /// From now on, what becomes of holds that a crash left open is written to this trail. The first one given stays.
+    pub fn audit_to(&self, audit: Audit) {
+        let _ = self.audit.set(audit);
     }
 
     pub fn around(&self) -> &Arc<Surroundings> {
@@ -108,9 +116,24 @@ impl Registry {
         if !found.is_empty() {
             actor.recover_keys()?;
             tracing::warn!(user = %id, holds = ?found, how = ?self.around.recovery, "holds found open were ended");
+            self.audit_recovery(&user, &found);
             actor.write_now();
         }
         Ok(Some(actor))
+    }
+
+    /// Not waited for: this is the request path. The record is on its way to the disk before the account's row is.
+    fn audit_recovery(&self, user: &User, found: &[(MeterName, Micro)]) {
+        let Some(audit) = self.audit.get() else { return };
+        let amounts: serde_json::Map<_, _> =
+            found.iter().map(|(meter, amount)| (meter.to_string(), amount.to_json())).collect();
+        let how = match self.around.recovery {
+            Recovery::Charge => "charged",
+            Recovery::Refund => "refunded",
+        };
+        audit.note_soon(
+            Record::of(Action::HoldRecovered).on(Target::from(user)).with("holds", how).with("amounts", amounts),
+        );
     }
 
     /// Puts a user's new standing in force. The row must be on disk already: a load that runs at this moment has either

@@ -25,16 +25,21 @@ use crate::failpoint;
 const MAX_SEGMENT_BYTES: u64 = 1 << 30;
 
 /// The file being written. `len` is what is acknowledged; bytes past it are an attempt that failed.
-pub(super) struct ActiveFile {
+pub(in crate::actors) struct ActiveFile {
     file: Box<dyn SegmentFile>,
-    pub(super) created_ms: u64,
-    pub(super) len: u64,
+    pub(in crate::actors) created_ms: u64,
+    pub(in crate::actors) len: u64,
     has_failed_attempt: bool,
 }
 
 impl ActiveFile {
+    /// A file to go on with after its first `len` bytes. With `cut`, what stands behind them goes before the next append.
+    pub(in crate::actors) fn new(file: Box<dyn SegmentFile>, created_ms: u64, len: u64, cut: bool) -> Self {
+        Self { file, created_ms, len, has_failed_attempt: cut }
+    }
+
     /// Puts `bytes` after the acknowledged ones, or leaves nothing of them.
-    pub(super) fn append(&mut self, bytes: &[u8], sync: bool) -> io::Result<()> {
+    pub(in crate::actors) fn append(&mut self, bytes: &[u8], sync: bool) -> io::Result<()> {
         self.cut_back()?;
         self.has_failed_attempt = true;
         let result = failpoint::io("journal.before_write")
@@ -327,7 +332,7 @@ impl Writer {
 }
 
 /// Makes the directory and takes it for this process.
-pub(super) fn lock_dir(dir: &Path, disk: &dyn Disk) -> io::Result<File> {
+pub(in crate::actors) fn lock_dir(dir: &Path, disk: &dyn Disk) -> io::Result<File> {
     fs::create_dir_all(dir)?;
     let lock = File::options().create(true).truncate(false).write(true).open(dir.join("LOCK"))?;
     if let Err(error) = lock.try_lock() {

@@ -25,14 +25,14 @@ use tokio::sync::Notify;
 mod detect;
 mod frame;
 mod index;
-mod keeping;
+pub(in crate::actors) mod keeping;
 mod park;
 mod queue;
 mod reader;
 mod record;
 mod redact;
 mod replay;
-mod segment;
+pub(in crate::actors) mod segment;
 mod spill;
 #[cfg(test)]
 mod testing;

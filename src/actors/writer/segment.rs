@@ -23,9 +23,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Bytes before the first record.
-pub(super) const SEGMENT_HEAD_BYTES: u64 = 32;
+pub(in crate::actors) const SEGMENT_HEAD_BYTES: u64 = 32;
 /// Bytes before a record's payload.
-pub(super) const RECORD_HEAD_BYTES: usize = 32;
+pub(in crate::actors) const RECORD_HEAD_BYTES: usize = 32;
 /// Largest payload a reader believes, in bytes: both texts at their limit with every byte escaped, and room.
 pub(super) const MAX_PAYLOAD_BYTES: u32 = 64 << 20;
 
@@ -89,12 +89,12 @@ impl SegmentFile for File {
 }
 
 /// The segment's path: its first sequence in 20 digits, so that names sort as sequences do.
-pub(super) fn segment_path(dir: &Path, first_seq: u64) -> PathBuf {
+pub(in crate::actors) fn segment_path(dir: &Path, first_seq: u64) -> PathBuf {
     dir.join(format!("{first_seq:020}.seg"))
 }
 
 /// Every segment of a directory as (first sequence, path), oldest first. Other files are left alone.
-pub(super) fn list_segments(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+pub(in crate::actors) fn list_segments(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut segments = Vec::new();
     for item in std::fs::read_dir(dir)? {
         let path = item?.path();
@@ -148,7 +148,7 @@ impl SegmentHead {
 
 /// A record's head, without its checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct RecordHead {
+pub(in crate::actors) struct RecordHead {
     pub len: u32,
     pub seq: u64,
     pub user_id: u64,
@@ -173,7 +173,7 @@ impl RecordHead {
 
 /// Appends one record whose payload `fill` writes. Returns false, with `out` as it was, when the payload is larger
 /// than a reader would believe.
-pub(super) fn append_record(
+pub(in crate::actors) fn append_record(
     out: &mut Vec<u8>,
     (seq, user_id, timestamp_ms): (u64, u64, u64),
     fill: impl FnOnce(&mut Vec<u8>),
@@ -205,7 +205,7 @@ fn record_crc(record: &[u8]) -> u32 {
 }
 
 /// Reads and checks the record at `offset`.
-pub(super) fn read_record(file: &File, offset: u64) -> io::Result<(RecordHead, Vec<u8>)> {
+pub(in crate::actors) fn read_record(file: &File, offset: u64) -> io::Result<(RecordHead, Vec<u8>)> {
     let mut bytes = vec![0; RECORD_HEAD_BYTES];
     file.read_exact_at(&mut bytes, offset)?;
     let head = RecordHead::decode(&bytes);
@@ -223,7 +223,7 @@ pub(super) fn read_record(file: &File, offset: u64) -> io::Result<(RecordHead, V
 
 /// What a scan met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Found {
+pub(in crate::actors) enum Found {
     /// A whole record at `offset`; its payload is [`Scanner::payload`] until the next step.
     Record { offset: u64, head: RecordHead },
     /// Bytes that are no record, with a whole record after them: damage, since a crash tears only the end.
@@ -236,7 +236,7 @@ pub(super) enum Found {
 
 /// Walks a segment's records from the first to the last, past damage. Holds one window (256 KiB, or the largest
 /// record) of the file in memory.
-pub(super) struct Scanner {
+pub(in crate::actors) struct Scanner {
     file: File,
     len: u64,
     at: u64,
@@ -248,7 +248,7 @@ pub(super) struct Scanner {
 
 impl Scanner {
     /// `first_seq` comes from the file's name, so that a damaged head does not hide the records.
-    pub(super) fn open(path: &Path, first_seq: u64) -> io::Result<Self> {
+    pub(in crate::actors) fn open(path: &Path, first_seq: u64) -> io::Result<Self> {
         let file = File::open(path)?;
         let len = file.metadata()?.len();
         let at = SEGMENT_HEAD_BYTES.min(len);
@@ -257,17 +257,17 @@ impl Scanner {
     }
 
     /// Bytes of the file when the scan began.
-    pub(super) fn file_len(&self) -> u64 {
+    pub(in crate::actors) fn file_len(&self) -> u64 {
         self.len
     }
 
     /// The JSON of the record that [`Scanner::step`] returned last.
-    pub(super) fn payload(&self) -> &[u8] {
+    pub(in crate::actors) fn payload(&self) -> &[u8] {
         self.window.get(self.payload.clone()).unwrap_or_default()
     }
 
     /// The next thing in the file.
-    pub(super) fn step(&mut self) -> io::Result<Found> {
+    pub(in crate::actors) fn step(&mut self) -> io::Result<Found> {
         let offset = self.at;
         if offset >= self.len {
             return Ok(Found::End);
@@ -335,17 +335,17 @@ impl Scanner {
     }
 }
 
-pub(super) fn invalid(what: &'static str) -> io::Error {
+pub(in crate::actors) fn invalid(what: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
 /// The number at `at`, or zero past the end: a checksum or range check follows every use.
-pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(in crate::actors) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |chunk| u32::from_le_bytes(*chunk))
 }
 
 /// As [`u32_at`], eight bytes wide.
-pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(in crate::actors) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |chunk| u64::from_le_bytes(*chunk))
 }
 
