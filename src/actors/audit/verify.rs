@@ -193,6 +193,9 @@ impl Check<'_> {
                     );
                 }
             }
+            Some(last) if seq <= last.sequence => {
+                self.problem(seq, place.clone(), format!("it stands behind record {}", last.sequence));
+            }
             Some(last) => {
                 let missing = last.sequence + 1;
                 let what = match seq - missing {
