@@ -10,22 +10,41 @@ const MAX_KEYS: usize = 64;
 impl Config {
     /// The keys whose values differ, such as `limits.per_ip_per_minute`; lists (`routes`, `upstreams`, `plans`) as a whole.
     pub fn changed_keys(&self, other: &Self) -> Vec<String> {
+        // Taken apart, so that a new part of the config cannot be forgotten here.
+        let Self {
+            data_dir,
+            public_base_url,
+            listen,
+            upstreams,
+            routes,
+            access,
+            limits,
+            plans,
+            prices,
+            accounts,
+            ledger,
+            journal,
+            audit,
+            store,
+            telemetry,
+        } = self;
         let mut keys = Vec::new();
-        section("listen", &self.listen, &other.listen, &mut keys);
-        section("access", &self.access, &other.access, &mut keys);
-        section("limits", &self.limits, &other.limits, &mut keys);
-        section("accounts", &self.accounts, &other.accounts, &mut keys);
-        section("ledger", &self.ledger, &other.ledger, &mut keys);
-        section("journal", &self.journal, &other.journal, &mut keys);
-        section("audit", &self.audit, &other.audit, &mut keys);
-        section("store", &self.store, &other.store, &mut keys);
-        section("telemetry", &self.telemetry, &other.telemetry, &mut keys);
+        section("listen", listen, &other.listen, &mut keys);
+        section("access", access, &other.access, &mut keys);
+        section("limits", limits, &other.limits, &mut keys);
+        section("accounts", accounts, &other.accounts, &mut keys);
+        section("ledger", ledger, &other.ledger, &mut keys);
+        section("journal", journal, &other.journal, &mut keys);
+        section("audit", audit, &other.audit, &mut keys);
+        section("store", store, &other.store, &mut keys);
+        section("telemetry", telemetry, &other.telemetry, &mut keys);
         let lists = [
-            ("data_dir", self.data_dir != other.data_dir),
-            ("public_base_url", self.public_base_url != other.public_base_url),
-            ("plans", format!("{:?}", self.plans) != format!("{:?}", other.plans)),
-            ("routes", format!("{:?}", self.routes) != format!("{:?}", other.routes)),
-            ("upstreams", whole(&self.upstreams) != whole(&other.upstreams)),
+            ("data_dir", *data_dir != other.data_dir),
+            ("public_base_url", *public_base_url != other.public_base_url),
+            ("plans", format!("{plans:?}") != format!("{:?}", other.plans)),
+            ("prices", format!("{prices:?}") != format!("{:?}", other.prices)),
+            ("routes", format!("{routes:?}") != format!("{:?}", other.routes)),
+            ("upstreams", whole(upstreams) != whole(&other.upstreams)),
         ];
         keys.extend(lists.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key.to_owned()));
         keys.truncate(MAX_KEYS);

@@ -5,6 +5,7 @@
 mod support;
 
 mod accounts;
+mod audit;
 mod bad_input;
 mod credits;
 mod fake_upstream;

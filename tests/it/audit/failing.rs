@@ -1,0 +1,70 @@
+//! While the trail cannot be written, nothing that needs a record is done; calls go on.
+
+use serde_json::{Value, json};
+
+use super::{logs, panel};
+use crate::support::{Options, PASSWORD, TestApp, http, wait_until};
+
+#[test]
+fn acts_are_refused_while_the_trail_cannot_be_written_and_recorded_once_it_can() {
+    let app = TestApp::with(Options { toml: "[audit]\nsegment_bytes = 65536\n".into(), ..Options::default() });
+    let (token, user) = (app.admin_token(), app.register("alice"));
+    // The next segment cannot be made: its directory is not where it was.
+    let (there, away) = (app.dir.path().join("audit"), app.dir.path().join("elsewhere"));
+    std::fs::rename(&there, &away).unwrap();
+    let long = json!({"reason": "x".repeat(500)});
+    let refused =
+        (0..200).map(|_| panel(&app, &token, "POST", "users/1/suspend", Some(long.clone()))).find(|a| a.status != 200);
+    let refused = refused.expect("the segment is full at some time");
+    assert_eq!((refused.status, refused.error_code().as_str()), (503, "STORE_UNAVAILABLE"), "{}", refused.text());
+    assert_eq!(refused.header("retry-after"), Some("5"));
+    let ready = http::call(app.admin, "GET", "/ready", &[], None);
+    assert_eq!((ready.status, ready.json()["reason"].as_str()), (503, Some("the audit trail cannot be written")));
+
+    // From now on nothing is even begun.
+    let activate = panel(&app, &token, "POST", "users/1/activate", None);
+    assert_eq!(activate.status, 503);
+    let status = || panel(&app, &token, "GET", "users/1", None).json()["user"]["status"].clone();
+    assert_eq!(status(), "suspended");
+    let body = json!({"username": "bob", "name": "Bob B", "email": "bob@example.com", "password": PASSWORD});
+    assert_eq!(http::call(app.public, "POST", "/v1/users/register", &[], Some(&body)).status, 503);
+    let login = json!({"username": "alice", "password": PASSWORD});
+    assert_eq!(http::call(app.public, "POST", "/v1/users/login", &[], Some(&login)).status, 503);
+
+    std::fs::rename(&away, &there).unwrap();
+    wait_until("the trail is written again", || http::call(app.admin, "GET", "/ready", &[], None).status == 200);
+    assert_eq!(panel(&app, &token, "POST", "users/1/activate", None).status, 200);
+    assert_eq!((status(), app.chat(&user.key, json!({})).status), (Value::from("active"), 200));
+    // The act that had happened has its record; those that were refused before they began have none.
+    let suspended = panel(&app, &token, "GET", "security-logs?action=user.suspended&page_size=1", None).json();
+    assert_eq!(suspended["items"][0]["result"], "ok");
+    assert_eq!(logs(&app, &token, "action=user.activated").len(), 1);
+    assert!(app.metric("tollgate_audit_write_errors_total") >= 1.0);
+    assert_eq!(app.metric("tollgate_audit_records_total{state=\"dropped\"}"), 0.0);
+}
+
+#[test]
+fn calls_are_served_while_the_trail_cannot_be_written() {
+    let app = TestApp::with(Options { toml: "[audit]\nsegment_bytes = 65536\n".into(), ..Options::default() });
+    let (token, user) = (app.admin_token(), app.register("alice"));
+    std::fs::rename(app.dir.path().join("audit"), app.dir.path().join("elsewhere")).unwrap();
+    let long = json!({"description": "x".repeat(500), "kind": "deny", "network": "198.51.100.0/24"});
+    while panel(&app, &token, "POST", "ip-rules", Some(long.clone())).status == 200 {}
+    assert_eq!(app.chat(&user.key, json!({})).status, 200);
+}
+
+#[test]
+fn no_server_starts_without_its_trail() {
+    use tollgate::app::{App, Core};
+    use tollgate::clock::Clock;
+    let dir = tempfile::tempdir().unwrap();
+    let text = format!(
+        "data_dir = {:?}\n[listen]\npublic = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n[store]\nbackend = \"memory\"\n",
+        dir.path()
+    );
+    let config = tollgate::config::Config::parse("test", &text, std::iter::empty()).unwrap();
+    let core = Core::open(&config, Clock::system(), 1).unwrap();
+    std::fs::remove_dir_all(dir.path().join("audit")).unwrap();
+    let error = App::start_on(core, config, None).err().expect("it must not start");
+    assert!(error.to_string().contains("audit trail"), "{error}");
+}
