@@ -31,7 +31,7 @@ mod verify;
 pub use chain::{ChainKey, Head, Link};
 pub use record::{Action, Actor, Origin, Outcome, Record, Severity, Target};
 pub use summary::{ActionFilter, LogPage, MAX_ENTRIES, Query, UserFilter, find_in_files};
-pub use verify::{Problem, VerifyReport, verify};
+pub use verify::{FilePlace, Problem, VerifyReport, verify};
 
 use crate::actors::writer::{Disk, LocalDisk};
 use crate::clock::{Clock, Monotonic};
@@ -196,6 +196,8 @@ impl Audit {
             recorded,
             store_failure_told: false,
             next_housekeeping: Monotonic::default(),
+            next_checkpoint: Monotonic::default(),
+            named: Head::EMPTY,
         };
         let join = std::thread::Builder::new().name("tollgate-audit".into()).spawn(move || writer.run())?;
         let thread = join.thread().clone();

@@ -419,6 +419,24 @@ fn who_has_not_the_key_cannot_make_a_chain() {
 }
 
 #[test]
+fn a_record_of_another_trail_under_the_same_key_does_not_fit_in() {
+    let (one, other) = (laid(6), laid(6));
+    assert_eq!(one.files.values().collect::<Vec<_>>(), other.files.values().collect::<Vec<_>>(), "all the same so far");
+    let other = Bench::new();
+    let audit = other.start();
+    write(&audit, 100..106);
+    audit.stop();
+    let foreign = other.files();
+    let bytes = foreign.values().next().unwrap();
+    let len = |at: usize| 32 + u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize;
+    let third = 32 + len(32) + len(32 + len(32));
+    let (path, from, to) = one.records[2].clone();
+    let mut files = one.files.clone();
+    files.get_mut(&path).unwrap().splice(from..to, bytes[third..third + len(third)].iter().copied());
+    assert_eq!(one.first_bad(&files), Some(3));
+}
+
+#[test]
 fn an_end_that_is_gone_is_noticed_at_the_start_and_for_ever_after() {
     let laid = laid(6);
     let path = laid.records[5].0.clone();

@@ -26,8 +26,11 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 const BACKOFF_LONGEST: Duration = Duration::from_secs(5);
 /// How often a stop tries a disk that fails.
 const STOP_TRIES: u32 = 3;
-/// How often retention looks, and how often the log names the trail's head.
+/// How often retention looks.
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
+/// How often the program's log names the trail's head, for whoever ships logs off the machine: with it, even a trail that
+/// was put back whole to an earlier state is noticed.
+const CHECKPOINT: Duration = Duration::from_secs(3600);
 /// With a retention, a segment ends after this long, so that it can be deleted in time.
 const SEGMENT_AGE_MS: u64 = 24 * 3600 * 1000;
 
@@ -42,6 +45,9 @@ pub(super) struct Writer {
     pub(super) recorded: Option<Head>,
     pub(super) store_failure_told: bool,
     pub(super) next_housekeeping: Monotonic,
+    pub(super) next_checkpoint: Monotonic,
+    /// The head that the log has named last.
+    pub(super) named: Head,
 }
 
 impl Writer {
@@ -57,8 +63,7 @@ impl Writer {
             }
             self.answer(replies, written.is_ok());
             if stopping {
-                tracing::info!(head = %self.trail.head(), "the audit trail ends here");
-                return;
+                return self.name_head();
             }
             match written {
                 Ok(()) => {
@@ -121,7 +126,16 @@ impl Writer {
             }
         }
         self.record_head();
+        if self.next_checkpoint <= now && self.named != self.trail.head() {
+            self.next_checkpoint = now.plus(CHECKPOINT);
+            self.name_head();
+        }
         Ok(())
+    }
+
+    fn name_head(&mut self) {
+        self.named = self.trail.head();
+        tracing::info!(head = %self.named, "audit trail");
     }
 
     fn write_pending(&mut self) -> io::Result<()> {

@@ -104,6 +104,7 @@ impl Trail {
         segment_bytes: u64,
         known: Option<Head>,
     ) -> io::Result<(Self, Summary, Findings)> {
+        create_private(&dir)?;
         let lock = lock_dir(&dir, &*disk).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => io::Error::new(error.kind(), "another process writes this audit trail"),
             _ => error,
@@ -328,6 +329,12 @@ impl Scanned {
             }
         }
     }
+}
+
+/// Names, addresses and who did what are for nobody else on the machine.
+fn create_private(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {

@@ -17,13 +17,15 @@ use crate::actors::writer::segment::{Found, RecordHead, Scanner, list_segments};
 /// Problems that are told; a trail that was rewritten would have one for every record.
 const MAX_PROBLEMS: usize = 100;
 
+/// A segment file's name and a byte in it.
+pub type FilePlace = (String, u64);
+
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The record it is about.
     pub sequence: u64,
-    /// The file's name, when there is one, and the byte in it.
-    pub place: Option<(String, u64)>,
+    pub place: Option<FilePlace>,
     pub what: String,
 }
 
@@ -80,14 +82,14 @@ struct Check<'a> {
     /// The record before the next one, as it says of itself.
     last: Option<Head>,
     /// The first record there is, and what it says it follows.
-    first: Option<(u64, Link, Option<(String, u64)>)>,
+    first: Option<(u64, Link, Option<FilePlace>)>,
     /// What the trail says was removed by retention.
     pruned: Vec<Head>,
     report: VerifyReport,
 }
 
 impl Check<'_> {
-    fn problem(&mut self, sequence: u64, place: Option<(String, u64)>, what: impl Into<String>) {
+    fn problem(&mut self, sequence: u64, place: Option<FilePlace>, what: impl Into<String>) {
         if self.report.problems.len() < MAX_PROBLEMS {
             self.report.problems.push(Problem { sequence, place, what: what.into() });
         } else {
@@ -159,7 +161,7 @@ impl Check<'_> {
         }
     }
 
-    fn record(&mut self, head: RecordHead, payload: &[u8], place: Option<(String, u64)>) {
+    fn record(&mut self, head: RecordHead, payload: &[u8], place: Option<FilePlace>) {
         self.report.records += 1;
         let Some(links) = links_of(payload) else {
             let expected = self.expected(head.seq);
@@ -181,7 +183,7 @@ impl Check<'_> {
     }
 
     /// Whether a record stands where it should.
-    fn place(&mut self, seq: u64, links: Links, place: &Option<(String, u64)>) {
+    fn place(&mut self, seq: u64, links: Links, place: &Option<FilePlace>) {
         match self.last {
             None => self.first = Some((seq, links.prev, place.clone())),
             Some(last) if seq == last.sequence + 1 => {

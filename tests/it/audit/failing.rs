@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{logs, panel};
+use crate::support::http::{Conn, request};
+use crate::support::stores::SteeredStore;
 use crate::support::{Options, PASSWORD, TestApp, http, wait_until};
 
 #[test]
@@ -67,4 +69,22 @@ fn no_server_starts_without_its_trail() {
     std::fs::remove_dir_all(dir.path().join("audit")).unwrap();
     let error = App::start_on(core, config, None).err().expect("it must not start");
     assert!(error.to_string().contains("audit trail"), "{error}");
+}
+
+#[test]
+fn an_act_whose_caller_leaves_in_the_middle_has_its_record() {
+    let store = SteeredStore::new();
+    let app = TestApp::with(Options { store: Some(store.clone()), ..Options::default() });
+    let (token, user) = (app.admin_token(), app.register("alice"));
+    let held = store.hold_commits();
+    let mut conn = Conn::open(app.admin);
+    let bearer = format!("Bearer {token}");
+    conn.send(request("POST", "/v1/admin-panel/users/1/ban", &[("authorization", bearer.as_str())], None));
+    wait_until("the ban is under way", || store.has_commit_waiting());
+    drop(conn);
+    // Whoever asks next is served by the same threads that notice it.
+    assert_eq!(http::call(app.admin, "GET", "/health", &[], None).status, 200);
+    drop(held);
+    wait_until("the user is banned", || app.chat(&user.key, json!({})).status == 403);
+    wait_until("the record is there", || logs(&app, &token, "action=user.banned").len() == 1);
 }
