@@ -1,6 +1,7 @@
 //! While the trail cannot be written, nothing that needs a record is done; calls go on.
 
 use serde_json::{Value, json};
+use tollgate::actors::audit::{ActionFilter, Query, find_in_files};
 
 use super::{logs, panel};
 use crate::support::http::{Conn, request};
@@ -15,9 +16,18 @@ fn acts_are_refused_while_the_trail_cannot_be_written_and_recorded_once_it_can()
     let (there, away) = (app.dir.path().join("audit"), app.dir.path().join("elsewhere"));
     std::fs::rename(&there, &away).unwrap();
     let long = json!({"reason": "x".repeat(500)});
-    let refused =
-        (0..200).map(|_| panel(&app, &token, "POST", "users/1/suspend", Some(long.clone()))).find(|a| a.status != 200);
-    let refused = refused.expect("the segment is full at some time");
+    let mut acknowledged = 0;
+    let refused = loop {
+        let answer = panel(&app, &token, "POST", "users/1/suspend", Some(long.clone()));
+        if answer.status != 200 {
+            break answer;
+        }
+        acknowledged += 1;
+        assert!(acknowledged < 200, "the segment is full at some time");
+    };
+    let all = Query { action: ActionFilter::parse("user.suspended"), ..Query::default() };
+    let on_disk = find_in_files(&away, &all, 1, 1000).unwrap().items.len();
+    assert_eq!(acknowledged, on_disk, "what was acknowledged has its record");
     assert_eq!((refused.status, refused.error_code().as_str()), (503, "STORE_UNAVAILABLE"), "{}", refused.text());
     assert_eq!(refused.header("retry-after"), Some("5"));
     let ready = http::call(app.admin, "GET", "/ready", &[], None);
