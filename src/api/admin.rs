@@ -89,16 +89,18 @@ fn staff(side: &SideState, call: &Call, least: StaffRole) -> Result<StaffIdentit
 }
 
 /// The record of what staff does.
-fn act_of(who: &StaffIdentity, call: &Call, action: Action) -> Record {
+pub(super) fn act_of(who: &StaffIdentity, call: &Call, action: Action) -> Record {
     Record::of(action).by(who).from(call.origin())
 }
 
-/// The record of what staff does to a user, of whom only the number is known until it is done.
-fn act_on(who: &StaffIdentity, call: &Call, action: Action, user: UserId) -> Record {
-    act_of(who, call, action).on(Target::user_id(user.0))
+/// The record of what staff does to a user.
+pub(super) fn act_on(side: &SideState, who: &StaffIdentity, call: &Call, action: Action, user: UserId) -> Record {
+    // Whom nobody finds is refused by the act itself; his number is recorded all the same.
+    let target = side.accounts.user(user).map_or_else(|_| Target::user_id(user.0), |user| Target::from(&user));
+    act_of(who, call, action).on(target)
 }
 
-/// Adds the user's name to the record of an act on him.
+/// The user as he is after an act on him.
 fn on_user(user: &User, record: Record) -> Record {
     record.on(user)
 }
@@ -201,7 +203,7 @@ async fn put_user(State(side): Side, call: Call) -> Answer {
         (None, None, Some(_)) => Action::PlanChanged,
         _ => Action::CreditsAdjusted,
     };
-    let record = act_on(&by, &call, action, id).with("reason", reason);
+    let record = act_on(&side, &by, &call, action, id).with("reason", reason);
     let act = move |accounts: Arc<Accounts>| async move { accounts.update_user_telling(id, update).await };
     let tell = |(user, list): &(User, Vec<_>), record| on_user(user, record).with("changes", changes(list));
     let (user, _) = side.accounts.audited(record, act, tell).await?;
@@ -212,7 +214,7 @@ async fn delete_user(State(side): Side, call: Call) -> Answer {
     let by = staff(&side, &call, StaffRole::Superadmin)?;
     let reason = call.query("reason").map(str::to_owned);
     let id = user_in_path(&side, &call)?;
-    let record = act_on(&by, &call, Action::UserDeleted, id).with("reason", reason.clone());
+    let record = act_on(&side, &by, &call, Action::UserDeleted, id).with("reason", reason.clone());
     let act = move |accounts: Arc<Accounts>| async move { accounts.delete_user(id, reason).await };
     let user = side.accounts.audited(record, act, on_user).await?;
     tracing::info!(user = %user.id, by = %by.username, "user deleted");
@@ -229,7 +231,7 @@ fn reason(call: &Call) -> Result<Option<String>, Reject> {
 async fn suspend(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     let (id, reason) = (user_in_path(&side, &call)?, reason(&call)?);
-    let record = act_on(&by, &call, Action::UserSuspended, id).with("reason", reason.clone());
+    let record = act_on(&side, &by, &call, Action::UserSuspended, id).with("reason", reason.clone());
     let act = move |accounts: Arc<Accounts>| async move { accounts.suspend(id, reason).await };
     let user = side.accounts.audited(record, act, on_user).await?;
     tracing::info!(user = %user.id, by = %by.username, "user suspended");
@@ -239,7 +241,7 @@ async fn suspend(State(side): Side, call: Call) -> Answer {
 async fn activate(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     let id = user_in_path(&side, &call)?;
-    let record = act_on(&by, &call, Action::UserActivated, id);
+    let record = act_on(&side, &by, &call, Action::UserActivated, id);
     let act = move |accounts: Arc<Accounts>| async move { accounts.activate(id).await };
     let user = side.accounts.audited(record, act, on_user).await?;
     tracing::info!(user = %user.id, by = %by.username, "user activated");
@@ -249,7 +251,7 @@ async fn activate(State(side): Side, call: Call) -> Answer {
 async fn ban(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     let (id, reason) = (user_in_path(&side, &call)?, reason(&call)?);
-    let record = act_on(&by, &call, Action::UserBanned, id).with("reason", reason.clone());
+    let record = act_on(&side, &by, &call, Action::UserBanned, id).with("reason", reason.clone());
     let act = move |accounts: Arc<Accounts>| async move { accounts.ban(id, reason).await };
     let user = side.accounts.audited(record, act, on_user).await?;
     tracing::info!(user = %user.id, by = %by.username, "user banned");
@@ -259,7 +261,7 @@ async fn ban(State(side): Side, call: Call) -> Answer {
 async fn regenerate_key(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     let user = user_in_path(&side, &call)?;
-    let record = act_on(&by, &call, Action::KeyRegenerated, user);
+    let record = act_on(&side, &by, &call, Action::KeyRegenerated, user);
     let act = move |accounts: Arc<Accounts>| async move { accounts.regenerate_key(user).await };
     let key = side.accounts.audited(record, act, |_, record| record).await?;
     tracing::info!(%user, by = %by.username, "key regenerated");
@@ -290,7 +292,8 @@ async fn message_logs(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     let (page, page_size) = call.page()?;
     let id = UserId(call.number("user_id")?);
-    let record = act_on(&by, &call, Action::ConversationsRead, id).with("page", page).with("page_size", page_size);
+    let record =
+        act_on(&side, &by, &call, Action::ConversationsRead, id).with("page", page).with("page_size", page_size);
     let act = move |accounts: Arc<Accounts>| async move { accounts.message_log(id, page, page_size).await };
     let found = side.accounts.audited(record, act, |_, record| record).await?;
     render::raw_list(found)

@@ -2,13 +2,18 @@
 //!
 //! Owns the fields of these calls. Both ask for an admin.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use serde_json::json;
 
-use super::admin::{Side, admin, user_in_path};
+use super::admin::{Side, act_of, act_on, admin, user_in_path};
 use super::extract::Call;
 use super::render::{self, Answer};
+use crate::accounts::Accounts;
 use crate::accounts::credits::{Adjustment, Whose};
+use crate::accounts::users::MeterView;
+use crate::actors::audit::{Action, Record};
 use crate::domain::ids::UserId;
 use crate::domain::meters::MeterName;
 use crate::error::Reject;
@@ -27,7 +32,19 @@ pub async fn adjust(State(side): Side, call: Call) -> Answer {
     let reason = fields.optional_text("reason");
     fields.done()?;
     let (Some(meter), Some(amount)) = (meter, amount) else { return Err(Reject::Internal.into()) };
-    let meters = side.accounts.adjust(id, Adjustment { meter, amount, reason }, &by.username).await?;
+    let record = act_on(&side, &by, &call, Action::CreditsAdjusted, id)
+        .with("meter", meter.as_str())
+        .with("amount", amount.to_json())
+        .with("reason", reason.clone());
+    let name = meter.clone();
+    let act = move |accounts: Arc<Accounts>| async move {
+        accounts.adjust(id, Adjustment { meter, amount, reason }, &by.username).await
+    };
+    let tell = move |meters: &Vec<MeterView>, record: Record| {
+        let after = meters.iter().find(|view| view.name == name).map(|view| view.meter.balance.to_json());
+        record.with("balance_after", after)
+    };
+    let meters = side.accounts.audited(record, act, tell).await?;
     render::ok(json!({
         "success": true,
         "message": "Credits adjusted",
@@ -54,6 +71,11 @@ pub async fn reset_limits(State(side): Side, call: Call) -> Answer {
         (Some(id), _) | (None, Some(id)) => Whose::One(id),
         (None, None) => Whose::Everybodys,
     };
-    let users = side.accounts.reset_limits(whose, &by.username).await?;
+    let record = match whose {
+        Whose::One(id) => act_on(&side, &by, &call, Action::LimitsReset, id),
+        Whose::Everybodys => act_of(&by, &call, Action::LimitsReset),
+    };
+    let act = move |accounts: Arc<Accounts>| async move { accounts.reset_limits(whose, &by.username).await };
+    let users = side.accounts.audited(record, act, |users, record| record.with("users", *users)).await?;
     render::ok(json!({"success": true, "message": "Limits reset", "users": users}))
 }

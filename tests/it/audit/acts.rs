@@ -195,16 +195,25 @@ fn every_act_leaves_its_record_and_no_secret() {
     assert_eq!(record["details"]["changes"]["email"], json!({"from": "john@example.com", "to": "new@example.com"}));
     assert_eq!(record["details"]["changes"]["email_verified"], json!({"from": false, "to": true}));
     let bad = scene.side(&root, "PUT", "users/1", json!({"subscription_plan": "no-such-plan"}));
-    scene.left(&bad, (by, "plan.changed", "user 1", "failed", Some("BAD_REQUEST")));
+    scene.left(&bad, (by, "plan.changed", "user 1 johndoe", "failed", Some("BAD_REQUEST")));
     let done = scene.side(&root, "POST", "users/1/keys/regenerate", null());
-    scene.left(&done, (by, "key.regenerated", "user 1", "ok", None));
+    scene.left(&done, (by, "key.regenerated", "user 1 johndoe", "ok", None));
     let done = scene.side(&root, "POST", "reset-limits", json!({"user_id": 1}));
-    scene.left(&done, (by, "limits.reset", "user 1", "ok", None));
+    scene.left(&done, (by, "limits.reset", "user 1 johndoe", "ok", None));
     let done = scene.side(&root, "POST", "reset-limits", null());
     let record = scene.left(&done, (by, "limits.reset", "nobody", "ok", None));
     assert_eq!(record["details"]["users"], 1);
     let done = scene.side(&root, "GET", "message-logs/1", null());
-    scene.left(&done, (by, "conversations.read", "user 1", "ok", None));
+    scene.left(&done, (by, "conversations.read", "user 1 johndoe", "ok", None));
+    let done = scene.side(&root, "POST", "users/1/credits", json!({"amount": -2.5, "reason": "a mistake"}));
+    let record = scene.left(&done, (by, "credits.adjusted", "user 1 johndoe", "ok", None));
+    assert_eq!((&record["details"]["meter"], &record["details"]["amount"]), (&json!("credits"), &json!(-2.5)));
+    assert_eq!(
+        (&record["details"]["balance_after"], &record["details"]["reason"]),
+        (&json!(67.5), &json!("a mistake"))
+    );
+    let done = scene.side(&root, "POST", "users/1/credits", json!({"amount": -1e6}));
+    scene.left(&done, (by, "credits.adjusted", "user 1 johndoe", "failed", Some("BAD_REQUEST")));
     let rule = json!({"kind": "deny", "network": "198.51.100.0/24", "description": "a nuisance"});
     let done = scene.side(&root, "POST", "ip-rules", rule);
     let record = scene.left(&done, (by, "ip_rule.created", "ip_rule 1 198.51.100.0/24", "ok", None));
