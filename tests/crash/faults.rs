@@ -42,11 +42,13 @@ const STORE_FAULTS: &[StoreFault] = &[
     StoreFault { point: "redb.before_commit", passages: 2, error: "eio", backend: "redb" },
 ];
 
+/// One fault on a data folder, and the look after it.
+type Round = fn(&mut Life<'_>, &mut Figures) -> Verdict;
+
 /// `rounds` faults of each kind.
 pub fn run(backend: &'static str, root: &Path, upstream: &Upstream, seed: u64, rounds: u64) -> Result<String, Failure> {
     let mut said = Vec::new();
-    let kinds: [(&str, fn(&mut Life<'_>, &mut Figures) -> Verdict); 3] =
-        [("store", failing_store), ("journal", failing_journal), ("torn", torn_record)];
+    let kinds: [(&str, Round); 3] = [("store", failing_store), ("journal", failing_journal), ("torn", torn_record)];
     for (kind, round) in kinds {
         let mut figures = Figures::default();
         let mut done = 0;

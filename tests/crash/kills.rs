@@ -283,8 +283,11 @@ fn at_a_point(life: &mut Life<'_>, figures: &mut Figures) -> Verdict {
     Ok(())
 }
 
-/// After the last kill on a folder.
+/// After the last kill on a folder: the oracle, a stop in good order, and what the program itself says of its files.
 fn last_look(life: &mut Life<'_>, figures: &mut Figures) -> Verdict {
-    let Some(gateway) = life.start("", figures)? else { return Ok(()) };
-    life.settle(&gateway, figures)
+    let Some(mut gateway) = life.start("", figures)? else { return Ok(()) };
+    life.settle(&gateway, figures)?;
+    gateway.process.terminate();
+    life.site.run(["ledger", "verify"])?;
+    life.site.run(["logs", "verify"])
 }

@@ -95,6 +95,17 @@ impl Site {
         command
     }
 
+    /// Runs one of the program's own checks on the files of a stopped gateway.
+    ///
+    /// # Errors
+    /// What it found.
+    pub fn run(&self, words: [&str; 2]) -> Result<(), String> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+        let done = command.args(words).arg("--config").arg(self.root.join("tollgate.toml")).output().unwrap();
+        let said = [done.stdout, done.stderr].concat();
+        if done.status.success() { Ok(()) } else { Err(format!("{words:?}: {}", String::from_utf8_lossy(&said))) }
+    }
+
     /// Starts the process and does not wait for anything. `points`: what happens at which point in the code.
     pub fn launch(&self, points: &str) -> Process {
         let mut child = self.command(points).spawn().unwrap();
