@@ -1,30 +1,23 @@
-//! Which records of a segment belong to which user.
+//! Which records of a segment belong to which user and model, and when they were made.
 //!
-//! Owns the two forms of that answer: [`MemoryIndex`] for the segment being written, and the sidecar file
-//! ([`FileIndex`]) of a sealed one. An index holds nothing that its segment does not: it can always be built again,
-//! and is never repaired.
-//!
-//! A sidecar is a 64-byte head (magic `tgjindx1`, version u32, users u32, records u64, first and last sequence u64,
-//! newest timestamp u64, segment length u64, CRC-32 of the body, CRC-32 of the head), then one row per user in
-//! ascending order (user u64, first offset's position u32, count u32), then the offsets (u32), each user's together,
-//! oldest first. All numbers are little-endian.
+//! Owns the question ([`Wanted`]) and the index of the segment being written ([`MemoryIndex`]); the file of a sealed one is
+//! [`sidecar`](super::sidecar)'s. An index holds nothing that its segment does not: it can always be built again, and is
+//! never repaired. It knows models by a fingerprint and times in whole seconds, as records show them.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::Path;
 
-use super::segment::{Disk, Found, Scanner, invalid, u32_at, u64_at};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use sha2::{Digest, Sha256};
 
-const MAGIC: &[u8; 8] = b"tgjindx1";
-const VERSION: u32 = 1;
-const HEAD_BYTES: usize = 64;
-const ROW_BYTES: u64 = 16;
-/// A binary search ends by reading this many rows at once: one page of the disk.
-const ROWS_PER_READ: u64 = 256;
+use super::keys::JournalKeys;
+use super::segment::{Found, RecordHead};
+use super::source::Walk;
+
 const NONE: u32 = u32::MAX;
+/// Models whose fingerprints are remembered; more begin anew.
+const MAX_KNOWN_MODELS: usize = 256;
 
 /// What is known of a segment without opening it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -32,92 +25,303 @@ pub(super) struct SegmentFacts {
     pub first_seq: u64,
     /// Of the newest record; below `first_seq` when there is none.
     pub last_seq: u64,
+    /// The oldest timestamp in it; 0 when there is none.
+    pub oldest_ms: u64,
     /// The newest timestamp in it; retention goes by this.
     pub newest_ms: u64,
-    /// Bytes of the segment file that the index covers.
+    /// Where the records end, as the index counts places: the length of the file that was appended to.
     pub len: u64,
 }
 
-/// The index of the segment being written. Each record points at its user's previous one, so that newest-first is a
-/// walk and a record costs 8 bytes (a user about 30 more) whatever the spread.
+impl SegmentFacts {
+    pub(super) fn empty(first_seq: u64, len: u64) -> Self {
+        Self { first_seq, last_seq: first_seq.saturating_sub(1), oldest_ms: 0, newest_ms: 0, len }
+    }
+
+    /// Takes a record's time in.
+    pub(super) fn note_time(&mut self, timestamp_ms: u64, is_first: bool) {
+        self.oldest_ms = if is_first { timestamp_ms } else { self.oldest_ms.min(timestamp_ms) };
+        self.newest_ms = self.newest_ms.max(timestamp_ms);
+    }
+}
+
+/// A model's fingerprint: the first eight bytes of its name's SHA-256. Clients choose names, and must not be able to
+/// choose two that look alike.
+pub(super) fn model_tag(model: &str) -> u64 {
+    super::segment::u64_at(&Sha256::digest(model.as_bytes()), 0)
+}
+
+/// Fingerprints of the models seen of late: most calls are for a handful.
+#[derive(Default)]
+pub(super) struct ModelTags {
+    known: HashMap<Box<str>, u64>,
+}
+
+impl ModelTags {
+    pub(super) fn of(&mut self, model: &str) -> u64 {
+        if let Some(tag) = self.known.get(model) {
+            return *tag;
+        }
+        if self.known.len() >= MAX_KNOWN_MODELS {
+            self.known.clear();
+        }
+        let tag = model_tag(model);
+        self.known.insert(model.into(), tag);
+        tag
+    }
+
+    /// The fingerprint of a record's `model`; of the empty name when it has none.
+    pub(super) fn of_json(&mut self, json: &[u8]) -> u64 {
+        let mut found = None;
+        // The visitor stops at the member it looks for, which the parser takes for an error.
+        serde_json::Deserializer::from_slice(json).deserialize_map(ModelOf(&mut found)).ok();
+        self.of(found.as_deref().unwrap_or_default())
+    }
+}
+
+struct ModelOf<'a>(&'a mut Option<String>);
+
+impl<'de> Visitor<'de> for ModelOf<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a record")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
+        while let Some(name) = members.next_key::<std::borrow::Cow<'_, str>>()? {
+            if name == "model" {
+                *self.0 = members.next_value()?;
+                return Ok(());
+            }
+            members.next_value::<IgnoredAny>()?;
+        }
+        Ok(())
+    }
+}
+
+/// Which records are asked for. What is left out does not narrow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub user_id: Option<u64>,
+    pub model: Option<u64>,
+    /// From this second on.
+    pub from: Option<u64>,
+    /// Before this second.
+    pub to: Option<u64>,
+}
+
+/// How a stretch of time lies to what is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Overlap {
+    None,
+    Part,
+    Whole,
+}
+
+impl Wanted {
+    pub(super) fn has_time(&self, second: u32) -> bool {
+        let second = u64::from(second);
+        self.from.is_none_or(|from| second >= from) && self.to.is_none_or(|to| second < to)
+    }
+
+    pub(super) fn overlap(&self, facts: &SegmentFacts) -> Overlap {
+        let (oldest, newest) = (u64::from(seconds(facts.oldest_ms)), u64::from(seconds(facts.newest_ms)));
+        let (from, to) = (self.from.unwrap_or(0), self.to.unwrap_or(u64::MAX));
+        if newest < from || oldest >= to {
+            Overlap::None
+        } else if oldest >= from && newest < to {
+            Overlap::Whole
+        } else {
+            Overlap::Part
+        }
+    }
+}
+
+/// Whole seconds, as the index keeps them.
+pub(super) fn seconds(timestamp_ms: u64) -> u32 {
+    u32::try_from(timestamp_ms / 1000).unwrap_or(u32::MAX)
+}
+
+/// Where a record is: its number in the segment, its place, and its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub number: u32,
+    pub offset: u32,
+    pub seconds: u32,
+}
+
+/// What an index answers: how many there are, and those asked for, newest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub count: u64,
+    pub places: Vec<Place>,
+}
+
+/// The index of the segment being written. Each record points at the previous one of its user and of its model, so that
+/// newest-first is a walk and a record costs 20 bytes whatever the spread.
 #[derive(Debug, Default)]
 pub(super) struct MemoryIndex {
     users: HashMap<u64, Chain>,
-    links: Vec<Link>,
+    models: HashMap<u64, Chain>,
+    /// Fingerprints by their numbers here.
+    tags: Vec<u64>,
+    records: Vec<Entry>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Chain {
     newest: u32,
     count: u32,
+    /// Of a model: its number here.
+    number: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Link {
+struct Entry {
     offset: u32,
-    older: u32,
+    seconds: u32,
+    model: u32,
+    older_of_user: u32,
+    older_of_model: u32,
+}
+
+/// A run of equal keys: of which user and model, and how many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct UserRow {
+    pub user_id: u64,
+    pub model: u64,
+    pub count: u32,
+}
+
+/// What a sidecar is written from.
+pub(super) struct Sorted {
+    /// By user, then model.
+    pub user_rows: Vec<UserRow>,
+    /// Record numbers, row after row, each ascending.
+    pub by_user: Vec<u32>,
+    /// By model, with their counts.
+    pub model_rows: Vec<(u64, u32)>,
+    pub by_model: Vec<u32>,
+    /// Offset and second of each record.
+    pub records: Vec<(u32, u32)>,
 }
 
 impl MemoryIndex {
-    /// Adds a record; offsets ascend. Segments end far below 4 GiB, so an offset that does not fit is a foreign
-    /// file's and is left out.
-    pub(super) fn push(&mut self, user_id: u64, offset: u64) {
-        let (Ok(offset), Ok(position)) = (u32::try_from(offset), u32::try_from(self.links.len())) else {
+    /// Adds a record; offsets ascend. Segments end far below 4 GiB, so an offset that does not fit is a foreign file's
+    /// and is left out.
+    pub(super) fn push(&mut self, user_id: u64, model: u64, timestamp_ms: u64, offset: u64) {
+        let (Ok(offset), Ok(number)) = (u32::try_from(offset), u32::try_from(self.records.len())) else {
             return;
         };
-        let chain = self.users.entry(user_id).or_insert(Chain { newest: NONE, count: 0 });
-        self.links.push(Link { offset, older: chain.newest });
-        *chain = Chain { newest: position, count: chain.count + 1 };
+        let next_model = self.tags.len() as u32;
+        let of_model = self.models.entry(model).or_insert_with(|| {
+            self.tags.push(model);
+            Chain { newest: NONE, count: 0, number: next_model }
+        });
+        let of_user = self.users.entry(user_id).or_insert(Chain { newest: NONE, count: 0, number: 0 });
+        self.records.push(Entry {
+            offset,
+            seconds: seconds(timestamp_ms),
+            model: of_model.number,
+            older_of_user: of_user.newest,
+            older_of_model: of_model.newest,
+        });
+        for chain in [of_model, of_user] {
+            chain.newest = number;
+            chain.count += 1;
+        }
     }
 
     pub(super) fn records(&self) -> u64 {
-        self.links.len() as u64
+        self.records.len() as u64
     }
 
-    pub(super) fn count(&self, user_id: u64) -> u64 {
-        self.users.get(&user_id).map_or(0, |chain| u64::from(chain.count))
+    /// How many records are wanted, and `take` of them after the newest `skip`. `overlap` is that of the whole segment.
+    pub(super) fn select(&self, wanted: &Wanted, overlap: Overlap, skip: u64, take: usize) -> Answer {
+        let skip = usize::try_from(skip).unwrap_or(usize::MAX);
+        let page = |numbers: &mut dyn Iterator<Item = u32>| -> Vec<Place> {
+            numbers.skip(skip).take(take).filter_map(|number| self.place(number)).collect()
+        };
+        if overlap == Overlap::None {
+            return Answer::default();
+        }
+        let model = wanted.model.map(|tag| self.models.get(&tag));
+        if matches!(model, Some(None)) {
+            return Answer::default();
+        }
+        let model = model.flatten();
+        let mut candidates: Box<dyn Iterator<Item = u32>> = match (wanted.user_id, model) {
+            (Some(user), _) => Box::new(self.walk(self.users.get(&user), |entry| entry.older_of_user)),
+            (None, Some(model)) => Box::new(self.walk(Some(model), |entry| entry.older_of_model)),
+            (None, None) => Box::new((0..self.records.len() as u32).rev()),
+        };
+        let count = match (wanted.user_id, model) {
+            _ if overlap == Overlap::Part => None,
+            (Some(user), None) => Some(self.users.get(&user).map_or(0, |chain| chain.count)),
+            (None, Some(model)) => Some(model.count),
+            (None, None) => Some(self.records.len() as u32),
+            (Some(_), Some(_)) => None,
+        };
+        if let Some(count) = count {
+            return Answer { count: u64::from(count), places: page(&mut candidates) };
+        }
+        let is_wanted = |number: &u32| {
+            self.records.get(*number as usize).is_some_and(|entry| {
+                model.is_none_or(|model| entry.model == model.number) && wanted.has_time(entry.seconds)
+            })
+        };
+        let all: Vec<u32> = candidates.filter(is_wanted).collect();
+        Answer { count: all.len() as u64, places: page(&mut all.iter().copied()) }
     }
 
-    /// Offsets of the user's records, newest first, after the newest `skip`.
-    pub(super) fn newest(&self, user_id: u64, skip: u64, take: usize) -> Vec<u32> {
-        self.walk(user_id).skip(usize::try_from(skip).unwrap_or(usize::MAX)).take(take).collect()
+    fn walk(&self, chain: Option<&Chain>, older: fn(&Entry) -> u32) -> impl Iterator<Item = u32> + '_ {
+        let known = |number: u32| ((number as usize) < self.records.len()).then_some(number);
+        let newest = chain.and_then(|chain| known(chain.newest));
+        std::iter::successors(newest, move |number| self.records.get(*number as usize).and_then(|e| known(older(e))))
     }
 
-    fn walk(&self, user_id: u64) -> impl Iterator<Item = u32> + '_ {
-        let newest = self.users.get(&user_id).map_or(NONE, |chain| chain.newest);
-        let link = |position: u32| self.links.get(position as usize);
-        std::iter::successors(link(newest), move |current| link(current.older)).map(|current| current.offset)
+    fn place(&self, number: u32) -> Option<Place> {
+        let entry = self.records.get(number as usize)?;
+        Some(Place { number, offset: entry.offset, seconds: entry.seconds })
     }
 
-    /// The sidecar's bytes.
-    pub(super) fn encode(&self, facts: SegmentFacts) -> Vec<u8> {
+    /// Everything in the order of a sidecar.
+    pub(super) fn sorted(&self) -> Sorted {
+        let tag_of = |model: u32| self.tags.get(model as usize).copied().unwrap_or_default();
         let mut users: Vec<(u64, Chain)> = self.users.iter().map(|(user, chain)| (*user, *chain)).collect();
         users.sort_unstable_by_key(|(user, _)| *user);
-
-        let body_bytes = users.len() * ROW_BYTES as usize + self.links.len() * 4;
-        let mut out = Vec::with_capacity(HEAD_BYTES + body_bytes);
-        out.resize(HEAD_BYTES, 0);
-        let mut position = 0_u32;
-        for (user, chain) in &users {
-            out.extend_from_slice(&user.to_le_bytes());
-            out.extend_from_slice(&position.to_le_bytes());
-            out.extend_from_slice(&chain.count.to_le_bytes());
-            position += chain.count;
+        let (mut user_rows, mut by_user) = (Vec::with_capacity(users.len()), Vec::with_capacity(self.records.len()));
+        let mut of_user: Vec<(u64, u32)> = Vec::new();
+        for (user_id, chain) in &users {
+            of_user.clear();
+            let numbers = self.walk(Some(chain), |entry| entry.older_of_user);
+            of_user.extend(
+                numbers.map(|number| (self.records.get(number as usize).map_or(0, |e| tag_of(e.model)), number)),
+            );
+            of_user.sort_unstable();
+            for run in of_user.chunk_by(|one, next| one.0 == next.0) {
+                let model = run.first().map_or(0, |(model, _)| *model);
+                user_rows.push(UserRow { user_id: *user_id, model, count: run.len() as u32 });
+                by_user.extend(run.iter().map(|(_, number)| *number));
+            }
         }
-        for (user, _) in &users {
-            let mut offsets: Vec<u32> = self.walk(*user).collect();
-            offsets.reverse();
-            offsets.iter().for_each(|offset| out.extend_from_slice(&offset.to_le_bytes()));
+        let mut models: Vec<(u64, Chain)> = self.models.iter().map(|(tag, chain)| (*tag, *chain)).collect();
+        models.sort_unstable_by_key(|(tag, _)| *tag);
+        let mut by_model = Vec::with_capacity(self.records.len());
+        for (_, chain) in &models {
+            let start = by_model.len();
+            by_model.extend(self.walk(Some(chain), |entry| entry.older_of_model));
+            by_model[start..].reverse();
         }
-        let head =
-            Head { users: users.len() as u32, records: self.records(), facts, body_crc: crc(&out[HEAD_BYTES..]) };
-        out[..HEAD_BYTES].copy_from_slice(&head.encode());
-        out
+        Sorted {
+            user_rows,
+            by_user,
+            model_rows: models.iter().map(|(tag, chain)| (*tag, chain.count)).collect(),
+            by_model,
+            records: self.records.iter().map(|entry| (entry.offset, entry.seconds)).collect(),
+        }
     }
-}
-
-fn crc(bytes: &[u8]) -> u32 {
-    crc32fast::hash(bytes)
 }
 
 /// What reading a whole segment told.
@@ -129,252 +333,88 @@ pub(super) struct Scanned {
     pub damaged: u64,
     /// Bytes after the last whole record.
     pub torn_bytes: u64,
+    /// Whether the file is in blocks.
+    pub is_blocks: bool,
+}
+
+impl Scanned {
+    /// The facts of a segment that is never cut: its index covers the file to its end, torn bytes and all.
+    pub(super) fn sealed_facts(&self) -> SegmentFacts {
+        SegmentFacts { len: self.facts.len + self.torn_bytes, ..self.facts }
+    }
+}
+
+/// Builds an index from records in their order.
+pub(super) struct Indexing {
+    pub scanned: Scanned,
+    tags: ModelTags,
+}
+
+impl Indexing {
+    pub(super) fn new(first_seq: u64) -> Self {
+        let facts = SegmentFacts::empty(first_seq, 0);
+        Self { scanned: Scanned { facts, ..Scanned::default() }, tags: ModelTags::default() }
+    }
+
+    pub(super) fn push(&mut self, head: RecordHead, offset: u64, json: &[u8]) {
+        let scanned = &mut self.scanned;
+        scanned.facts.note_time(head.timestamp_ms, scanned.index.records() == 0);
+        scanned.index.push(head.user_id, self.tags.of_json(json), head.timestamp_ms, offset);
+        scanned.facts.last_seq = head.seq;
+    }
 }
 
 /// Reads a whole segment. `facts.len` ends at the last whole record.
-pub(super) fn scan_segment(path: &Path, first_seq: u64) -> io::Result<Scanned> {
-    let mut scanner = Scanner::open(path, first_seq)?;
-    let mut scanned = Scanned {
-        facts: SegmentFacts { first_seq, last_seq: first_seq.saturating_sub(1), newest_ms: 0, len: scanner.file_len() },
-        ..Scanned::default()
-    };
+pub(super) fn scan_segment(path: &Path, first_seq: u64, keys: &JournalKeys) -> io::Result<Scanned> {
+    let mut walk = Walk::open(path, first_seq, keys)?;
+    let mut indexing = Indexing::new(first_seq);
     loop {
-        match scanner.step()? {
-            Found::Record { offset, head } => {
-                scanned.index.push(head.user_id, offset);
-                scanned.facts.last_seq = head.seq;
-                scanned.facts.newest_ms = scanned.facts.newest_ms.max(head.timestamp_ms);
-            }
-            Found::Damaged { .. } => scanned.damaged += 1,
-            Found::Torn { offset, bytes } => {
-                scanned.torn_bytes = bytes;
-                scanned.facts.len = offset;
-            }
-            Found::End => return Ok(scanned),
+        match walk.step()? {
+            Found::Record { offset, head } => indexing.push(head, offset, walk.payload()),
+            Found::Damaged { .. } => indexing.scanned.damaged += 1,
+            Found::Torn { bytes, .. } => indexing.scanned.torn_bytes = bytes,
+            Found::End => break,
         }
     }
-}
-
-/// The sidecar of a segment.
-pub(super) fn index_path(segment: &Path) -> PathBuf {
-    segment.with_extension("idx")
-}
-
-/// Writes the sidecar so that a crash leaves either none or a whole one.
-pub(super) fn write_index(disk: &dyn Disk, segment: &Path, index: &MemoryIndex, facts: SegmentFacts) -> io::Result<()> {
-    let path = index_path(segment);
-    let unfinished = path.with_extension("tmp");
-    remove_if_there(&unfinished)?;
-    let mut file = disk.create(&unfinished)?;
-    file.write_all_at(&index.encode(facts), 0)?;
-    file.sync_data()?;
-    crate::failpoint::hit("journal.before_index_rename");
-    std::fs::rename(&unfinished, &path)?;
-    path.parent().map_or(Ok(()), |dir| disk.sync_dir(dir))
-}
-
-/// Deletes a file that may be gone already.
-pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Head {
-    users: u32,
-    records: u64,
-    facts: SegmentFacts,
-    body_crc: u32,
-}
-
-impl Head {
-    fn encode(self) -> [u8; HEAD_BYTES] {
-        let mut out = [0; HEAD_BYTES];
-        out[..8].copy_from_slice(MAGIC);
-        out[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        out[12..16].copy_from_slice(&self.users.to_le_bytes());
-        out[16..24].copy_from_slice(&self.records.to_le_bytes());
-        out[24..32].copy_from_slice(&self.facts.first_seq.to_le_bytes());
-        out[32..40].copy_from_slice(&self.facts.last_seq.to_le_bytes());
-        out[40..48].copy_from_slice(&self.facts.newest_ms.to_le_bytes());
-        out[48..56].copy_from_slice(&self.facts.len.to_le_bytes());
-        out[56..60].copy_from_slice(&self.body_crc.to_le_bytes());
-        let head_crc = crc(&out[..60]);
-        out[60..].copy_from_slice(&head_crc.to_le_bytes());
-        out
-    }
-
-    fn decode(bytes: &[u8; HEAD_BYTES]) -> io::Result<Self> {
-        let sound = bytes.starts_with(MAGIC) && u32_at(bytes, 8) == VERSION && crc(&bytes[..60]) == u32_at(bytes, 60);
-        if !sound {
-            return Err(invalid("index head is damaged"));
-        }
-        let facts = SegmentFacts {
-            first_seq: u64_at(bytes, 24),
-            last_seq: u64_at(bytes, 32),
-            newest_ms: u64_at(bytes, 40),
-            len: u64_at(bytes, 48),
-        };
-        Ok(Self { users: u32_at(bytes, 12), records: u64_at(bytes, 16), facts, body_crc: u32_at(bytes, 56) })
-    }
-
-    fn body_bytes(self) -> u64 {
-        u64::from(self.users) * ROW_BYTES + self.records * 4
-    }
-}
-
-/// The sidecar of a sealed segment. Holds no file open and nothing of its body in memory. The body's checksum is
-/// checked once, at the first question, so that opening a journal of any size costs one small read per segment.
-#[derive(Debug)]
-pub(super) struct FileIndex {
-    path: PathBuf,
-    head: Head,
-    checked: AtomicBool,
-}
-
-impl FileIndex {
-    /// Fails when the file is missing, damaged in its head, or not the index of this segment at this length.
-    pub(super) fn open(segment: &Path, first_seq: u64) -> io::Result<Self> {
-        let path = index_path(segment);
-        let file = File::open(&path)?;
-        let mut bytes = [0; HEAD_BYTES];
-        file.read_exact_at(&mut bytes, 0)?;
-        let head = Head::decode(&bytes)?;
-        let matches = head.facts.first_seq == first_seq
-            && head.facts.len == std::fs::metadata(segment)?.len()
-            && file.metadata()?.len() == HEAD_BYTES as u64 + head.body_bytes();
-        if !matches {
-            return Err(invalid("index does not belong to its segment"));
-        }
-        Ok(Self { path, head, checked: AtomicBool::new(false) })
-    }
-
-    pub(super) fn facts(&self) -> SegmentFacts {
-        self.head.facts
-    }
-
-    /// Bytes of the sidecar file.
-    pub(super) fn bytes(&self) -> u64 {
-        HEAD_BYTES as u64 + self.head.body_bytes()
-    }
-
-    /// Reads the whole body against its checksum, whether or not that was done before.
-    pub(super) fn check(&self) -> io::Result<()> {
-        self.check_body(&File::open(&self.path)?)
-    }
-
-    /// How many records the user has here, and the offsets of those wanted, newest first.
-    pub(super) fn newest(&self, user_id: u64, skip: u64, take: usize) -> io::Result<(u64, Vec<u32>)> {
-        let file = File::open(&self.path)?;
-        if !self.checked.load(Ordering::Relaxed) {
-            self.check_body(&file)?;
-            self.checked.store(true, Ordering::Relaxed);
-        }
-        let Some((first, count)) = self.find(&file, user_id)? else {
-            return Ok((0, Vec::new()));
-        };
-        let end = count.saturating_sub(skip);
-        let start = end.saturating_sub(take as u64);
-        let mut bytes = vec![0; (end - start) as usize * 4];
-        let offsets_at = HEAD_BYTES as u64 + u64::from(self.head.users) * ROW_BYTES;
-        file.read_exact_at(&mut bytes, offsets_at + (first + start) * 4)?;
-        Ok((count, bytes.chunks_exact(4).rev().map(|chunk| u32_at(chunk, 0)).collect()))
-    }
-
-    /// The user's row: where its offsets begin and how many they are.
-    fn find(&self, file: &File, user_id: u64) -> io::Result<Option<(u64, u64)>> {
-        let (mut low, mut high) = (0, u64::from(self.head.users));
-        while high - low > ROWS_PER_READ {
-            let middle = low + (high - low) / 2;
-            let row = self.rows(file, middle, 1)?;
-            if u64_at(&row, 0) <= user_id { low = middle } else { high = middle }
-        }
-        let rows = self.rows(file, low, high - low)?;
-        let row = rows.chunks_exact(ROW_BYTES as usize).find(|row| u64_at(row, 0) == user_id);
-        Ok(row.map(|row| (u64::from(u32_at(row, 8)), u64::from(u32_at(row, 12)))))
-    }
-
-    fn rows(&self, file: &File, first: u64, count: u64) -> io::Result<Vec<u8>> {
-        let mut bytes = vec![0; (count * ROW_BYTES) as usize];
-        file.read_exact_at(&mut bytes, HEAD_BYTES as u64 + first * ROW_BYTES)?;
-        Ok(bytes)
-    }
-
-    fn check_body(&self, file: &File) -> io::Result<()> {
-        let mut hasher = crc32fast::Hasher::new();
-        let mut piece = vec![0; 64 << 10];
-        let (mut at, end) = (HEAD_BYTES as u64, self.bytes());
-        while at < end {
-            let count = (end - at).min(piece.len() as u64) as usize;
-            file.read_exact_at(&mut piece[..count], at)?;
-            hasher.update(&piece[..count]);
-            at += count as u64;
-        }
-        if hasher.finalize() == self.head.body_crc { Ok(()) } else { Err(invalid("index body fails its checksum")) }
-    }
+    let mut scanned = indexing.scanned;
+    scanned.facts.len = walk.image_end() - scanned.torn_bytes;
+    scanned.is_blocks = walk.head().is_some_and(super::head::Head::is_blocks);
+    Ok(scanned)
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-    use super::super::segment::{LocalDisk, segment_path};
     use super::*;
 
-    /// 3,000 records of 1,000 users; user `u` has records at offsets 32 + 8 * (u + 1000 * k).
-    fn filled() -> MemoryIndex {
-        let mut index = MemoryIndex::default();
-        for record in 0..3000_u64 {
-            index.push(record % 1000, 32 + record * 8);
+    #[test]
+    fn a_record_s_model_is_found_wherever_it_stands() {
+        let mut tags = ModelTags::default();
+        for (json, model) in [
+            (r#"{"id":1,"username":"\"model\":\"x\"","model":"gpt-4o","messages":{}}"#, "gpt-4o"),
+            (r#"{"messages":{"model":"inner","x":[1,{"model":2}]},"model":"a\u0062\"","z":1}"#, "ab\""),
+            (r#"{"id":1}"#, ""),
+            (r#"{"model":null}"#, ""),
+            ("no JSON", ""),
+        ] {
+            assert_eq!(tags.of_json(json.as_bytes()), model_tag(model), "{json}");
         }
-        index
-    }
-
-    fn sidecar(dir: &Path) -> FileIndex {
-        let segment = segment_path(dir, 1);
-        std::fs::write(&segment, [0; 100]).unwrap();
-        let facts = SegmentFacts { first_seq: 1, last_seq: 3000, newest_ms: 9, len: 100 };
-        write_index(&LocalDisk, &segment, &filled(), facts).unwrap();
-        FileIndex::open(&segment, 1).unwrap()
+        for number in 0..3 * MAX_KNOWN_MODELS {
+            tags.of(&number.to_string());
+        }
+        assert!(tags.known.len() <= MAX_KNOWN_MODELS);
     }
 
     #[test]
-    fn file_and_memory_answer_alike() {
-        let dir = tempfile::tempdir().unwrap();
-        let (memory, file) = (filled(), sidecar(dir.path()));
-        for user in [0, 1, 255, 256, 257, 500, 511, 998, 999, 1000, u64::MAX] {
-            for (skip, take) in [(0, 10), (1, 1), (2, 5), (3, 1), (9, 9), (0, 0)] {
-                let expected = (memory.count(user), memory.newest(user, skip, take));
-                assert_eq!(file.newest(user, skip, take).unwrap(), expected, "user {user} skip {skip} take {take}");
-            }
-        }
-        assert_eq!(memory.newest(7, 0, 9), [32 + 8 * 2007, 32 + 8 * 1007, 32 + 8 * 7]);
-    }
-
-    #[test]
-    fn a_changed_byte_is_never_believed() {
-        let dir = tempfile::tempdir().unwrap();
-        drop(sidecar(dir.path()));
-        let segment = segment_path(dir.path(), 1);
-        let good = std::fs::read(index_path(&segment)).unwrap();
-        for at in (0..HEAD_BYTES).chain((HEAD_BYTES..good.len()).step_by(997)) {
-            let mut bad = good.clone();
-            bad[at] ^= 1;
-            std::fs::write(index_path(&segment), bad).unwrap();
-            let answer = FileIndex::open(&segment, 1).and_then(|index| index.newest(1, 0, 1));
-            assert!(answer.is_err(), "byte {at}");
-        }
-    }
-
-    #[test]
-    fn an_index_of_another_length_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        drop(sidecar(dir.path()));
-        let segment = segment_path(dir.path(), 1);
-        std::fs::write(&segment, [0; 101]).unwrap();
-        assert!(FileIndex::open(&segment, 1).is_err());
-        assert!(FileIndex::open(&segment, 2).is_err());
+    fn times_are_told_apart_by_whole_seconds() {
+        let facts = SegmentFacts { oldest_ms: 10_999, newest_ms: 20_001, ..SegmentFacts::default() };
+        let of = |from, to| Wanted { from, to, ..Wanted::default() }.overlap(&facts);
+        assert_eq!(of(None, None), Overlap::Whole);
+        assert_eq!(
+            [of(Some(10), Some(21)), of(Some(11), None), of(None, Some(20))],
+            [Overlap::Whole, Overlap::Part, Overlap::Part]
+        );
+        assert_eq!([of(Some(21), None), of(None, Some(10))], [Overlap::None; 2]);
     }
 }

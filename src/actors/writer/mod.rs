@@ -13,7 +13,7 @@
 //! It never reads a clock of its own and never looks inside a conversation, but to redact it.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::{JoinHandle, Thread};
@@ -22,33 +22,47 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
+mod blocks;
 mod detect;
+mod envelope;
 mod frame;
+mod head;
 mod index;
 pub(in crate::actors) mod keeping;
+mod keys;
 mod park;
+mod query;
 mod queue;
 mod reader;
 mod record;
 mod redact;
 mod replay;
 pub(in crate::actors) mod segment;
+mod sidecar;
+mod source;
 mod spill;
 #[cfg(test)]
 mod testing;
 mod thread;
+mod upkeep;
+mod verify;
 
 use frame::Frame;
+use query::{PageQuery, Segment};
 use queue::Queue;
-use reader::{PageQuery, Segment};
+use sidecar::Budget;
 use spill::Spill;
 use thread::Writer;
+use upkeep::{Upkeep, Wants};
 
+pub use keys::{JournalKeys, KeyId};
 pub use park::Parked;
-pub use reader::{JournalReader, MAX_PAGE_BYTES, MAX_PAGE_SIZE, Page, VerifyReport};
+pub use query::{Filter, MAX_PAGE_BYTES, MAX_PAGE_SIZE, Page};
+pub use reader::JournalReader;
 pub use record::{ConversationEntry, MAX_JSON_DEPTH, MAX_TEXT_BYTES};
 pub use redact::Redaction;
 pub use segment::{Disk, LocalDisk, SegmentFile};
+pub use verify::{KeyUse, VerifyReport};
 
 pub use crate::config::Overflow;
 
@@ -96,6 +110,10 @@ pub struct JournalConfig {
     pub spill_bytes: u64,
     /// What is taken out of records before they reach a disk.
     pub redaction: Arc<Redaction>,
+    /// zstd's level for sealed segments; none leaves them as they are.
+    pub compression: Option<i32>,
+    /// What segments are encrypted with, new ones and, at leisure, those that are there.
+    pub keys: JournalKeys,
 }
 
 impl JournalConfig {
@@ -122,6 +140,8 @@ impl JournalConfig {
             spill_above_bytes: 32 << 20,
             spill_bytes: 1 << 30,
             redaction: Arc::default(),
+            compression: None,
+            keys: JournalKeys::default(),
         }
     }
 }
@@ -171,6 +191,14 @@ pub struct JournalCounters {
     pub parked: AtomicU64,
     /// Gauge: bytes of those records. They are not handed over yet.
     pub parked_bytes: AtomicU64,
+    /// Gauge: sealed segments that wait to be indexed, compressed or encrypted.
+    pub segments_waiting: AtomicU64,
+    /// Sealed segments that were rewritten.
+    pub rewritten: AtomicU64,
+    /// Bytes of these before.
+    pub rewritten_from_bytes: AtomicU64,
+    /// Bytes of these after.
+    pub rewritten_to_bytes: AtomicU64,
 }
 
 /// The journal's handle: cheap to clone, shared by all threads. When the last clone goes, the journal stops.
@@ -187,8 +215,14 @@ impl std::fmt::Debug for Journal {
 
 struct Handle {
     shared: Arc<Shared>,
-    join: Mutex<Option<JoinHandle<io::Result<()>>>>,
+    join: Mutex<Option<Threads>>,
     spill_join: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// The threads that own the segments.
+struct Threads {
+    writer: JoinHandle<io::Result<()>>,
+    upkeep: JoinHandle<()>,
 }
 
 /// What the callers and the journal's thread have in common.
@@ -212,6 +246,17 @@ struct Shared {
     room: Notify,
     thread: OnceLock<Thread>,
     catalog: RwLock<Catalog>,
+    keys: JournalKeys,
+    /// How sealed segments are to be.
+    wants: Wants,
+    /// Held while a sealed segment's files are replaced or deleted.
+    files: Mutex<()>,
+    /// Memory for what is kept of sidecars.
+    budget: Arc<Budget>,
+    /// Does the work on sealed segments.
+    upkeep: OnceLock<Thread>,
+    /// True while it has nothing to do and may be woken.
+    upkeep_rests: AtomicBool,
     waiters: Mutex<Waiters>,
     /// True while the thread sleeps and the next full batch may wake it; one wake-up per sleep.
     wakeable: AtomicBool,
@@ -261,13 +306,24 @@ impl Journal {
             shared.close();
             return Ok(handle(None, None));
         }
-        let mut writer = Writer::open(Arc::clone(&shared), config.clone(), Arc::clone(&clock), disk)?;
+        let disk: Arc<dyn Disk> = Arc::from(disk);
+        let mut writer = Writer::open(Arc::clone(&shared), config.clone(), Arc::clone(&clock), Arc::clone(&disk))?;
+        let upkeep = Upkeep { shared: Arc::clone(&shared), disk, _lock: Arc::clone(&writer.lock) };
         let (replay, spill_join) = spill::open(&shared, &config, clock, spill_disk)?;
         writer.replay = replay;
-        let spawned = std::thread::Builder::new().name("tollgate-journal".to_owned()).spawn(move || writer.run());
-        let join = spawned.inspect_err(|_| shared.spill.stop())?;
-        shared.thread.set(join.thread().clone()).ok();
-        Ok(handle(Some(join), spill_join))
+        let spawn = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let threads = spawn("tollgate-journal-seal").spawn(move || upkeep.run()).and_then(|upkeep| {
+            shared.upkeep.set(upkeep.thread().clone()).ok();
+            let writer = spawn("tollgate-journal").spawn(move || writer.run())?;
+            shared.thread.set(writer.thread().clone()).ok();
+            Ok(Threads { writer, upkeep })
+        });
+        let threads = threads.inspect_err(|_| {
+            shared.stopping.store(true, Ordering::SeqCst);
+            shared.upkeep.get().into_iter().for_each(Thread::unpark);
+            shared.spill.stop();
+        })?;
+        Ok(handle(Some(threads), spill_join))
     }
 
     /// Hands one finished call over; it is copied. Never waits and never fails; past the queue's bound the entry is
@@ -348,15 +404,20 @@ impl Journal {
         self.handle.stop()
     }
 
-    /// One user's conversations, newest first, over all segments; never waits for the disk's writes. `page` counts
-    /// from 1, `page_size` is clamped to 1..=200. Shows what is written: call [`Journal::flush`] first to see a call
-    /// that has just ended. Reads files: call it where blocking is allowed.
+    /// One user's conversations: [`Journal::search`] with nothing else.
     pub fn page(&self, user_id: u64, page: u64, page_size: usize) -> io::Result<Page> {
+        self.search(&Filter::user(user_id), page, page_size)
+    }
+
+    /// The conversations that `filter` lets through, newest first, over all segments; never waits for the disk's writes.
+    /// `page` counts from 1, `page_size` is clamped to 1..=200. Shows what is written: call [`Journal::flush`] first to
+    /// see a call that has just ended. Reads files: call it where blocking is allowed.
+    pub fn search(&self, filter: &Filter, page: u64, page_size: usize) -> io::Result<Page> {
         let shared = &self.handle.shared;
         let page = if shared.enabled {
-            shared.page(user_id, page, page_size)?
+            shared.search(filter, page, page_size)?
         } else {
-            page_of_files(&shared.dir, user_id, page, page_size)?
+            search_files(shared, filter, page, page_size)?
         };
         shared.counters.read_errors.fetch_add(page.unreadable, Ordering::Relaxed);
         Ok(page)
@@ -374,9 +435,9 @@ fn ended() -> io::Error {
 }
 
 /// A journal that was never written has no directory; that is no error.
-fn page_of_files(dir: &Path, user_id: u64, page: u64, page_size: usize) -> io::Result<Page> {
-    match JournalReader::open(dir) {
-        Ok(reader) => reader.page(user_id, page, page_size),
+fn search_files(shared: &Shared, filter: &Filter, page: u64, page_size: usize) -> io::Result<Page> {
+    match JournalReader::open_with(&shared.dir, shared.keys.clone()) {
+        Ok(reader) => reader.search(filter, page, page_size),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Page::default()),
         Err(error) => Err(error),
     }
@@ -384,16 +445,19 @@ fn page_of_files(dir: &Path, user_id: u64, page: u64, page_size: usize) -> io::R
 
 impl Handle {
     fn stop(&self) -> io::Result<()> {
-        let Some(join) = self.join.lock().take() else {
+        let Some(Threads { writer, upkeep }) = self.join.lock().take() else {
             return Ok(());
         };
         self.shared.stopping.store(true, Ordering::SeqCst);
-        join.thread().unpark();
-        if join.thread().id() == std::thread::current().id() {
+        writer.thread().unpark();
+        upkeep.thread().unpark();
+        if writer.thread().id() == std::thread::current().id() {
             self.shared.spill.stop();
-            return Ok(()); // the last clone went inside a flush callback; the thread ends by itself
+            return Ok(()); // the last clone went inside a flush callback; the threads end by themselves
         }
-        let result = join.join().unwrap_or_else(|_| Err(ended()));
+        let result = writer.join().unwrap_or_else(|_| Err(ended()));
+        // It only ever works on what is safe already.
+        upkeep.join().ok();
         // After the journal: what that could not write goes to the spill.
         self.shared.spill.stop();
         if let Some(spill) = self.spill_join.lock().take() {
@@ -428,6 +492,12 @@ impl Shared {
             room: Notify::new(),
             thread: OnceLock::new(),
             catalog: RwLock::default(),
+            keys: config.keys.clone(),
+            wants: Wants { level: config.compression, key_id: config.keys.current_id() },
+            files: Mutex::default(),
+            budget: Arc::default(),
+            upkeep: OnceLock::new(),
+            upkeep_rests: AtomicBool::new(false),
             waiters: Mutex::default(),
             wakeable: AtomicBool::new(false),
             flush_wanted: AtomicBool::new(false),
@@ -556,8 +626,8 @@ impl Shared {
         if self.lost_at_end.load(Ordering::SeqCst) { Err(ended()) } else { Ok(()) }
     }
 
-    fn page(&self, user_id: u64, page: u64, page_size: usize) -> io::Result<Page> {
-        let mut query = PageQuery::new(user_id, page, page_size);
+    fn search(&self, filter: &Filter, page: u64, page_size: usize) -> io::Result<Page> {
+        let mut query = PageQuery::new(filter, page, page_size, &self.keys);
         let catalog = self.catalog.read();
         if let Some(active) = &catalog.active {
             query.visit(active)?; // in memory: short enough for the lock
@@ -568,6 +638,38 @@ impl Shared {
             query.visit(segment)?;
         }
         query.read()
+    }
+
+    fn is_in_catalog(&self, segment: &Arc<Segment>) -> bool {
+        self.catalog.read().sealed.iter().any(|kept| Arc::ptr_eq(kept, segment))
+    }
+
+    fn replace_sealed(&self, old: &Arc<Segment>, new: Segment) {
+        let mut catalog = self.catalog.write();
+        if let Some(place) = catalog.sealed.iter_mut().find(|segment| Arc::ptr_eq(segment, old)) {
+            *place = Arc::new(new);
+        }
+    }
+
+    fn count_segments(&self) {
+        let catalog = self.catalog.read();
+        let segments = catalog.sealed.len() as u64 + u64::from(catalog.active.is_some());
+        self.counters.segments.store(segments, Ordering::Relaxed);
+    }
+
+    fn count_waiting(&self) {
+        self.counters.segments_waiting.store(upkeep::waiting(self), Ordering::SeqCst);
+    }
+
+    /// Has sealed segments looked after, if one needs it. Never waits.
+    fn wake_upkeep(&self) {
+        self.count_waiting();
+        if self.counters.segments_waiting.load(Ordering::SeqCst) > 0
+            && self.upkeep_rests.load(Ordering::SeqCst)
+            && let Some(thread) = self.upkeep.get()
+        {
+            thread.unpark();
+        }
     }
 }
 

@@ -14,7 +14,10 @@ use std::sync::atomic::Ordering;
 
 use serde::Deserialize;
 
+use super::index::ModelTags;
+use super::keys::JournalKeys;
 use super::segment::{Disk, Found, RecordHead, SEGMENT_HEAD_BYTES, Scanner, list_segments};
+use super::source::{Shape, Walk, named};
 use super::spill::SpillFile;
 use super::thread::Batch;
 use super::{JournalCounters, Shared};
@@ -22,7 +25,7 @@ use super::{JournalCounters, Shared};
 /// The file on its way back.
 struct Current {
     file: SpillFile,
-    scanner: Scanner,
+    walk: Walk,
     /// Records up to this sequence are in the journal already.
     done: u64,
     /// Records of it that have gone into a batch.
@@ -63,19 +66,19 @@ impl Replay {
         &mut self,
         shared: &Shared,
         disk: &dyn Disk,
-        (batch, next_seq, limit): (&mut Batch, &mut u64, usize),
+        (batch, next_seq, tags, limit): (&mut Batch, &mut u64, &mut ModelTags, usize),
     ) -> io::Result<()> {
         if self.current.is_none() {
             self.current = self.begin(shared, disk, *next_seq)?;
         }
         let Some(current) = &mut self.current else { return Ok(()) };
         while batch.bytes.len() < limit && !current.is_read {
-            match current.scanner.step()? {
+            match current.walk.step()? {
                 Found::End => current.is_read = true,
                 Found::Record { offset, .. } if offset >= current.file.len => current.is_read = true,
                 Found::Record { head, .. } if head.seq > current.done => {
-                    let spilled = Spilled { head, members: current.scanner.payload() };
-                    if batch.push_spilled(*next_seq, &spilled) {
+                    let spilled = Spilled { head, members: current.walk.payload() };
+                    if batch.push_spilled(*next_seq, &spilled, tags) {
                         *next_seq += 1;
                         current.taken += 1;
                     }
@@ -93,8 +96,8 @@ impl Replay {
     /// The next file, renamed so that a crash from here on does no harm.
     fn begin(&mut self, shared: &Shared, disk: &dyn Disk, next_seq: u64) -> io::Result<Option<Current>> {
         let open = |file: SpillFile, done| -> io::Result<_> {
-            let scanner = Scanner::open(&file.path, file.first)?;
-            Ok(Some(Current { file, scanner, done, taken: 0, is_read: false }))
+            let walk = Walk::open(&file.path, file.first, &shared.keys)?;
+            Ok(Some(Current { file, walk, done, taken: 0, is_read: false }))
         };
         if let Some((file, done)) = self.half_way.first().cloned() {
             let current = open(file, done)?;
@@ -164,7 +167,10 @@ fn half_way_path(file: &SpillFile, journal_seq: u64) -> PathBuf {
 }
 
 /// Takes stock of a spill directory; one that is not there holds nothing. Empty and unfinished files are removed.
-pub(super) fn take_stock(dir: &Path, journal_dir: &Path) -> io::Result<Leftover> {
+///
+/// # Errors
+/// The directory or a file cannot be read, or a file is of a later version or under a key that is not among `keys`.
+pub(super) fn take_stock(dir: &Path, journal_dir: &Path, keys: &JournalKeys) -> io::Result<Leftover> {
     let mut found = Leftover { next: 1, ..Leftover::default() };
     let items = match fs::read_dir(dir) {
         Ok(items) => items,
@@ -181,9 +187,12 @@ pub(super) fn take_stock(dir: &Path, journal_dir: &Path) -> io::Result<Leftover>
     paths.sort();
     for (name, path) in paths {
         let done = match name.journal_seq {
-            Some(from) => last_replayed(journal_dir, from)?,
+            Some(from) => last_replayed(journal_dir, from, keys)?,
             None => 0,
         };
+        if let Some(seal) = Shape::read(&path)?.head.and_then(|head| head.seal) {
+            keys.of_file(&seal).map_err(|error| named(&path, &error))?;
+        }
         let mut file = SpillFile { path, first: name.first, len: SEGMENT_HEAD_BYTES, records: 0 };
         found.next = found.next.max(name.first);
         let mut scanner = Scanner::open(&file.path, file.first)?;
@@ -231,7 +240,7 @@ impl Name {
 }
 
 /// The newest of the spill's sequences that stands in the journal from `from` on; 0 for none.
-fn last_replayed(journal_dir: &Path, from: u64) -> io::Result<u64> {
+fn last_replayed(journal_dir: &Path, from: u64, keys: &JournalKeys) -> io::Result<u64> {
     #[derive(Deserialize)]
     struct Marked {
         #[serde(default)]
@@ -244,11 +253,11 @@ fn last_replayed(journal_dir: &Path, from: u64) -> io::Result<u64> {
         if ends_before {
             continue;
         }
-        let mut scanner = Scanner::open(path, *first_seq)?;
+        let mut walk = Walk::open(path, *first_seq, keys)?;
         loop {
-            match scanner.step()? {
+            match walk.step()? {
                 Found::Record { head, .. } if head.seq >= from => {
-                    let marked = serde_json::from_slice::<Marked>(scanner.payload());
+                    let marked = serde_json::from_slice::<Marked>(walk.payload());
                     last = last.max(marked.ok().and_then(|marked| marked.spilled).unwrap_or(0));
                 }
                 Found::Record { .. } | Found::Damaged { .. } | Found::Torn { .. } => {}

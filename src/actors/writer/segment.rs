@@ -5,6 +5,10 @@
 //!
 //! A segment is a 32-byte header followed by records. All numbers are little-endian.
 //!
+//! This is the form in which records are appended, and version 1 of the format. Encrypted records are the same with another
+//! head ([`head`](super::head)) and another payload ([`envelope`](super::envelope)); most sealed segments are rewritten in
+//! blocks ([`blocks`](super::blocks)).
+//!
 //! | header | bytes | | record | bytes |
 //! |---|--:|---|---|--:|
 //! | magic `tgjourn1` | 8 | | payload length | 4 |
@@ -22,21 +26,25 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::head::Head;
+
 /// Bytes before the first record.
 pub(in crate::actors) const SEGMENT_HEAD_BYTES: u64 = 32;
 /// Bytes before a record's payload.
 pub(in crate::actors) const RECORD_HEAD_BYTES: usize = 32;
 /// Largest payload a reader believes, in bytes: both texts at their limit with every byte escaped, and room.
 pub(super) const MAX_PAYLOAD_BYTES: u32 = 64 << 20;
+/// The same as it may stand in a file: with room for what encryption adds.
+const MAX_STORED_BYTES: u32 = MAX_PAYLOAD_BYTES + 64;
 
-const MAGIC: &[u8; 8] = b"tgjourn1";
-const VERSION: u32 = 1;
+pub(super) const MAGIC: &[u8; 8] = b"tgjourn1";
+pub(super) const VERSION: u32 = 1;
 /// How much a scan reads at a time.
 const WINDOW_BYTES: usize = 256 << 10;
 /// How far a sequence may jump over damage and still be believed.
 const MAX_SEQUENCE_JUMP: u64 = 1 << 32;
 
-/// A file that the journal writes. The seam where tests (and later encryption) stand between journal and disk.
+/// A file that the journal writes. The seam where tests stand between journal and disk.
 pub trait SegmentFile: Send {
     /// Writes all of `bytes` at `offset`; after an error any part of them may be there.
     fn write_all_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()>;
@@ -47,13 +55,21 @@ pub trait SegmentFile: Send {
 }
 
 /// Where segment files come from.
-pub trait Disk: Send {
+pub trait Disk: Send + Sync {
     /// Creates a file that must not exist yet.
     fn create(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>>;
     /// Opens a file to go on writing.
     fn open(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>>;
     /// Returns once the directory's entries are on the disk.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Gives a file another name, in place of whatever has it.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+    /// Deletes a file.
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
 }
 
 /// The real disk.
@@ -156,7 +172,7 @@ pub(in crate::actors) struct RecordHead {
 }
 
 impl RecordHead {
-    fn decode(bytes: &[u8]) -> Self {
+    pub(super) fn decode(bytes: &[u8]) -> Self {
         Self {
             len: u32_at(bytes, 0),
             seq: u64_at(bytes, 4),
@@ -197,7 +213,7 @@ pub(in crate::actors) fn append_record(
 }
 
 /// Over the head without its checksum, and the payload.
-fn record_crc(record: &[u8]) -> u32 {
+pub(super) fn record_crc(record: &[u8]) -> u32 {
     let mut crc = crc32fast::Hasher::new();
     crc.update(&record[..28]);
     crc.update(&record[RECORD_HEAD_BYTES..]);
@@ -209,7 +225,7 @@ pub(in crate::actors) fn read_record(file: &File, offset: u64) -> io::Result<(Re
     let mut bytes = vec![0; RECORD_HEAD_BYTES];
     file.read_exact_at(&mut bytes, offset)?;
     let head = RecordHead::decode(&bytes);
-    if head.len > MAX_PAYLOAD_BYTES {
+    if head.len > MAX_STORED_BYTES {
         return Err(invalid("record length is out of range"));
     }
     bytes.resize(RECORD_HEAD_BYTES + head.len as usize, 0);
@@ -234,7 +250,8 @@ pub(in crate::actors) enum Found {
     End,
 }
 
-/// Walks a segment's records from the first to the last, past damage. Holds one window (256 KiB, or the largest
+/// Walks the records of a segment in which they lie one after another, from the first to the last, past damage. Encrypted
+/// ones are shown as they are. Holds one window (256 KiB, or the largest
 /// record) of the file in memory.
 pub(in crate::actors) struct Scanner {
     file: File,
@@ -251,9 +268,14 @@ impl Scanner {
     pub(in crate::actors) fn open(path: &Path, first_seq: u64) -> io::Result<Self> {
         let file = File::open(path)?;
         let len = file.metadata()?.len();
-        let at = SEGMENT_HEAD_BYTES.min(len);
+        let at = Head::read(&file).map_or(SEGMENT_HEAD_BYTES, |head| head.bytes()).min(len);
         let last_seq = first_seq.saturating_sub(1);
         Ok(Self { file, len, at, last_seq, window: Vec::new(), window_start: 0, payload: 0..0 })
+    }
+
+    /// The file that is read.
+    pub(super) fn file(&self) -> &File {
+        &self.file
     }
 
     /// Bytes of the file when the scan began.
@@ -287,7 +309,7 @@ impl Scanner {
     fn record_at(&mut self, offset: u64) -> io::Result<Option<RecordHead>> {
         let last_seq = self.last_seq;
         let head = RecordHead::decode(self.bytes_at(offset, RECORD_HEAD_BYTES)?);
-        let believable = head.len <= MAX_PAYLOAD_BYTES
+        let believable = head.len <= MAX_STORED_BYTES
             && head.seq > last_seq
             && head.seq - last_seq <= MAX_SEQUENCE_JUMP
             && offset + head.size() <= self.len;
@@ -335,8 +357,8 @@ impl Scanner {
     }
 }
 
-pub(in crate::actors) fn invalid(what: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what)
+pub(in crate::actors) fn invalid(what: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.into())
 }
 
 /// The number at `at`, or zero past the end: a checksum or range check follows every use.

@@ -7,7 +7,8 @@
 //! worse than none.
 //!
 //! A spill file is built as a segment is: the same head, and records with a length, a sequence of the spill's own and a
-//! checksum. The payload is the record's JSON without what only the journal can give it, its id.
+//! checksum. The payload is the record's JSON without what only the journal can give it, its id. Where the journal is
+//! encrypted, so is the spill.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -20,11 +21,14 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::envelope::seal_records;
 use super::frame::{self, frames};
+use super::head::{Form, Head};
 use super::keeping::lock_dir;
+use super::keys::Cipher;
 use super::queue::Pending;
 use super::replay::{Replay, take_over, take_stock};
-use super::segment::{Disk, SEGMENT_HEAD_BYTES, SegmentFile, SegmentHead, append_record};
+use super::segment::{Disk, SegmentFile, append_record};
 use super::{Clock, JournalConfig, Overflow, Shared};
 
 #[cfg(test)]
@@ -111,20 +115,29 @@ impl Spill {
 /// The file being filled.
 struct Filling {
     file: Box<dyn SegmentFile>,
+    cipher: Option<Cipher>,
     facts: SpillFile,
     /// Bytes past `facts.len` may have been written.
     has_failed_attempt: bool,
 }
 
 impl Filling {
-    /// Puts `bytes` after the acknowledged ones.
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Puts these clear records after the acknowledged ones. Gives how many bytes they took.
+    fn append(&mut self, records: &[u8]) -> io::Result<u64> {
+        let mut encrypted = Vec::new();
+        let bytes = match &self.cipher {
+            Some(cipher) => {
+                seal_records(cipher, records, &mut encrypted)?;
+                encrypted.as_slice()
+            }
+            None => records,
+        };
         self.has_failed_attempt = true;
         self.file.write_all_at(bytes, self.facts.len)?;
         self.file.sync_data()?;
         self.has_failed_attempt = false;
         self.facts.len += bytes.len() as u64;
-        Ok(())
+        Ok(bytes.len() as u64)
     }
 
     /// Takes a failed attempt out of the file, also should the power fail: its records are about to go elsewhere.
@@ -288,7 +301,7 @@ impl SpillThread {
             self.filling = Some(self.create()?);
         }
         let Some(filling) = &mut self.filling else { return Ok(()) };
-        filling.append(&self.piece.bytes)?;
+        let len = filling.append(&self.piece.bytes)?;
         filling.facts.records += self.piece.records;
         self.next += self.piece.records;
         let (records, weight) = (self.piece.records, self.piece.frames.len() as u64);
@@ -302,7 +315,8 @@ impl SpillThread {
 
     fn create(&self) -> io::Result<Filling> {
         let path = spill_path(&self.dir, self.next);
-        let head = SegmentHead { first_seq: self.next, created_ms: (self.clock)() };
+        let (seal, cipher) = self.shared.keys.for_new_file()?.unzip();
+        let head = Head { first_seq: self.next, created_ms: (self.clock)(), form: Form::Records, seal };
         let make = || {
             let mut file = self.disk.create(&path)?;
             file.write_all_at(&head.encode(), 0)?;
@@ -314,9 +328,9 @@ impl SpillThread {
             // Without its head it holds nothing; the next start removes it if this cannot.
             fs::remove_file(&path).ok();
         })?;
-        self.shared.counters.spill_bytes.fetch_add(SEGMENT_HEAD_BYTES, Ordering::Relaxed);
-        let facts = SpillFile { path, first: self.next, len: SEGMENT_HEAD_BYTES, records: 0 };
-        Ok(Filling { file, facts, has_failed_attempt: false })
+        self.shared.counters.spill_bytes.fetch_add(head.bytes(), Ordering::Relaxed);
+        let facts = SpillFile { path, first: self.next, len: head.bytes(), records: 0 };
+        Ok(Filling { file, cipher, facts, has_failed_attempt: false })
     }
 
     /// Lets the journal have the file.
@@ -418,7 +432,7 @@ pub(super) fn open(
         return Ok((Replay::default(), None));
     }
     let lock = lock_dir(&config.spill_dir, &*disk)?;
-    let leftover = take_stock(&config.spill_dir, &config.dir)?;
+    let leftover = take_stock(&config.spill_dir, &config.dir, &config.keys)?;
     let next = leftover.next;
     let mut replay = take_over(shared, leftover);
     replay.lock = Some(lock);

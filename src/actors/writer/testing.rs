@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::record::tests::{NOON, entry};
-use super::{Disk, Journal, JournalConfig, JournalReader, LocalDisk, Page, SegmentFile};
+use super::{Disk, Filter, Journal, JournalConfig, JournalKeys, JournalReader, LocalDisk, Page, SegmentFile};
 
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
 
@@ -54,7 +54,16 @@ impl Bench {
     }
 
     pub(super) fn reader(&self) -> JournalReader {
-        JournalReader::open(self.dir.path().join("journal")).unwrap()
+        self.reader_with(&JournalKeys::default())
+    }
+
+    pub(super) fn reader_with(&self, keys: &JournalKeys) -> JournalReader {
+        JournalReader::open_with(self.dir.path().join("journal"), keys.clone()).unwrap()
+    }
+
+    /// As [`Bench::start`], for a start that is to fail.
+    pub(super) fn fail_to_start(&self, config: JournalConfig) -> io::Error {
+        Journal::start(config, Arc::new(|| NOON)).unwrap_err()
     }
 
     pub(super) fn spill_dir(&self) -> PathBuf {
@@ -97,6 +106,22 @@ pub(super) struct Faults {
     pub(super) hangs: bool,
     /// A sync is waiting.
     pub(super) is_hanging: bool,
+    /// So many things are done yet; from then on every one fails, as if the machine had stopped. A write that is the
+    /// last one ends after `written_before_failing` bytes.
+    pub(super) steps_left: Option<u32>,
+}
+
+impl Faults {
+    fn step(&mut self) -> io::Result<()> {
+        match &mut self.steps_left {
+            Some(0) => Err(io::ErrorKind::NotConnected.into()),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 pub(super) struct FaultyDisk {
@@ -110,6 +135,7 @@ struct FaultyFile {
 
 impl Disk for FaultyDisk {
     fn create(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        self.faults.lock().step()?;
         let file = File::options().write(true).create_new(true).open(path)?;
         Ok(Box::new(FaultyFile { file, faults: Arc::clone(&self.faults) }))
     }
@@ -120,7 +146,18 @@ impl Disk for FaultyDisk {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.faults.lock().step()?;
         LocalDisk.sync_dir(dir)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.faults.lock().step()?;
+        LocalDisk.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.faults.lock().step()?;
+        LocalDisk.remove(path)
     }
 }
 
@@ -133,7 +170,9 @@ fn fails(left: &mut u32) -> bool {
 impl SegmentFile for FaultyFile {
     fn write_all_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut faults = self.faults.lock();
-        if fails(&mut faults.writes) {
+        let is_last = faults.steps_left == Some(1);
+        faults.step()?;
+        if is_last || fails(&mut faults.writes) {
             let part = faults.written_before_failing.min(bytes.len());
             SegmentFile::write_all_at(&mut self.file, &bytes[..part], offset)?;
             return Err(io::ErrorKind::StorageFull.into());
@@ -151,11 +190,15 @@ impl SegmentFile for FaultyFile {
             drop(faults);
             std::thread::park_timeout(Duration::from_millis(1));
         }
-        if fails(&mut self.faults.lock().syncs) { Err(io::ErrorKind::Other.into()) } else { Ok(()) }
+        let mut faults = self.faults.lock();
+        faults.step()?;
+        if fails(&mut faults.syncs) { Err(io::ErrorKind::Other.into()) } else { Ok(()) }
     }
 
     fn set_len(&mut self, len: u64) -> io::Result<()> {
-        if fails(&mut self.faults.lock().cuts) { Err(io::ErrorKind::Other.into()) } else { self.file.set_len(len) }
+        let mut faults = self.faults.lock();
+        faults.step()?;
+        if fails(&mut faults.cuts) { Err(io::ErrorKind::Other.into()) } else { self.file.set_len(len) }
     }
 }
 
@@ -185,8 +228,45 @@ pub(super) fn emit_numbered(journal: &Journal, user_id: u64, numbers: std::ops::
     numbers.for_each(|number| journal.emit(&entry(user_id, &number.to_string())));
 }
 
+/// Flushes until nothing waits to be done to sealed segments.
+pub(super) fn settle(journal: &Journal) {
+    loop {
+        journal.flush().unwrap();
+        if journal.counters().segments_waiting.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// Every record there is, newest first.
+pub(super) fn everything(search: impl Fn(&Filter, u64, usize) -> io::Result<Page>) -> Vec<String> {
+    let mut all = Vec::new();
+    loop {
+        let page = search(&Filter::default(), 1 + all.len() as u64 / 100, 100).unwrap();
+        assert_eq!(page.unreadable, 0);
+        let is_last = page.items.len() < 100;
+        all.extend(page.items);
+        if is_last {
+            assert_eq!(all.len() as u64, page.total);
+            return all;
+        }
+    }
+}
+
+/// A key of so many equal bytes, and the keys with it as the current one.
+pub(super) fn keys(current: Option<u8>, old: &[u8]) -> JournalKeys {
+    let text = |byte: &u8| format!("{byte:02x}").repeat(32);
+    let old: Vec<String> = old.iter().map(text).collect();
+    JournalKeys::new(current.as_ref().map(text).as_deref(), &old).unwrap()
+}
+
 pub(super) fn assert_sound(bench: &Bench, records: u64) {
-    let report = bench.reader().verify().unwrap();
+    assert_sound_with(bench, &JournalKeys::default(), records);
+}
+
+pub(super) fn assert_sound_with(bench: &Bench, keys: &JournalKeys, records: u64) {
+    let report = bench.reader_with(keys).verify().unwrap();
     assert_eq!((report.records, report.torn_bytes, report.problems.as_slice()), (records, 0, [].as_slice()));
 }
 

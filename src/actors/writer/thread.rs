@@ -12,12 +12,14 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
+use super::head::HEAD_2_BYTES;
+use super::index::ModelTags;
 use super::keeping::ActiveFile;
+use super::query::Index;
 use super::queue::{Pending, RecentUse};
-use super::reader::Index;
 use super::redact::Redaction;
 use super::replay::{Replay, Spilled};
-use super::segment::{Disk, SEGMENT_HEAD_BYTES, append_record};
+use super::segment::{Disk, RECORD_HEAD_BYTES, append_record};
 use super::{Clock, JournalConfig, Shared, ended, frame};
 
 /// A batch ends when its encoded bytes reach this, so that a long queue is written in bounded pieces.
@@ -43,6 +45,7 @@ pub(super) struct Batch {
 pub(super) struct Mark {
     offset: u64,
     user_id: u64,
+    model: u64,
     timestamp_ms: u64,
 }
 
@@ -52,7 +55,7 @@ impl Batch {
     }
 
     /// Encodes one frame. False, and nothing changed, when the record is larger than one may be.
-    fn push(&mut self, seq: u64, frame: &[u8], rules: &Redaction) -> bool {
+    fn push(&mut self, seq: u64, frame: &[u8], rules: &Redaction, tags: &mut ModelTags) -> bool {
         let Some(entry) = frame::read(frame) else {
             return false;
         };
@@ -60,19 +63,20 @@ impl Batch {
         let (user_id, timestamp_ms) = (entry.user_id, entry.timestamp_ms);
         let fits = append_record(&mut self.bytes, (seq, user_id, timestamp_ms), |out| entry.encode(seq, rules, out));
         if fits {
-            self.marks.push(Mark { offset, user_id, timestamp_ms });
+            self.marks.push(Mark { offset, user_id, model: tags.of(entry.model), timestamp_ms });
             self.weight += frame.len() as u64;
         }
         fits
     }
 
     /// As [`Batch::push`], for a record that comes back from the spill.
-    pub(super) fn push_spilled(&mut self, seq: u64, spilled: &Spilled<'_>) -> bool {
+    pub(super) fn push_spilled(&mut self, seq: u64, spilled: &Spilled<'_>, tags: &mut ModelTags) -> bool {
         let offset = self.bytes.len() as u64;
         let (user_id, timestamp_ms) = (spilled.head.user_id, spilled.head.timestamp_ms);
         let fits = append_record(&mut self.bytes, (seq, user_id, timestamp_ms), |out| spilled.encode(seq, out));
         if fits {
-            self.marks.push(Mark { offset, user_id, timestamp_ms });
+            let model = tags.of_json(self.bytes.get(offset as usize + RECORD_HEAD_BYTES..).unwrap_or_default());
+            self.marks.push(Mark { offset, user_id, model, timestamp_ms });
             self.spilled += 1;
         }
         fits
@@ -90,7 +94,7 @@ pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
     pub(super) config: JournalConfig,
     pub(super) clock: Clock,
-    pub(super) disk: Box<dyn Disk>,
+    pub(super) disk: Arc<dyn Disk>,
     pub(super) active: Option<ActiveFile>,
     /// The sequence of the next record to be encoded.
     pub(super) next_seq: u64,
@@ -99,8 +103,9 @@ pub(super) struct Writer {
     pub(super) batch: Batch,
     /// Spilled records on their way back.
     pub(super) replay: Replay,
+    pub(super) tags: ModelTags,
     /// Held, not read: while it is locked no other server writes here.
-    pub(super) _lock: File,
+    pub(super) lock: Arc<File>,
 }
 
 impl Writer {
@@ -146,7 +151,7 @@ impl Writer {
         if !self.batch.is_empty() || !self.replay.has_work(&self.shared) {
             return false;
         }
-        let into = (&mut self.batch, &mut self.next_seq, batch_limit(&self.config));
+        let into = (&mut self.batch, &mut self.next_seq, &mut self.tags, batch_limit(&self.config));
         let filled = self.replay.fill(&self.shared, &*self.disk, into);
         let result = filled.and_then(|()| if self.batch.is_empty() { Ok(()) } else { self.commit() });
         if result.is_err() {
@@ -183,7 +188,7 @@ impl Writer {
             let Some(frame) = self.pending.first() else {
                 return;
             };
-            if self.batch.push(self.next_seq, frame, &self.shared.redaction) {
+            if self.batch.push(self.next_seq, frame, &self.shared.redaction, &mut self.tags) {
                 self.next_seq += 1;
                 self.pending.advance();
             } else if self.batch.is_empty() {
@@ -203,22 +208,23 @@ impl Writer {
         let Some(active) = &mut self.active else {
             return Err(ended());
         };
-        let start = active.len;
+        let (start, extra) = (active.len, active.extra_per_record());
         active.append(&self.batch.bytes, self.config.sync)?;
         crate::failpoint::hit("journal.after_sync");
-        self.publish(start);
+        self.publish(start, extra);
         Ok(())
     }
 
-    fn publish(&mut self, start: u64) {
+    /// The batch lies at `start`, and each of its records takes `extra` bytes more than in the batch.
+    fn publish(&mut self, start: u64, extra: u64) {
         let records = self.batch.marks.len() as u64;
         if let Some(segment) = &mut self.shared.catalog.write().active {
-            segment.facts.len = start + self.batch.bytes.len() as u64;
+            segment.facts.len = start + self.batch.bytes.len() as u64 + records * extra;
             segment.facts.last_seq = self.next_seq - 1;
-            for mark in &self.batch.marks {
-                segment.facts.newest_ms = segment.facts.newest_ms.max(mark.timestamp_ms);
+            for (before, mark) in (0..).zip(&self.batch.marks) {
                 if let Index::Memory(index) = &mut segment.index {
-                    index.push(mark.user_id, start + mark.offset);
+                    segment.facts.note_time(mark.timestamp_ms, index.records() == 0);
+                    index.push(mark.user_id, mark.model, mark.timestamp_ms, start + mark.offset + before * extra);
                 }
             }
         }
@@ -289,7 +295,9 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        // However the thread ended, callers must not wait for it any more. After a panic there is something left.
+        // However the thread ended, callers must not wait for it any more. After a panic there is something left, and even
+        // if not, a flush must not say that all is well.
+        self.shared.lost_at_end.fetch_or(thread::panicking(), Ordering::SeqCst);
         self.give_up();
         self.shared.close();
     }
@@ -297,7 +305,7 @@ impl Drop for Writer {
 
 /// A batch ends when it has so many bytes.
 fn batch_limit(config: &JournalConfig) -> usize {
-    BATCH_BYTES.min((config.segment_bytes - SEGMENT_HEAD_BYTES) as usize)
+    BATCH_BYTES.min((config.segment_bytes - HEAD_2_BYTES) as usize)
 }
 
 /// An error for each who waits.
