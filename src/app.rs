@@ -29,11 +29,11 @@ use crate::actors::user::actor::Surroundings;
 use crate::actors::user::ledger::Recovery;
 use crate::actors::user::once::{KeptBytes, OnceLimits};
 use crate::actors::user::registry::Registry;
-use crate::actors::writer::{Disk, Journal, JournalConfig, LocalDisk, Redaction};
+use crate::actors::writer::{Disk, Journal, JournalConfig, JournalKeys, LocalDisk, Redaction};
 use crate::api;
 use crate::backup;
 use crate::clock::Clock;
-use crate::config::{Backend, Config, Durability, RecoverOpenHolds, Redact};
+use crate::config::{Backend, Compression, Config, Durability, RecoverOpenHolds, Redact, SecretSource};
 use crate::domain::ids::StaffId;
 use crate::error::Reject;
 use crate::gateway::authenticate::Authenticator;
@@ -269,6 +269,8 @@ fn start_journal(
         spill_dir: settings.spill_dir.clone().unwrap_or_else(|| defaults.spill_dir.clone()),
         spill_bytes: settings.spill_bytes,
         redaction: Arc::new(redaction(&settings.redact, pepper)?),
+        compression: (settings.compression == Compression::Zstd).then_some(settings.compression_level),
+        keys: journal_keys(config)?,
         ..defaults
     };
     let clock = clock.clone();
@@ -306,6 +308,21 @@ fn start_audit(config: &Config, clock: &Clock, committer: &Committer, pepper: &P
 /// The key of the audit trail's chain.
 pub fn audit_key(pepper: &Pepper) -> ChainKey {
     ChainKey::new(pepper.mac_in("audit", b"chain").0)
+}
+
+/// The keys of the conversation journal, as the config names them.
+///
+/// # Errors
+/// [`StartError::Config`] for one that cannot be read or is no key.
+pub fn journal_keys(config: &Config) -> Result<JournalKeys, StartError> {
+    let read = |name: &str, source: &SecretSource| {
+        source.read().map_err(|why| StartError::Config(format!("journal.{name}: {why}")))
+    };
+    let settings = &config.journal;
+    let current = settings.encryption_key.as_ref().map(|source| read("encryption_key", source)).transpose()?;
+    let old: Result<Vec<String>, StartError> =
+        settings.old_encryption_keys.iter().map(|source| read("old_encryption_keys", source)).collect();
+    JournalKeys::new(current.as_deref(), &old?).map_err(StartError::Config)
 }
 
 pub fn journal_dir(data_dir: &Path) -> PathBuf {
@@ -828,6 +845,27 @@ fn add_probes(core: &Core, shared: &Arc<Shared>) {
             "tollgate_journal_spill_errors_total",
             "Failed writes and syncs of spill files, and pieces past journal.spill_bytes.",
             read(&counters.spill_errors),
+        );
+        out.gauge(
+            "tollgate_journal_segments_waiting",
+            "Sealed segments that wait to be indexed, compressed or encrypted.",
+            read(&counters.segments_waiting),
+        );
+        let side = |name: &str, n: &AtomicU64| (vec![("side", name.to_owned())], read(n));
+        out.counters(
+            "tollgate_journal_rewritten_bytes_total",
+            "Bytes of the sealed segments that were compressed or encrypted.",
+            vec![side("before", &counters.rewritten_from_bytes), side("after", &counters.rewritten_to_bytes)],
+        );
+        out.counter(
+            "tollgate_journal_index_rebuilds_total",
+            "Indexes of segments that were built anew.",
+            read(&counters.index_rebuilds),
+        );
+        out.counter(
+            "tollgate_journal_read_errors_total",
+            "Records that a page could not show; `logs verify` tells which.",
+            read(&counters.read_errors),
         );
         out.counter(
             "tollgate_journal_write_errors_total",

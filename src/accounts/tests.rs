@@ -18,7 +18,7 @@ use crate::actors::user::actor::Surroundings;
 use crate::actors::user::ledger::Recovery;
 use crate::actors::user::once::{KeptBytes, OnceLimits};
 use crate::actors::user::registry::Registry;
-use crate::actors::writer::{ConversationEntry, Journal, JournalConfig};
+use crate::actors::writer::{ConversationEntry, Filter, Journal, JournalConfig};
 use crate::clock::{Clock, ManualClock, UnixMillis};
 use crate::config::Config;
 use crate::domain::addresses::{RuleKind, Verdict, parse_network};
@@ -522,7 +522,7 @@ async fn a_users_conversations_come_newest_first() {
             outcome: "ok",
         });
     }
-    let page = world.accounts.message_log(id, 1, 2).await.unwrap();
+    let page = world.accounts.message_log(id, Filter::default(), 1, 2).await.unwrap();
     assert_eq!((page.total, page.items.len()), (3, 2));
     assert!(page.items[0].contains("model-2"));
 }

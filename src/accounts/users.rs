@@ -14,7 +14,7 @@ use super::secrets::Minted;
 use super::{Accounts, Forget, MAX_TRIES, sessions, too_busy};
 use crate::actors::user::actor::UserActor;
 use crate::actors::user::ledger::{self, Account, Command, Meter, Recovery, Reply};
-use crate::actors::writer::Page as JournalPage;
+use crate::actors::writer::{Filter, Page as JournalPage};
 use crate::clock::UnixMillis;
 use crate::config::Plan;
 use crate::domain::ids::UserId;
@@ -530,12 +530,20 @@ impl Accounts {
         Ok(counts)
     }
 
-    /// One page of a user's conversations, newest first, with those that have just ended if the disk is not behind.
+    /// One page of a user's conversations that `filter` lets through, newest first, with those that have just ended if
+    /// the disk is not behind. The total counts what the filter lets through.
     ///
     /// # Errors
     /// [`Reject::NotFound`] for a user who never was, [`Reject::StoreUnavailable`] when the journal cannot be read.
-    pub async fn message_log(&self, id: UserId, page: usize, page_size: usize) -> Result<Page<String>, Reject> {
+    pub async fn message_log(
+        &self,
+        id: UserId,
+        filter: Filter,
+        page: usize,
+        page_size: usize,
+    ) -> Result<Page<String>, Reject> {
         self.user(id)?;
+        let filter = Filter { user_id: Some(id.0), ..filter };
         let page = page.max(1);
         let page_size = page_size.clamp(1, MAX_PAGE_SIZE);
         let journal = self.journal.clone();
@@ -543,7 +551,7 @@ impl Accounts {
             if let Err(error) = journal.flush_within(JOURNAL_PATIENCE) {
                 tracing::warn!(%error, "message logs are shown without those that wait for the disk");
             }
-            journal.page(id.0, page as u64, page_size)
+            journal.search(&filter, page as u64, page_size)
         };
         let found = tokio::task::spawn_blocking(read).await.map_err(|_| Reject::Internal)?;
         let JournalPage { items, total, .. } = found.map_err(|error| {

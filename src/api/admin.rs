@@ -21,6 +21,7 @@ use crate::accounts::audit::changes;
 use crate::accounts::staff::{NewStaff, StaffIdentity};
 use crate::accounts::users::{AdminUpdate, MeterUpdate, Page};
 use crate::actors::audit::{Action, ActionFilter, Actor, Query, Record, Severity, Target, UserFilter};
+use crate::actors::writer::Filter;
 use crate::backup::source::Source;
 use crate::clock::UnixMillis;
 use crate::domain::addresses::{RuleKind, parse_network};
@@ -41,6 +42,8 @@ pub struct SideState {
 pub(super) type Side = State<SideState>;
 
 const PANEL: &str = "/v1/admin-panel";
+/// As long as the journal keeps a model's name.
+const MAX_MODEL_BYTES: usize = 1024;
 
 /// The router of the side port.
 pub fn side_router(state: SideState) -> Router {
@@ -291,10 +294,23 @@ async fn statistics(State(side): Side, call: Call) -> Answer {
 async fn message_logs(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     let (page, page_size) = call.page()?;
+    let (from, to) = (call.query_time("from")?, call.query_time("to")?);
+    if let (Some(from), Some(to)) = (from, to)
+        && from >= to
+    {
+        return Err(Reject::Invalid(vec!["from: must be before to".into()]).into());
+    }
+    let model = call.query_text("model", MAX_MODEL_BYTES)?.map(str::to_owned);
     let id = UserId(call.number("user_id")?);
-    let record =
+    let mut record =
         act_on(&side, &by, &call, Action::ConversationsRead, id).with("page", page).with("page_size", page_size);
-    let act = move |accounts: Arc<Accounts>| async move { accounts.message_log(id, page, page_size).await };
+    let narrowed = [("from", call.query("from")), ("to", call.query("to")), ("model", call.query("model"))];
+    for (name, value) in narrowed.into_iter().filter_map(|(name, value)| value.map(|value| (name, value))) {
+        record = record.with(name, value);
+    }
+    let filter =
+        Filter { user_id: Some(id.0), model, from_ms: from.map(|time| time.0), to_ms: to.map(|time| time.0) };
+    let act = move |accounts: Arc<Accounts>| async move { accounts.message_log(id, filter, page, page_size).await };
     let found = side.accounts.audited(record, act, |_, record| record).await?;
     render::raw_list(found)
 }

@@ -162,6 +162,33 @@ impl Call {
         Ok((read("page", 1, MAX_PAGE)?, read("page_size", DEFAULT_PAGE_SIZE, most)?))
     }
 
+    /// A time in the query, in RFC 3339. A `+` that was not escaped has become a space on the way and is one again.
+    ///
+    /// # Errors
+    /// [`Reject::Invalid`] for what is no time.
+    pub fn query_time(&self, name: &str) -> Result<Option<UnixMillis>, Reject> {
+        let read =
+            |text: &str| UnixMillis::parse_rfc3339(text).or_else(|| UnixMillis::parse_rfc3339(&text.replace(' ', "+")));
+        let Some(text) = self.query(name) else {
+            return Ok(None);
+        };
+        let wrong = || Reject::Invalid(vec![format!("{name}: must be a time such as 2026-12-31T23:59:59Z")]);
+        read(text).map(Some).ok_or_else(wrong)
+    }
+
+    /// A text in the query that is neither empty nor longer than `most` bytes.
+    ///
+    /// # Errors
+    /// [`Reject::Invalid`].
+    pub fn query_text(&self, name: &str, most: usize) -> Result<Option<&str>, Reject> {
+        match self.query(name) {
+            Some(text) if text.is_empty() || text.len() > most => {
+                Err(Reject::Invalid(vec![format!("{name}: must have 1 to {most} characters")]))
+            }
+            text => Ok(text),
+        }
+    }
+
     /// The body's fields.
     ///
     /// # Errors

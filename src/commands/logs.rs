@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{Failure, client, load_config};
 use crate::accounts::operator;
 use crate::actors::writer::JournalReader;
-use crate::app::{Core, StartError, journal_dir};
+use crate::app::{Core, StartError, journal_dir, journal_keys};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::domain::ids::UserId;
@@ -40,7 +40,9 @@ pub(super) fn user_id(config: &Config, user: &str) -> Result<u64, Failure> {
 
 pub(super) fn open(config: &Config) -> Result<JournalReader, Failure> {
     let dir = journal_dir(&config.data_dir);
-    JournalReader::open(&dir).map_err(|e| Failure::Failed(format!("cannot read the journal in {}: {e}", dir.display())))
+    let keys = journal_keys(config)?;
+    JournalReader::open_with(&dir, keys)
+        .map_err(|e| Failure::Failed(format!("cannot read the journal in {}: {e}", dir.display())))
 }
 
 fn find_user(config: &Config, name: &str) -> Result<u64, Failure> {
@@ -76,6 +78,13 @@ pub fn verify(file: Option<&Path>) -> Result<(), Failure> {
     println!("{} records in {} segments, {} bytes", report.records, report.segments, report.bytes);
     if report.torn_bytes > 0 {
         println!("{} bytes at the end were never finished and do not count", report.torn_bytes);
+    }
+    // Nothing to tell while nothing is encrypted.
+    for used in report.keys.iter().filter(|_| report.keys.iter().any(|used| used.id.is_some())) {
+        match used.id {
+            Some(id) => println!("key {id} ({}): {} segments", used.role.unwrap_or("not configured"), used.segments),
+            None => println!("not encrypted: {} segments", used.segments),
+        }
     }
     for problem in &report.problems {
         println!("{problem}");

@@ -6,7 +6,7 @@ use std::path::Path;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Failure, load_config};
-use crate::app::{App, FirstAdmin};
+use crate::app::{self, App, FirstAdmin};
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::mock_upstream;
@@ -82,7 +82,7 @@ fn first_admin() -> Option<FirstAdmin> {
 /// # Errors
 /// The config is refused.
 pub fn check_config(file: Option<&Path>) -> Result<(), Failure> {
-    load_config(file)?;
+    app::journal_keys(&load_config(file)?)?;
     print!("{}", config::effective_toml(file, std::env::vars())?);
     Ok(())
 }

@@ -20,6 +20,9 @@ pub(super) fn check(journal: &Journal) -> Result<(), String> {
             "journal.max_wait: more than {MAX_WAIT_SECONDS} seconds would hold up calls; the default is 50ms"
         ));
     }
+    if !(1..=19).contains(&journal.compression_level) {
+        return Err(format!("journal.compression_level: {} is not between 1 and 19", journal.compression_level));
+    }
     if journal.spill_bytes < 1 << 20 {
         return Err(format!("journal.spill_bytes: {} is too small; at least 1048576", journal.spill_bytes));
     }

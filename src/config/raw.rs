@@ -645,7 +645,23 @@ pub struct Journal {
     pub retention_bytes: Option<u64>,
     /// Users, by name, whose conversations are not kept.
     pub exclude_users: Vec<String>,
+    /// What becomes of segments that are full.
+    pub compression: Compression,
+    /// zstd's, 1 (fast) to 19 (small).
+    pub compression_level: i32,
+    /// 32 bytes in hex or base64; without one, conversations lie in the clear.
+    pub encryption_key: Option<SecretSource>,
+    /// Keys of before, as long as segments under them are there.
+    pub old_encryption_keys: Vec<SecretSource>,
     pub redact: Redact,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compression {
+    #[default]
+    Zstd,
+    None,
 }
 
 impl Default for Journal {
@@ -667,6 +683,10 @@ impl Default for Journal {
             retention_days: Some(90),
             retention_bytes: None,
             exclude_users: Vec::new(),
+            compression: Compression::default(),
+            compression_level: 3,
+            encryption_key: None,
+            old_encryption_keys: Vec::new(),
             redact: Redact::default(),
         }
     }

@@ -161,6 +161,50 @@ fn logs_verify_finds_a_changed_byte() {
 }
 
 #[test]
+fn an_encrypted_journal_is_read_with_its_key_only() {
+    let mock = upstream();
+    let site = Site::new(mock.upstream.addr());
+    let plain = std::fs::read_to_string(site.config()).unwrap();
+    let key = "8c".repeat(32);
+    let with = |line: &str| site.write(&format!("{plain}\n[journal]\n{line}\n"));
+    with("encryption_key = { env = \"TEST_JOURNAL_KEY\" }");
+    let server = site.serve(&[("TEST_JOURNAL_KEY", &key)]);
+    let id = talk(&site, &["a word to be kept", "another"]).to_string();
+    let vars = [("TEST_JOURNAL_KEY", key.as_str())];
+    wait_until("both are written", || lines(&site.run(&["logs", "show", "--user", &id], &vars).out).len() == 2);
+    assert_eq!(server.terminate(), Some(0));
+
+    for entry in std::fs::read_dir(site.dir.path().join("data/journal")).unwrap() {
+        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+        assert!(!bytes.windows(9).any(|w| w == b"a word to"));
+    }
+    let verified = site.run(&["logs", "verify"], &vars);
+    assert_eq!(verified.code, Some(0), "{}", verified.err);
+    assert!(verified.out.contains(" (journal.encryption_key): 1 segments"), "{}", verified.out);
+
+    with("");
+    for command in [&["logs", "show", "--user", &id][..], &["serve"]] {
+        let refused = site.run(command, &[]);
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        assert!(refused.err.contains("journal.encryption_key or journal.old_encryption_keys"), "{}", refused.err);
+    }
+    with(&format!("old_encryption_keys = [\"{key}\"]"));
+    assert_eq!(lines(&site.run(&["logs", "show", "--user", &id], &[]).out).len(), 2);
+    let printed = site.run(&["check-config"], &[]);
+    assert!(printed.code == Some(0) && !printed.out.contains(&key), "{printed:?}");
+
+    for bad in ["correct horse battery staple", &key[1..]] {
+        with(&format!("encryption_key = \"{bad}\""));
+        for command in ["serve", "check-config"] {
+            let refused = site.run(&[command], &[]);
+            assert_eq!(refused.code, Some(2), "{refused:?}");
+            assert!(refused.err.contains("journal.encryption_key: not 32 bytes"), "{}", refused.err);
+            assert!(refused.err.contains("openssl rand -hex 32") && !refused.err.contains(bad), "{}", refused.err);
+        }
+    }
+}
+
+#[test]
 fn check_config_prints_what_is_in_force_with_secrets_masked() {
     let mock = upstream();
     let site = Site::new(mock.upstream.addr());

@@ -82,6 +82,47 @@ fn pages_are_newest_first_and_of_one_user_only() {
 }
 
 #[test]
+fn pages_can_be_narrowed_by_model_and_time() {
+    let app = TestApp::with(Options { manual_clock: Some("2024-01-15T12:00:00Z"), ..Options::default() });
+    let user = app.register("alice");
+    let admin = app.admin_token();
+    for (n, model) in ["gpt-4o", "o3", "gpt-4o", "o3", "gpt-4o"].into_iter().enumerate() {
+        let said = json!([{"role": "user", "content": format!("{n}")}]);
+        assert_eq!(app.chat(&user.key, json!({"model": model, "messages": said})).status, 200);
+        // Each is written with its own second.
+        assert_eq!(logs(&app, &user, "")["total"], n + 1);
+        app.hands.as_ref().unwrap().advance(std::time::Duration::from_secs(60));
+    }
+    let said = |query: &str| {
+        let page = logs(&app, &user, query);
+        let items = page["items"].as_array().unwrap();
+        let said: Vec<String> =
+            items.iter().map(|r| r["messages"]["request"][0]["content"].as_str().unwrap().to_owned()).collect();
+        (said.join(" "), page["total"].as_u64().unwrap())
+    };
+    assert_eq!(said("?model=gpt-4o"), ("4 2 0".into(), 3));
+    assert_eq!(said("?model=gpt-4o&page=2&page_size=2"), ("0".into(), 3));
+    assert_eq!(said("?model=gpt"), (String::new(), 0));
+    assert_eq!(said("?from=2024-01-15T12:02:00Z"), ("4 3 2".into(), 3));
+    assert_eq!(said("?to=2024-01-15T12:02:00Z"), ("1 0".into(), 2));
+    assert_eq!(said("?from=2024-01-15T13:01:00%2B01:00&to=2024-01-15T13:04:00+01:00&model=o3"), ("3 1".into(), 2));
+
+    for (query, field) in [
+        ("?from=yesterday", "from: "),
+        ("?to=2024-13-01T00:00:00Z", "to: "),
+        ("?from=2024-01-15T12:00:00Z&to=2024-01-15T12:00:00Z", "from: "),
+        ("?model=", "model: "),
+        (&format!("?model={}", "x".repeat(1025)), "model: "),
+    ] {
+        let path = format!("/v1/admin-panel/message-logs/{}{query}", user.id);
+        let answer = app.admin_call(&admin, "GET", &path, None);
+        assert_eq!((answer.status / 100, answer.status == 404), (4, false), "{query}: {}", answer.text());
+        let errors = answer.json()["errors"].to_string();
+        assert!(errors.contains(field), "{query}: {errors}");
+    }
+}
+
+#[test]
 fn the_address_is_the_client_s_and_not_the_proxy_s() {
     let app = TestApp::start("[access]\ntrusted_proxies = [\"127.0.0.1/32\"]\n");
     let user = app.register("alice");
