@@ -40,6 +40,10 @@ fn main() {
         std::fs::remove_dir_all(&dir).expect("a directory");
     }
 
+    for compression in [None, Some(3)] {
+        flushes(&temp.path().join("flushes"), compression);
+    }
+
     let dir = temp.path().join("all");
     println!("## clear, zstd 3: {records} records");
     drop(write(&dir, records, Some(3), JournalKeys::default()));
@@ -84,6 +88,33 @@ fn write(dir: &Path, records: u64, compression: Option<i32>, keys: JournalKeys) 
         mb(bytes(dir, &["idx"])),
     );
     journal
+}
+
+/// How long a flush takes while segments are sealed all the time, with and without compression beside it.
+fn flushes(dir: &Path, compression: Option<i32>) {
+    let config = JournalConfig { compression, segment_bytes: 4 << 20, ..JournalConfig::new(dir) };
+    let journal = Journal::start(config, Arc::new(|| START_MS)).expect("a journal");
+    let mut random = fastrand::Rng::with_seed(12);
+    let texts: Vec<String> = (0..512).map(|_| words(&mut random)).collect();
+    let mut times: Vec<f64> = (0..4000)
+        .map(|round| {
+            (0..50).for_each(|n| emit(&journal, round * 50 + n, START_MS + round * 5000, &texts, &mut random));
+            let begin = Instant::now();
+            journal.flush().expect("a disk");
+            begin.elapsed().as_secs_f64() * 1e3
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    let rewritten = journal.counters().rewritten.load(Ordering::Relaxed);
+    println!(
+        "flush of 50 records, compression {compression:?}: median {:.2}, p99 {:.2}, longest {:.1} ms; {rewritten} segments \
+         rewritten meanwhile",
+        times[times.len() / 2],
+        times[times.len() * 99 / 100],
+        times[times.len() - 1]
+    );
+    drop(journal);
+    std::fs::remove_dir_all(dir).expect("a directory");
 }
 
 fn emit(journal: &Journal, number: u64, timestamp_ms: u64, texts: &[String], random: &mut fastrand::Rng) {

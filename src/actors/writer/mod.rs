@@ -651,6 +651,12 @@ impl Shared {
         }
     }
 
+    /// A segment whose file is gone.
+    fn forget_sealed(&self, gone: &Arc<Segment>) {
+        self.catalog.write().sealed.retain(|segment| !Arc::ptr_eq(segment, gone));
+        self.count_segments();
+    }
+
     fn count_segments(&self) {
         let catalog = self.catalog.read();
         let segments = catalog.sealed.len() as u64 + u64::from(catalog.active.is_some());

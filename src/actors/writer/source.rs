@@ -185,7 +185,16 @@ impl Walk {
     /// The next thing in the file. A record's offset is its place as the index counts it; that of damage is the file's.
     pub(super) fn step(&mut self) -> io::Result<Found> {
         match &mut self.inner {
-            Inner::Records { scanner, cipher: None, .. } => scanner.step(),
+            Inner::Records { scanner, cipher: None, .. } => {
+                let found = scanner.step()?;
+                match found {
+                    // Without a head nothing says whether the records are encrypted. A whole one that is no text is.
+                    Found::Record { offset, head: record } if self.head.is_none() && !is_text(scanner.payload()) => {
+                        Ok(Found::Damaged { offset, bytes: record.size() })
+                    }
+                    found => Ok(found),
+                }
+            }
             Inner::Records { scanner, cipher: Some(cipher), opened } => {
                 let found = scanner.step()?;
                 let Found::Record { offset, head } = found else {
@@ -249,6 +258,10 @@ impl BlockWalk {
         self.next_block();
         Found::Damaged { offset, bytes }
     }
+}
+
+fn is_text(payload: &[u8]) -> bool {
+    payload.starts_with(b"{") && std::str::from_utf8(payload).is_ok()
 }
 
 /// Bytes that are not what was written, apart from a disk that cannot be read.

@@ -109,6 +109,8 @@ pub(super) struct Faults {
     /// So many things are done yet; from then on every one fails, as if the machine had stopped. A write that is the
     /// last one ends after `written_before_failing` bytes.
     pub(super) steps_left: Option<u32>,
+    /// Done once, when a sealed segment begins to be rewritten, by the thread that does it.
+    pub(super) before_rewrite: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl Faults {
@@ -135,6 +137,10 @@ struct FaultyFile {
 
 impl Disk for FaultyDisk {
     fn create(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        if path.to_string_lossy().ends_with(".seg.tmp") {
+            let before = self.faults.lock().before_rewrite.take();
+            before.into_iter().for_each(|then| then());
+        }
         self.faults.lock().step()?;
         let file = File::options().write(true).create_new(true).open(path)?;
         Ok(Box::new(FaultyFile { file, faults: Arc::clone(&self.faults) }))

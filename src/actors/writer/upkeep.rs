@@ -132,7 +132,10 @@ impl Upkeep {
 
     fn rebuild_index(&self, segment: &Arc<Segment>) -> io::Result<()> {
         let scanned = match scan_segment(&segment.path, segment.facts.first_seq, &self.shared.keys) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()), // retention was faster
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.shared.forget_sealed(segment); // retention was faster, or somebody deleted the file by hand
+                return Ok(());
+            }
             scanned => scanned?,
         };
         let _files = self.shared.files.lock();
@@ -152,7 +155,10 @@ impl Upkeep {
             remove_if_there(&*self.disk, &unfinished).ok(); // or the next start does it
         }
         match ended {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !old.path.exists() => Ok(Ended::GivenUp),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !old.path.exists() => {
+                self.shared.forget_sealed(old);
+                Ok(Ended::GivenUp)
+            }
             ended => ended,
         }
     }
@@ -382,8 +388,8 @@ mod tests {
     #[test]
     fn a_crash_at_any_step_loses_and_doubles_nothing() {
         for (level, keys) in ways() {
-            for part in [0, 20, usize::MAX] {
-                for steps in (0..).step_by(3) {
+            for (first, part) in [(0, 0), (1, 20), (2, usize::MAX)] {
+                for steps in (first..).step_by(3) {
                     if !crash_after(steps, part, level, &keys) {
                         assert!(steps > 30, "the disk was asked for {steps} things only");
                         break;
@@ -626,6 +632,47 @@ mod tests {
         assert_eq!(journal.counters().index_rebuilds.load(Ordering::SeqCst), sidecars.len() as u64);
         assert_eq!(everything(|f, p, s| journal.search(f, p, s)), all);
         assert_sound(&bench, u64::from(RECORDS));
+    }
+
+    #[test]
+    fn a_segment_deleted_while_it_is_rewritten_stays_deleted() {
+        let bench = Bench::new();
+        let mut settings = config(&bench, Some(3), keys(None, &[]));
+        settings.retention = Some(HOUR);
+        settings.segment_age = HOUR;
+        let journal = bench.start(settings);
+        fill(&journal, 0..5);
+        let (now, other) = (Arc::clone(&bench.now), journal.clone());
+        let during = Box::new(move || {
+            now.fetch_add(3 * 3_600_000, Ordering::SeqCst);
+            other.flush().unwrap();
+            assert_eq!(other.counters().segments_deleted.load(Ordering::SeqCst), 1);
+        });
+        bench.faults.lock().before_rewrite = Some(during);
+        bench.now.fetch_add(3_600_000 + 1, Ordering::SeqCst);
+        settle(&journal);
+        assert!(bench.faults.lock().before_rewrite.is_none());
+        assert_eq!(journal.search(&Filter::default(), 1, 9).unwrap().total, 0);
+        assert_eq!((bench.files("seg").len(), bench.files("idx").len(), bench.files("tmp").len()), (1, 0, 0));
+        assert_eq!(journal.counters().rewritten.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn a_segment_deleted_by_hand_is_forgotten() {
+        let bench = Bench::new();
+        let journal = bench.start(config(&bench, None, keys(None, &[])));
+        fill(&journal, 0..RECORDS);
+        journal.stop().unwrap();
+        let journal = bench.start(config(&bench, None, keys(None, &[])));
+        let sidecar = bench.files("idx").remove(0);
+        fs::write(&sidecar, "no index").unwrap();
+        assert_eq!(journal.page(1, 1, 1).unwrap().total, u64::from(RECORDS.div_ceil(7)));
+        let files = bench.files("seg").len() as u64;
+        fs::remove_file(sidecar.with_extension("seg")).unwrap();
+        settle(&journal);
+        let left = journal.search(&Filter::default(), 1, 1).unwrap().total;
+        assert!((1..u64::from(RECORDS)).contains(&left));
+        assert_eq!(journal.counters().segments.load(Ordering::SeqCst), files - 1);
     }
 
     #[test]
