@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::super::frame::Frame;
 use super::super::record::tests::entry;
 use super::super::testing::*;
-use super::super::{Disk, Journal, JournalConfig, Overflow, Redaction};
+use super::super::{Disk, Journal, JournalConfig, JournalKeys, Overflow, Redaction};
 use super::{Filling, SpillFile};
 use crate::config::{Redact, RedactField};
 
@@ -49,13 +49,17 @@ fn spilled(journal: &Journal) -> u64 {
 
 /// Every record's text, sorted.
 fn all(bench: &Bench) -> Vec<String> {
+    all_with(bench, &JournalKeys::default())
+}
+
+fn all_with(bench: &Bench, keys: &JournalKeys) -> Vec<String> {
     let mut texts = Vec::new();
     let take = |json: &[u8]| {
         let value: Value = serde_json::from_slice(json).unwrap();
         texts.push(value["messages"]["response"]["content"].as_str().unwrap().to_owned());
         Ok(())
     };
-    bench.reader().for_each(take).unwrap();
+    bench.reader_with(keys).for_each(take).unwrap();
     texts.sort();
     texts
 }
@@ -121,7 +125,17 @@ fn a_dead_disk_at_the_stop_costs_nothing_and_the_next_start_brings_all_back() {
 
 #[test]
 fn a_death_at_any_byte_of_the_way_back_neither_loses_nor_doubles() {
+    die_on_the_way_back(&JournalKeys::default());
+}
+
+#[test]
+fn nor_does_one_where_everything_is_encrypted() {
+    die_on_the_way_back(&keys(Some(1), &[]));
+}
+
+fn die_on_the_way_back(under: &JournalKeys) {
     let bench = Bench::new();
+    let patient = |bench: &Bench| JournalConfig { keys: under.clone(), ..patient(bench) };
     let journal = bench.start(patient(&bench));
     emit(&journal, 0..2);
     journal.flush().unwrap();
@@ -133,6 +147,12 @@ fn a_death_at_any_byte_of_the_way_back_neither_loses_nor_doubles() {
     drop(journal);
     let [file] = &bench.spill_files()[..] else { panic!("one file") };
     let (file, spill) = (file.clone(), fs::read(file).unwrap());
+    let is_clear = spill.windows(7).any(|window| window == b"johndoe");
+    assert_eq!(is_clear, under.current_id().is_none());
+    if !is_clear {
+        let error = bench.fail_to_start(JournalConfig { keys: JournalKeys::default(), ..patient(&bench) });
+        assert!(error.to_string().contains("journal.old_encryption_keys"), "{error}");
+    }
 
     let journal = bench.start(patient(&bench));
     wait_until("all are in the journal", || balance_written(&journal) == 5);
@@ -148,9 +168,22 @@ fn a_death_at_any_byte_of_the_way_back_neither_loses_nor_doubles() {
         let journal = bench.start(patient(&bench));
         wait_until("the rest is in the journal", || spilled(&journal) == 0 && bench.spill_files().is_empty());
         journal.stop().unwrap();
-        assert_eq!(all(&bench), numbered(0..7), "died with {len} of {} bytes", whole.len());
-        assert_sound(&bench, 7);
+        assert_eq!(all_with(&bench, under), numbered(0..7), "died with {len} of {} bytes", whole.len());
+        assert_sound_with(&bench, under, 7);
     }
+
+    // And one long ago: what has come back is compressed and encrypted anew since.
+    let again = keys(Some(2), &[1]);
+    let later = JournalConfig { keys: again.clone(), compression: Some(3), ..patient(&bench) };
+    let journal = bench.start(later.clone());
+    settle(&journal);
+    journal.stop().unwrap();
+    assert_eq!(bench.reader_with(&again).verify().unwrap().segments_in_blocks, 1);
+    fs::write(&half_way, &spill).unwrap();
+    let journal = bench.start(later);
+    assert_eq!((balance(&journal), spilled(&journal)), ((0, 0, 0, 0), 0));
+    assert_eq!(all_with(&bench, &again), numbered(0..7));
+    assert_sound_with(&bench, &again, 7);
 }
 
 #[test]
@@ -178,7 +211,7 @@ fn what_is_not_synced_does_not_count_and_is_taken_out_again() {
     let path = bench.spill_dir().join("file");
     let disk = FaultyDisk { faults: Arc::clone(&bench.spill_faults) };
     let facts = SpillFile { path: path.clone(), first: 1, len: 0, records: 0 };
-    let mut filling = Filling { file: disk.create(&path).unwrap(), facts, has_failed_attempt: false };
+    let mut filling = Filling { cipher: None, file: disk.create(&path).unwrap(), facts, has_failed_attempt: false };
     filling.append(b"good").unwrap();
     bench.spill_faults.lock().syncs = 1;
     assert!(filling.append(b"bad").is_err());
