@@ -545,6 +545,10 @@ mod tests {
         settle(&journal);
         assert_eq!(in_use(&off), [(None, None), (alone.current_id(), Some("journal.old_encryption_keys"))]);
         assert_eq!(everything(|f, p, s| journal.search(f, p, s)).len(), 151);
+        journal.stop().unwrap();
+        // The newest segment is clear; those before it still need their key.
+        let error = bench.fail_to_start(config(&bench, Some(3), keys(None, &[]))).to_string();
+        assert!(error.contains(&alone.current_id().unwrap().to_string()), "{error}");
     }
 
     #[test]
