@@ -612,9 +612,12 @@ fn changes_of_user(before: &User, after: &User) -> Vec<Change> {
         .filter(|(_, from, to)| from != to)
         .map(|(name, from, to)| Change::new(*name, *from, *to))
         .collect();
-    if before.email_verified != after.email_verified {
-        changes.push(Change::new("email_verified", before.email_verified, after.email_verified));
-    }
+    let flags = [
+        ("email_verified", before.email_verified, after.email_verified),
+        ("log_conversations", before.log_conversations, after.log_conversations),
+    ];
+    let changed = flags.into_iter().filter(|(_, from, to)| from != to);
+    changes.extend(changed.map(|(name, from, to)| Change::new(name, from, to)));
     for (name, from, to) in
         [("about_me", &before.about_me, &after.about_me), ("hobbies", &before.hobbies, &after.hobbies)]
     {

@@ -79,7 +79,7 @@ pub fn side_router(state: SideState) -> Router {
 }
 
 /// Who calls, if his role reaches `least`. Who does not get in is recorded.
-fn staff(side: &SideState, call: &Call, least: StaffRole) -> Result<StaffIdentity, Reject> {
+pub(super) fn staff(side: &SideState, call: &Call, least: StaffRole) -> Result<StaffIdentity, Reject> {
     let denied = Record::of(Action::AccessDenied).from(call.origin()).with("call", call.line.as_str());
     let anyone = side.accounts.staff_of_token(call.token()?, StaffRole::New);
     let who = anyone.inspect_err(|reject| side.accounts.note_refusal(denied.clone().by(Actor::anonymous()), reject))?;

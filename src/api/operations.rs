@@ -17,9 +17,10 @@ use hyper::body::{Body as HttpBody, Frame};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-use super::admin::SideState;
+use super::admin::{SideState, act_of, staff};
 use super::extract::Call;
 use super::render::Answer;
+use crate::actors::audit::Action;
 use crate::backup::source::{Source, Trouble};
 use crate::domain::session::StaffRole;
 use crate::error::Reject;
@@ -32,20 +33,23 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Every account's arithmetic, and who is off.
 pub async fn verify_ledger(State(side): State<SideState>, call: Call) -> Answer {
-    side.accounts.staff_of_token(call.token()?, StaffRole::Admin)?;
+    staff(&side, &call, StaffRole::Admin)?;
     let report = side.accounts.verify_ledger().await?;
     Ok(axum::Json(report).into_response())
 }
 
 /// The whole state as a stream. Whoever has it has everything, so it is for superadmins.
 pub async fn backup(State(side): State<SideState>, call: Call) -> Answer {
-    let by = side.accounts.staff_of_token(call.token()?, StaffRole::Superadmin)?;
+    let by = staff(&side, &call, StaffRole::Superadmin)?;
     let source = side.backups.clone().ok_or(Reject::NotFound)?;
     let with_secrets = match call.query("secrets") {
         None | Some("true") => true,
         Some("false") => false,
         Some(_) => return Err(Reject::BadRequest("secrets must be \"true\" or \"false\"".into()).into()),
     };
+    // Before the first byte: it is the act of taking everything that counts, not whether it was taken to its end.
+    let record = act_of(&by, &call, Action::BackupCreated).with("with_secrets", with_secrets);
+    side.accounts.audited(record, |_| async { Ok(()) }, |(), record| record).await?;
     tracing::info!(by = %by.username, with_secrets, "a backup begins");
     let (pieces, rest) = mpsc::channel(PIECES);
     let (begun, first) = oneshot::channel();

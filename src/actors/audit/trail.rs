@@ -15,7 +15,6 @@ use std::path::{Path, PathBuf};
 use super::chain::{ChainKey, Head, Link, Place, links_of};
 use super::record::Record;
 use super::summary::{Entry, Summary};
-use crate::actors::writer::keeping::{ActiveFile, lock_dir};
 use crate::actors::writer::segment::{
     Disk, Found, RECORD_HEAD_BYTES, SEGMENT_HEAD_BYTES, Scanner, SegmentFile, append_record, invalid, list_segments,
     read_record, segment_path, u32_at, u64_at,
@@ -104,11 +103,7 @@ impl Trail {
         segment_bytes: u64,
         known: Option<Head>,
     ) -> io::Result<(Self, Summary, Findings)> {
-        create_private(&dir)?;
-        let lock = lock_dir(&dir, &*disk).map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => io::Error::new(error.kind(), "another process writes this audit trail"),
-            _ => error,
-        })?;
+        let lock = lock_dir(&dir, &*disk)?;
         let mut trail = Self {
             dir,
             disk,
@@ -160,7 +155,7 @@ impl Trail {
                 Ok(_) if is_sound && len == SEGMENT_HEAD_BYTES && first_seq == self.head.sequence + 1 => {}
                 Ok(head) if is_sound && head.first_seq == first_seq => {
                     let file = self.disk.open(&path)?;
-                    let file = ActiveFile::new(file, head.created_ms, len, torn_bytes > 0);
+                    let file = ActiveFile { file, created_ms: head.created_ms, len, has_more: torn_bytes > 0 };
                     self.active = Some((first_seq, path, file));
                 }
                 // Left as it is: nothing new is put at risk, and the evidence stays.
@@ -201,7 +196,7 @@ impl Trail {
         self.make_room(bytes.len() as u64, first.at.0)?;
         let Some((segment, _, file)) = &mut self.active else { return Err(invalid("no segment is open")) };
         let start = file.len;
-        file.append(&bytes, true)?;
+        file.append(&bytes)?;
         self.head = head;
         let entries = offsets.iter().filter_map(|offset| {
             let offset = start + offset;
@@ -227,7 +222,8 @@ impl Trail {
             let file = self.create_file(&path, head).inspect_err(|_| {
                 remove_if_there(&path).ok();
             })?;
-            self.active = Some((first_seq, path, ActiveFile::new(file, at_ms, SEGMENT_HEAD_BYTES, false)));
+            let file = ActiveFile { file, created_ms: at_ms, len: SEGMENT_HEAD_BYTES, has_more: false };
+            self.active = Some((first_seq, path, file));
         }
         Ok(())
     }
@@ -331,10 +327,55 @@ impl Scanned {
     }
 }
 
-/// Names, addresses and who did what are for nobody else on the machine.
-fn create_private(dir: &Path) -> io::Result<()> {
+/// The segment being written. `len` is what counts; bytes past it are an attempt that failed, or what a crash left.
+struct ActiveFile {
+    file: Box<dyn SegmentFile>,
+    created_ms: u64,
+    len: u64,
+    has_more: bool,
+}
+
+impl ActiveFile {
+    /// Puts `bytes` after those that count and has them on disk, or leaves nothing of them.
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.cut_back()?;
+        self.has_more = true;
+        if let Err(error) = self.file.write_all_at(bytes, self.len).and_then(|()| self.file.sync_data()) {
+            // After a failed sync the kernel may call pages clean that the disk never got: they are cut off and written
+            // anew, so that the next sync means something again.
+            self.cut_back().ok();
+            return Err(error);
+        }
+        self.has_more = false;
+        self.len += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn cut_back(&mut self) -> io::Result<()> {
+        if self.has_more {
+            self.file.set_len(self.len)?;
+            self.has_more = false;
+        }
+        Ok(())
+    }
+}
+
+/// Makes the directory and takes it for this process. Names, addresses and who did what are for nobody else on the machine.
+fn lock_dir(dir: &Path, disk: &dyn Disk) -> io::Result<File> {
     use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let lock = File::options().create(true).truncate(false).write(true).open(dir.join("LOCK"))?;
+    lock.try_lock().map_err(|error| match error {
+        fs::TryLockError::WouldBlock => {
+            io::Error::new(io::ErrorKind::WouldBlock, "another process writes this audit trail")
+        }
+        fs::TryLockError::Error(error) => error,
+    })?;
+    disk.sync_dir(dir)?;
+    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        disk.sync_dir(parent)?;
+    }
+    Ok(lock)
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {

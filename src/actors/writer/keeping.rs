@@ -32,10 +32,10 @@ const MAX_SEGMENT_BYTES: u64 = 1 << 30;
 const MAX_IDLE_BYTES: usize = 8 << 20;
 
 /// The file being written. `len` is what is acknowledged; bytes past it are an attempt that failed.
-pub(in crate::actors) struct ActiveFile {
+pub(super) struct ActiveFile {
     file: Box<dyn SegmentFile>,
-    pub(in crate::actors) created_ms: u64,
-    pub(in crate::actors) len: u64,
+    pub(super) created_ms: u64,
+    pub(super) len: u64,
     /// Bytes before the first record.
     head_bytes: u64,
     cipher: Option<Cipher>,
@@ -45,16 +45,10 @@ pub(in crate::actors) struct ActiveFile {
 }
 
 impl ActiveFile {
-    /// A file in the clear to go on with after its first `len` bytes. With `cut`, what stands behind them goes before the
-    /// next append.
-    pub(in crate::actors) fn new(file: Box<dyn SegmentFile>, created_ms: u64, len: u64, cut: bool) -> Self {
-        let head_bytes = SEGMENT_HEAD_BYTES;
-        Self { file, created_ms, len, head_bytes, cipher: None, has_failed_attempt: cut, encrypted: Vec::new() }
-    }
-
-    /// As [`ActiveFile::new`], for a segment of the journal with this head.
-    fn with_head(file: Box<dyn SegmentFile>, head: &Head, cipher: Option<Cipher>, len: u64) -> Self {
-        Self { head_bytes: head.bytes(), cipher, ..Self::new(file, head.created_ms, len, false) }
+    /// A file to go on with after its first `len` bytes.
+    fn new(file: Box<dyn SegmentFile>, head: &Head, cipher: Option<Cipher>, len: u64) -> Self {
+        let (created_ms, head_bytes) = (head.created_ms, head.bytes());
+        Self { file, created_ms, len, head_bytes, cipher, has_failed_attempt: false, encrypted: Vec::new() }
     }
 
     fn is_empty(&self) -> bool {
@@ -67,7 +61,7 @@ impl ActiveFile {
     }
 
     /// Puts these clear records after the acknowledged ones, or leaves nothing of them.
-    pub(in crate::actors) fn append(&mut self, records: &[u8], sync: bool) -> io::Result<()> {
+    pub(super) fn append(&mut self, records: &[u8], sync: bool) -> io::Result<()> {
         self.cut_back()?;
         self.encrypted.clear();
         let bytes = match &self.cipher {
@@ -241,7 +235,7 @@ impl Writer {
         }
         let cipher = head.seal.as_ref().map(|seal| self.config.keys.of_file(seal)).transpose()?;
         let len = scanned.facts.len;
-        self.active = Some(ActiveFile::with_head(file, &head, cipher, len));
+        self.active = Some(ActiveFile::new(file, &head, cipher, len));
         let shape = Shape { head: Some(head), file_len: len, image_len: Some(len) };
         let segment = Segment::new(path, scanned.facts, shape, Index::Memory(scanned.index));
         self.shared.catalog.write().active = Some(segment);
@@ -302,7 +296,7 @@ impl Writer {
             remove_if_there(&*self.disk, &path).ok();
         })?;
         let len = head.bytes();
-        self.active = Some(ActiveFile::with_head(file, &head, cipher, len));
+        self.active = Some(ActiveFile::new(file, &head, cipher, len));
         let shape = Shape { head: Some(head), file_len: len, image_len: Some(len) };
         let index = Index::Memory(MemoryIndex::default());
         let segment = Segment::new(path, SegmentFacts::empty(first_seq, len), shape, index);
@@ -392,7 +386,7 @@ impl Writer {
 }
 
 /// Makes the directory and takes it for this process.
-pub(in crate::actors) fn lock_dir(dir: &Path, disk: &dyn Disk) -> io::Result<File> {
+pub(super) fn lock_dir(dir: &Path, disk: &dyn Disk) -> io::Result<File> {
     fs::create_dir_all(dir)?;
     let lock = File::options().create(true).truncate(false).write(true).open(dir.join("LOCK"))?;
     if let Err(error) = lock.try_lock() {

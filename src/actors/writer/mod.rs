@@ -28,7 +28,7 @@ mod envelope;
 mod frame;
 mod head;
 mod index;
-pub(in crate::actors) mod keeping;
+mod keeping;
 mod keys;
 mod park;
 mod query;

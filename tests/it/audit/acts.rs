@@ -190,10 +190,16 @@ fn every_act_leaves_its_record_and_no_secret() {
     assert_eq!(changes["conversations.balance"], json!({"from": 10, "to": 90}));
     let done = scene.side(&root, "PUT", "users/1", json!({"subscription_plan": "free"}));
     scene.left(&done, (by, "plan.changed", "user 1 johndoe", "ok", None));
-    let done = scene.side(&root, "PUT", "users/1", json!({"email": "new@example.com", "is_verified": true}));
+    let done = scene.side(
+        &root,
+        "PUT",
+        "users/1",
+        json!({"email": "new@example.com", "is_verified": true, "log_conversations": false}),
+    );
     let record = scene.left(&done, (by, "user.updated", "user 1 johndoe", "ok", None));
     assert_eq!(record["details"]["changes"]["email"], json!({"from": "john@example.com", "to": "new@example.com"}));
     assert_eq!(record["details"]["changes"]["email_verified"], json!({"from": false, "to": true}));
+    assert_eq!(record["details"]["changes"]["log_conversations"], json!({"from": true, "to": false}));
     let bad = scene.side(&root, "PUT", "users/1", json!({"subscription_plan": "no-such-plan"}));
     scene.left(&bad, (by, "plan.changed", "user 1 johndoe", "failed", Some("BAD_REQUEST")));
     let done = scene.side(&root, "POST", "users/1/keys/regenerate", null());
@@ -211,6 +217,11 @@ fn every_act_leaves_its_record_and_no_secret() {
     assert_eq!((&record["details"]["balance_after"], &record["details"]["reason"]), (&json!(2.5), &json!("a mistake")));
     let done = scene.side(&root, "POST", "users/1/credits", json!({"amount": -1e6}));
     scene.left(&done, (by, "credits.adjusted", "user 1 johndoe", "failed", Some("BAD_REQUEST")));
+    let done = scene.side(&root, "GET", "backup?secrets=false", null());
+    let record = scene.left(&done, (by, "backup.created", "nobody", "ok", None));
+    assert_eq!(record["details"]["with_secrets"], false);
+    let denied = scene.side(&second, "GET", "backup", null());
+    scene.left(&denied, ("staff 2 second", "access.denied", "nobody", "denied", Some("FORBIDDEN")));
     let rule = json!({"kind": "deny", "network": "198.51.100.0/24", "description": "a nuisance"});
     let done = scene.side(&root, "POST", "ip-rules", rule);
     let record = scene.left(&done, (by, "ip_rule.created", "ip_rule 1 198.51.100.0/24", "ok", None));
