@@ -16,7 +16,7 @@ use tollgate::store::{Batch, Order, Row, Store, StoreError};
 
 use super::{BACKENDS, Person, site_on};
 use crate::accounts::process::Site;
-use crate::support::{Answer, Options, PASSWORD, TestApp, http, wait_until};
+use crate::support::{Answer, Options, TestApp, chat_body, http, wait_until};
 
 /// A backend that outlives the store in front of it, and takes changes only until a test breaks it.
 #[derive(Default)]
