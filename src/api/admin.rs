@@ -308,8 +308,7 @@ async fn message_logs(State(side): Side, call: Call) -> Answer {
     for (name, value) in narrowed.into_iter().filter_map(|(name, value)| value.map(|value| (name, value))) {
         record = record.with(name, value);
     }
-    let filter =
-        Filter { user_id: Some(id.0), model, from_ms: from.map(|time| time.0), to_ms: to.map(|time| time.0) };
+    let filter = Filter { user_id: Some(id.0), model, from_ms: from.map(|time| time.0), to_ms: to.map(|time| time.0) };
     let act = move |accounts: Arc<Accounts>| async move { accounts.message_log(id, filter, page, page_size).await };
     let found = side.accounts.audited(record, act, |_, record| record).await?;
     render::raw_list(found)

@@ -14,9 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use raw::{
-    Access, Accounts, Audit, Backend, Compression, Durability, Journal, Ledger, Limits, Listen, LogFormat, MissingUsage,
-    OutgrownHold, Overflow, RawConfig, RecoverOpenHolds, Redact, RedactField, SecretSource, Store, Telemetry,
-    TextPattern, UnknownModel,
+    Access, Accounts, Audit, Backend, Compression, Durability, Journal, Ledger, Limits, Listen, LogFormat,
+    MissingUsage, OutgrownHold, Overflow, RawConfig, RecoverOpenHolds, Redact, RedactField, SecretSource, Store,
+    Telemetry, TextPattern, UnknownModel,
 };
 
 use crate::domain::meters::{MeterName, Micro, ResetPeriod};

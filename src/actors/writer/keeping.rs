@@ -18,7 +18,7 @@ use super::keys::Cipher;
 use super::query::{Index, Segment};
 use super::queue::Pending;
 use super::replay::Replay;
-use super::segment::{Disk, SEGMENT_HEAD_BYTES, SegmentFile, list_segments, segment_path};
+use super::segment::{Disk, SegmentFile, list_segments, segment_path};
 use super::sidecar::{FileIndex, index_path, old_facts, remove_if_there, write_index};
 use super::source::{Shape, named};
 use super::thread::{Batch, Writer};
@@ -74,7 +74,7 @@ impl ActiveFile {
         };
         self.has_failed_attempt = true;
         let result = failpoint::io("journal.before_write").and_then(|()| self.file.write_all_at(bytes, self.len));
-        let result = result.and_then(|()| self.sync(sync));
+        let result = result.and_then(|()| sync_unless_off(&mut *self.file, sync));
         if let Err(error) = result {
             // After a failed sync the kernel may call the pages clean though the disk never got them. Cutting them
             // off and writing them anew makes the next sync mean something again.
@@ -88,11 +88,6 @@ impl ActiveFile {
         Ok(())
     }
 
-    fn sync(&mut self, sync: bool) -> io::Result<()> {
-        failpoint::io("journal.before_sync")?;
-        if sync && !failpoint::is_on("journal.skip_sync") { self.file.sync_data() } else { Ok(()) }
-    }
-
     pub(super) fn cut_back(&mut self) -> io::Result<()> {
         if self.has_failed_attempt {
             self.file.set_len(self.len)?;
@@ -100,6 +95,11 @@ impl ActiveFile {
         }
         Ok(())
     }
+}
+
+fn sync_unless_off(file: &mut dyn SegmentFile, sync: bool) -> io::Result<()> {
+    failpoint::io("journal.before_sync")?;
+    if sync && !failpoint::is_on("journal.skip_sync") { file.sync_data() } else { Ok(()) }
 }
 
 impl Writer {
