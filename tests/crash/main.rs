@@ -37,6 +37,7 @@
 //! | `journal.before_recovery`, `journal.before_cut` | when the journal is taken over, and before its torn end is cut |
 //! | `journal.before_write`, `journal.before_sync`, `journal.after_sync` | around the write and sync of a batch |
 //! | `journal.before_seal`, `journal.before_index_rename`, `journal.after_seal` | while a segment gets its index |
+//! | `journal.before_rewrite_rename`, `journal.after_rewrite_rename` | when a sealed segment is replaced by its compressed form |
 //! | `journal.before_head`, `journal.after_head` | while a segment is made |
 //! | `journal.half_deleted` | when retention has deleted a segment but not its index |
 //!

@@ -57,6 +57,8 @@ pub const POINTS: &[Point] = &[
     point("journal.before_seal", When::Serving, 3),
     point("journal.before_index_rename", When::Serving, 3),
     point("journal.after_seal", When::Serving, 3),
+    point("journal.before_rewrite_rename", When::Serving, 2),
+    point("journal.after_rewrite_rename", When::Serving, 2),
     point("journal.before_head", When::Serving, 3),
     point("journal.after_head", When::Serving, 3),
     point("journal.half_deleted", When::Serving, 2),

@@ -24,6 +24,7 @@ use super::query::{Index, Segment};
 use super::segment::{Disk, Found, RecordHead, SegmentFile, invalid};
 use super::sidecar::{FileIndex, remove_if_there, write_index};
 use super::source::{Shape, Walk, rewritten_form};
+use crate::failpoint;
 
 /// After this much of records a pause is made; compressing so much takes some 5 ms.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -183,7 +184,9 @@ impl Upkeep {
             return Ok(Ended::GivenUp);
         }
         let before = Shape::read(&old.path)?.file_len;
+        failpoint::hit("journal.before_rewrite_rename");
         self.disk.rename(unfinished, &old.path)?;
+        failpoint::hit("journal.after_rewrite_rename");
         let synced = old.path.parent().map_or(Ok(()), |dir| self.disk.sync_dir(dir));
         let shape = Shape::read(&old.path)?;
         let index = FileIndex::open(&old.path, old.facts.first_seq, shape.image_len, &self.shared.budget);
