@@ -464,7 +464,13 @@ fn settle(worker: &Worker, call: &mut Call<'_>, observed: &Observed, end: End, e
         cached_tokens: 0,
     };
     let usage = match observed.usage {
-        Some(usage) if usage.input_tokens | usage.output_tokens | usage.images > 0 => Some(usage),
+        Some(usage) if usage.input_tokens | usage.output_tokens | usage.images > 0 => {
+            Some(match observed.usage_malformed {
+                // A number that was none does not make free what passed.
+                true => Usage { output_tokens: usage.output_tokens.max(observed.estimated_output_tokens()), ..usage },
+                false => usage,
+            })
+        }
         // An error costs what a call costs, not what an answer would have.
         _ if status >= 400 => Some(Usage::default()),
         // A client that left, or an upstream that broke off: what had been produced until then.

@@ -54,8 +54,8 @@ const REPORTS: &[(&str, Charge)] = &[
     (r#"{"completion_tokens":10,"completion_tokens":-1}"#, tokens(10)),
     (r#"{"completion_tokens":10},"usage":{"completion_tokens":20}"#, tokens(20)),
     (r#"{"completion_tokens":10},"usage":null"#, tokens(10)),
-    // In part: what is said is charged.
-    (r#"{"prompt_tokens":5,"completion_tokens":"7"}"#, tokens(0)),
+    // In part: what is said is charged, and at least what passed where a number was none. "Hello" is two tokens.
+    (r#"{"prompt_tokens":5,"completion_tokens":"7"}"#, tokens(2)),
     (r#"{"prompt_tokens":5}"#, tokens(0)),
 ];
 
