@@ -117,6 +117,18 @@ fn failed(error: sled::Error) -> StoreError {
     StoreError::Failed(error.to_string())
 }
 
+impl SledStore {
+    /// What a change replaces is freed by the thread that made it, some of it with every 128th call into sled: a batch is
+    /// one call, however many changes it holds, so that batch after batch memory would grow by kilobytes a row (a million
+    /// users took 16 GB). A call that finds nothing is the cheapest one there is.
+    fn free_what_was_replaced(&self, changes: usize) -> Result<(), StoreError> {
+        for _ in 0..changes {
+            self.db.get([]).map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
 impl Store for SledStore {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         self.db.get(key).map(|found| found.map(|v| v.to_vec())).map_err(failed)
@@ -146,6 +158,7 @@ impl Store for SledStore {
             }
         }
         self.db.apply_batch(changes).map_err(failed)?;
+        self.free_what_was_replaced(batch.ops.len())?;
         failpoint::hit("sled.before_flush");
         self.db.flush().map_err(failed)?;
         failpoint::io("sled.before_sync")
@@ -203,5 +216,29 @@ mod tests {
         fs::write(dir.path().join("snap.ffffffffffffff.generating"), b"half").unwrap();
         let again = SledStore::open(dir.path(), 1 << 20).unwrap();
         assert_eq!(again.get(b"a").unwrap(), Some(b"1".to_vec()));
+    }
+
+    /// Of this process, in bytes.
+    fn resident() -> u64 {
+        let pages = fs::read_to_string("/proc/self/statm").unwrap();
+        pages.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+    }
+
+    #[test]
+    fn batches_do_not_leave_their_rubbish_in_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SledStore::open(dir.path(), 64 << 20).unwrap();
+        let commit = |round: u32| {
+            let mut batch = Batch::default();
+            for n in 0..10_000u32 {
+                batch.put([round.to_be_bytes(), n.to_be_bytes()].concat(), vec![7; 30]);
+            }
+            store.commit(&batch).unwrap();
+        };
+        commit(0);
+        let before = resident();
+        (1..=20).for_each(commit);
+        let grown = resident().saturating_sub(before) >> 20;
+        assert!(grown < 300, "{grown} MiB more after 200,000 rows; 100 are usual, and 600 when nothing is freed");
     }
 }
