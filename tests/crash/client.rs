@@ -291,6 +291,10 @@ fn read_logs(target: &Target<'_>, alarm: &Alarm, seen: &Mutex<Seen>) {
         if answer.status.is_none() || written.is_none() {
             return;
         }
+        if answer.status == Some(503) && target.may_refuse {
+            // Who reads a conversation is written down too.
+            return;
+        }
         let mut seen = seen.lock().unwrap();
         seen.written = seen.written.max(written.unwrap_or(0.0) as u64);
         if answer.status != Some(200) {

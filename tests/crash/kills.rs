@@ -289,5 +289,6 @@ fn last_look(life: &mut Life<'_>, figures: &mut Figures) -> Verdict {
     life.settle(&gateway, figures)?;
     gateway.process.terminate();
     life.site.run(["ledger", "verify"])?;
-    life.site.run(["logs", "verify"])
+    life.site.run(["logs", "verify"])?;
+    life.site.run(["audit", "verify"])
 }

@@ -58,6 +58,7 @@ mod teeth;
 mod upstream;
 mod wire;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -71,6 +72,10 @@ fn variable(name: &str) -> Option<String> {
 }
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().as_deref() == Some(disk::SERVER) {
+        return disk::serve(Path::new(&arguments.next().unwrap_or_default()));
+    }
     let seed = variable("TOLLGATE_CRASH_SEED").map_or_else(|| fastrand::u64(..1 << 40), |text| text.parse().unwrap());
     let cycles = variable("TOLLGATE_CRASH_CYCLES").map_or(200, |text| text.parse().unwrap());
     let chosen = variable("TOLLGATE_CRASH_BACKENDS");

@@ -35,7 +35,7 @@ pub fn run(
     switches: Switches<'_>,
 ) -> Result<Option<Figures>, Failure> {
     let folder = root.join(format!("power-{backend}-{seed}-{}", fastrand::u32(..)));
-    let disk = match Disk::mount(&folder.join("disk")) {
+    let mut disk = match Disk::mount(&folder.join("disk")) {
         Ok(disk) => disk,
         Err(why) => {
             println!("power, {backend}: SKIPPED, no disk of our own can be mounted here: {why}");
@@ -52,7 +52,7 @@ pub fn run(
         let mut life = Life::begin(&folder, &folder.join("disk/data"), upstream, setting, seed);
         let fail = |what, kill| Failure { what, seed, folder: folder.clone(), kill };
         while figures.kills < due {
-            one_cut(&mut life, &mut figures, &disk, switches).map_err(|what| fail(what, figures.kills))?;
+            one_cut(&mut life, &mut figures, &mut disk, switches).map_err(|what| fail(what, figures.kills))?;
         }
         look(&mut life, &mut figures, switches).map_err(|what| fail(what, figures.kills))?;
     }
@@ -79,7 +79,7 @@ enum Before {
     TwoLoads,
 }
 
-fn one_cut(life: &mut Life<'_>, figures: &mut Figures, disk: &Disk, switches: &str) -> Verdict {
+fn one_cut(life: &mut Life<'_>, figures: &mut Figures, disk: &mut Disk, switches: &str) -> Verdict {
     figures.kills += 1;
     let all = [Before::Start, Before::LoadAndStart, Before::Load, Before::Load, Before::TwoLoads];
     let before = all[life.random.usize(0..all.len())];

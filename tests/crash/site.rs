@@ -208,9 +208,11 @@ impl Drop for Process {
     }
 }
 
-/// Whether the side port says that calls can be served; `None` when nobody answers.
-fn is_ready(admin: SocketAddr) -> Option<bool> {
-    wire::once(admin, "GET", "/ready", &[("connection", "close")], None).status.map(|status| status == 200)
+/// Whether the side port says that the store has failed; `None` when nobody answers. The audit trail may meet a full disk
+/// first, and then says so: staff can do nothing any more, but calls are still served.
+fn store_has_failed(admin: SocketAddr) -> Option<bool> {
+    let answer = wire::once(admin, "GET", "/ready", &[("connection", "close")], None);
+    answer.status.map(|status| status != 200 && answer.text().contains("the store has failed"))
 }
 
 /// A process that serves.
@@ -240,10 +242,10 @@ impl Gateway {
         answer.json()["session"]["session_token"].as_str().unwrap().to_owned()
     }
 
-    /// Whether `/ready` turns false within the time.
+    /// Whether `/ready` says within the time that the store has failed.
     pub fn closes_within(&self, limit: Duration) -> bool {
         let due = Instant::now() + limit;
-        while is_ready(self.admin) == Some(true) {
+        while store_has_failed(self.admin) == Some(false) {
             if Instant::now() > due {
                 return false;
             }

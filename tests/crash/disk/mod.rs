@@ -1,6 +1,6 @@
 //! A disk whose power can be cut: what was not synced is then lost, in whole or in part.
 //!
-//! A file system in this process's memory, mounted through `/dev/fuse` (which takes root). Each file keeps what is durable
+//! A file system in a process's memory, mounted through `/dev/fuse` (which takes root). Each file keeps what is durable
 //! apart from the writes that came since its last sync, and each directory what is durable apart from the names that came
 //! and went since it was synced itself. A power cut keeps the durable part and, by chance, nothing, a beginning, or any
 //! selection of the rest, down to single sectors of a write. Names are kept or lost in the order in which they changed, as
@@ -9,18 +9,27 @@
 mod fuse;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 use std::sync::{Arc, Mutex};
 
 /// What a disk writes at once.
 const SECTOR: usize = 512;
 const ROOT: u64 = 1;
 
+/// What makes this program the server of a disk; the place to mount it at follows.
+pub const SERVER: &str = "--serve-disk";
+
 /// The mounted file system. Unmounted when dropped.
+///
+/// A process of its own serves it: one that waits for its own disk could not even be killed.
 pub struct Disk {
-    at: PathBuf,
-    tree: Arc<Mutex<Tree>>,
+    server: Child,
+    /// Taken when dropped: the server ends with it.
+    orders: Option<ChildStdin>,
+    replies: BufReader<ChildStdout>,
 }
 
 impl Disk {
@@ -30,26 +39,73 @@ impl Disk {
     /// Why it cannot be mounted here.
     pub fn mount(at: &Path) -> Result<Self, String> {
         std::fs::create_dir_all(at).map_err(|e| e.to_string())?;
-        let tree = Arc::new(Mutex::new(Tree::new()));
-        fuse::mount(at, tree.clone())?;
-        Ok(Self { at: at.to_owned(), tree })
+        let program = std::env::current_exe().map_err(|e| e.to_string())?;
+        // In a group of its own: Ctrl-C ends the tests, and their end the server, in good order.
+        let mut server = Command::new(program)
+            .arg(SERVER)
+            .arg(at)
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|e| e.to_string())?;
+        let orders = server.stdin.take();
+        let replies = BufReader::new(server.stdout.take().ok_or("the server has no output")?);
+        let mut disk = Self { server, orders, replies };
+        match disk.reply().as_str() {
+            DONE => Ok(disk),
+            why => Err(why.to_owned()),
+        }
+    }
+
+    fn reply(&mut self) -> String {
+        let mut line = String::new();
+        self.replies.read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    }
+
+    fn order(&mut self, order: &str) {
+        writeln!(self.orders.as_mut().unwrap(), "{order}").unwrap();
+        assert_eq!(self.reply(), DONE, "{order}");
     }
 
     /// Loses what was not synced. Nobody may have a file open.
-    pub fn cut_power(&self, random: &mut fastrand::Rng) {
-        self.tree.lock().unwrap().cut_power(random);
+    pub fn cut_power(&mut self, random: &mut fastrand::Rng) {
+        self.order(&format!("cut {}", random.u64(..)));
     }
 
     /// Loses everything: a new disk.
-    pub fn wipe(&self) {
-        self.tree.lock().unwrap().wipe();
+    pub fn wipe(&mut self) {
+        self.order("wipe");
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.at).status();
+        self.orders = None;
+        let _ = self.server.wait();
     }
+}
+
+const DONE: &str = "done";
+
+/// The server's whole life: mounts a disk, and obeys until nobody gives orders any more.
+pub fn serve(at: &Path) -> ExitCode {
+    let tree = Arc::new(Mutex::new(Tree::new()));
+    if let Err(why) = fuse::mount(at, tree.clone()) {
+        println!("{why}");
+        return ExitCode::FAILURE;
+    }
+    println!("{DONE}");
+    for order in std::io::stdin().lines().map_while(Result::ok) {
+        match order.strip_prefix("cut ").and_then(|seed| seed.parse().ok()) {
+            Some(seed) => tree.lock().unwrap().cut_power(&mut fastrand::Rng::with_seed(seed)),
+            None => tree.lock().unwrap().wipe(),
+        }
+        println!("{DONE}");
+    }
+    let _ = Command::new("umount").arg("-l").arg(at).status();
+    ExitCode::SUCCESS
 }
 
 /// A change to a file since its last sync.
