@@ -16,6 +16,9 @@ pub type Verdict<T = ()> = Result<T, String>;
 
 pub const METERS: [&str; 2] = ["conversations", "credits"];
 
+/// How often, and how far apart, a journal that does not look sound beside a running server is looked at again.
+const VERIFY_TRIES: u32 = 3;
+const VERIFY_PAUSE: Duration = Duration::from_millis(50);
 /// Calls sent again after one restart.
 const MAX_REPEATS: usize = 40;
 /// How long holds may stay open once nobody calls.
@@ -283,7 +286,16 @@ impl Books {
     fn check_journal(&self, site: &Site, tally: &Tally) -> Verdict<(u64, bool)> {
         let dir = site.data.join("journal");
         let reader = JournalReader::open(&dir).map_err(|e| format!("the journal cannot be opened: {e}"))?;
-        let report = reader.verify().map_err(|e| format!("the journal cannot be read: {e}"))?;
+        let verify = || reader.verify().map_err(|e| format!("the journal cannot be read: {e}"));
+        let mut report = verify()?;
+        for _ in 0..VERIFY_TRIES {
+            if report.problems.is_empty() {
+                break;
+            }
+            // The server may have replaced a segment by its compressed form meanwhile; what is damaged stays so.
+            std::thread::park_timeout(VERIFY_PAUSE);
+            report = verify()?;
+        }
         let holes = !report.problems.is_empty();
         if holes && !site.setting.journal_may_have_holes || report.torn_bytes > 0 {
             return Err(format!("the journal is not sound: {report:?}"));
