@@ -302,12 +302,9 @@ async fn message_logs(State(side): Side, call: Call) -> Answer {
     }
     let model = call.query_text("model", MAX_MODEL_BYTES)?.map(str::to_owned);
     let id = UserId(call.number("user_id")?);
-    let mut record =
+    let record =
         act_on(&side, &by, &call, Action::ConversationsRead, id).with("page", page).with("page_size", page_size);
-    let narrowed = [("from", call.query("from")), ("to", call.query("to")), ("model", call.query("model"))];
-    for (name, value) in narrowed.into_iter().filter_map(|(name, value)| value.map(|value| (name, value))) {
-        record = record.with(name, value);
-    }
+    let record = ["model", "from", "to"].into_iter().fold(record, |record, name| record.with(name, call.query(name)));
     let filter = Filter { user_id: Some(id.0), model, from_ms: from.map(|time| time.0), to_ms: to.map(|time| time.0) };
     let act = move |accounts: Arc<Accounts>| async move { accounts.message_log(id, filter, page, page_size).await };
     let found = side.accounts.audited(record, act, |_, record| record).await?;
