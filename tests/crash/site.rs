@@ -62,7 +62,9 @@ impl Site {
             Recovery::Charge => "charge",
             Recovery::Refund => "refund",
         };
-        let retention = setting.retention_bytes.map(|n| format!("retention_bytes = {n}\n")).unwrap_or_default();
+        // Compressed, so much would never come together here, and what is left would say nothing of what was deleted.
+        let retention = setting.retention_bytes.map(|n| format!("retention_bytes = {n}\ncompression = \"none\"\n"));
+        let retention = retention.unwrap_or_default();
         let text = format!(
             "data_dir = {data:?}\n\
              [listen]\npublic = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nworkers = 2\ndrain_grace = \"5s\"\n\
