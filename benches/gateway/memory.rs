@@ -13,7 +13,7 @@ use tollgate::config::Config;
 use tollgate::domain::ids::{CredentialId, UserId};
 use tollgate::domain::key::{ApiKey, KeyLimits};
 use tollgate::domain::meters::{MeterName, Micro, ResetHour, ResetPeriod};
-use tollgate::domain::user::{Status, User, UserType};
+use tollgate::domain::user::User;
 use tollgate::store::{Batch, tables};
 
 use crate::figures::mebibytes;
@@ -78,20 +78,9 @@ fn add_user(core: &Core, number: u64, meters: &[u8], batch: &mut Batch) -> Falli
     let email: Arc<str> = Arc::from(format!("user-number-{number}@example.com"));
     let user = User {
         id,
-        username: username.clone(),
-        name: "A User".into(),
-        email: email.clone(),
-        user_type: UserType::Personal,
-        about_me: String::new(),
-        hobbies: String::new(),
-        plan: Arc::from("free"),
-        status: Status::Active,
-        suspended_reason: None,
         email_verified: true,
         password_hash: Some("x".repeat(97)),
-        created_at: UnixMillis(0),
-        last_login: None,
-        log_conversations: true,
+        ..User::new(username.clone(), "A User".into(), email.clone(), Arc::from("free"), UnixMillis(0))
     };
     let key = ApiKey {
         id: key_id,

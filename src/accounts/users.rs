@@ -203,21 +203,11 @@ impl Accounts {
         let plan = settings.plan(&settings.accounts.default_plan).ok_or(Reject::Internal)?;
         let verification_required = settings.accounts.email_verification;
         let mut user = User {
-            id: UserId(0),
-            username: Arc::from(new.username),
-            name: new.name,
-            email: Arc::from(new.email),
             user_type: new.user_type,
             about_me: new.about_me,
             hobbies: new.hobbies,
-            plan: plan.name.clone(),
             status: if verification_required { Status::Pending } else { Status::Active },
-            suspended_reason: None,
-            email_verified: false,
-            password_hash: None,
-            created_at: self.clock.now(),
-            last_login: None,
-            log_conversations: true,
+            ..User::new(Arc::from(new.username), new.name, Arc::from(new.email), plan.name.clone(), self.clock.now())
         };
         // Both before the hash: what is refused anyway should not cost one.
         super::encode_bounded(&user)?;

@@ -55,6 +55,108 @@ impl UserType {
     }
 }
 
+/// What a user's account is for. Staff are not users: admins and superadmins are [`StaffRole`](super::session::StaffRole)s.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// May look at his own account; calls only the routes that name the role.
+    Guest,
+    #[default]
+    User,
+    /// A user's rights, under the name that some clients know.
+    Pro,
+}
+
+impl Role {
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "guest" => Some(Self::Guest),
+            "user" => Some(Self::User),
+            "pro" => Some(Self::Pro),
+            _ => None,
+        }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Guest => "guest",
+            Self::User => "user",
+            Self::Pro => "pro",
+        }
+    }
+}
+
+/// What staff has checked about the person, beyond the email.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Vetting {
+    #[default]
+    None,
+    Full,
+    Professional,
+}
+
+/// How far a user is verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verification {
+    Unverified,
+    EmailVerified,
+    FullyVerified,
+    ProfessionalVerified,
+}
+
+impl Verification {
+    pub fn parse(text: &str) -> Option<Self> {
+        let all = [Self::Unverified, Self::EmailVerified, Self::FullyVerified, Self::ProfessionalVerified];
+        all.into_iter().find(|level| level.as_str() == text)
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unverified => "unverified",
+            Self::EmailVerified => "email_verified",
+            Self::FullyVerified => "fully_verified",
+            Self::ProfessionalVerified => "professional_verified",
+        }
+    }
+}
+
+/// What a user tells of himself, all of it optional and none of it relied upon.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Profile {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub display_name: Option<String>,
+    /// Shown by clients and never fetched by us.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub avatar_url: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phone: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub country: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub city: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timezone: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub language: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub organization: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job_title: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub specialization: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub license_number: Option<String>,
+    /// The client's own settings, as JSON text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preferences: Option<String>,
+}
+
 /// A user's row. Meters are not in here: they belong to the user's actor.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct User {
@@ -82,6 +184,78 @@ pub struct User {
     /// False: what the user says is not written into the conversation journal.
     #[serde(default = "yes")]
     pub log_conversations: bool,
+    #[serde(default)]
+    pub role: Role,
+    #[serde(default)]
+    pub vetting: Vetting,
+    #[serde(default)]
+    pub profile: Profile,
+    /// The kinds of answers the user's client may ask for.
+    #[serde(default = "default_access_rtype")]
+    pub access_rtype: Vec<String>,
+    #[serde(default = "default_level")]
+    pub level: String,
+    /// Staff's notes about the user, which he does not see.
+    #[serde(default)]
+    pub additional_notes: String,
+    /// A password that staff has chosen opens nothing but the page on which it is changed.
+    #[serde(default)]
+    pub must_change_password: bool,
+    /// Whether a second factor is asked for; its secret is in a row of its own.
+    #[serde(default)]
+    pub mfa_enabled: bool,
+    #[serde(default)]
+    pub deleted_at: Option<UnixMillis>,
+}
+
+impl User {
+    /// A user as he is after registration, without number and password.
+    pub fn new(username: Arc<str>, name: String, email: Arc<str>, plan: Arc<str>, created_at: UnixMillis) -> Self {
+        Self {
+            id: UserId(0),
+            username,
+            name,
+            email,
+            user_type: UserType::default(),
+            about_me: String::new(),
+            hobbies: String::new(),
+            plan,
+            status: Status::Active,
+            suspended_reason: None,
+            email_verified: false,
+            password_hash: None,
+            created_at,
+            last_login: None,
+            log_conversations: true,
+            role: Role::default(),
+            vetting: Vetting::default(),
+            profile: Profile::default(),
+            access_rtype: default_access_rtype(),
+            level: default_level(),
+            additional_notes: String::new(),
+            must_change_password: false,
+            mfa_enabled: false,
+            deleted_at: None,
+        }
+    }
+
+    /// How far the user is verified. Who changes his email begins anew, and has the rest back with the new one.
+    pub fn verification(&self) -> Verification {
+        match (self.email_verified, self.vetting) {
+            (false, _) => Verification::Unverified,
+            (true, Vetting::None) => Verification::EmailVerified,
+            (true, Vetting::Full) => Verification::FullyVerified,
+            (true, Vetting::Professional) => Verification::ProfessionalVerified,
+        }
+    }
+}
+
+fn default_access_rtype() -> Vec<String> {
+    vec!["bpe".into(), "tot".into()]
+}
+
+fn default_level() -> String {
+    "basic".into()
 }
 
 fn yes() -> bool {

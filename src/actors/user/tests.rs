@@ -19,7 +19,7 @@ use super::registry::Registry;
 use crate::clock::{Clock, UnixMillis};
 use crate::domain::ids::UserId;
 use crate::domain::meters::{MeterName, Micro, ResetHour};
-use crate::domain::user::{Status, User, UserType};
+use crate::domain::user::{Status, User};
 use crate::store::committer::{CommitPace, Committer, Epoch};
 use crate::store::memory::MemoryStore;
 use crate::store::{Batch, Order, Row, Store, StoreError, tables};
@@ -320,23 +320,8 @@ fn first_rows(names: &[MeterName]) -> Arc<MemoryStore> {
         let give = Command::Adjust { meter, delta: Micro(200) };
         super::ledger::step(&mut account, UnixMillis(1), ResetHour::default(), Recovery::Charge, give);
     }
-    let user = User {
-        id: USER,
-        username: "alice".into(),
-        name: "Alice".into(),
-        email: "alice@example.com".into(),
-        user_type: UserType::Personal,
-        about_me: String::new(),
-        hobbies: String::new(),
-        plan: "free".into(),
-        status: Status::Active,
-        suspended_reason: None,
-        email_verified: true,
-        password_hash: None,
-        created_at: UnixMillis(1),
-        last_login: None,
-        log_conversations: true,
-    };
+    let born = User::new("alice".into(), "Alice".into(), "alice@example.com".into(), "free".into(), UnixMillis(1));
+    let user = User { id: USER, email_verified: true, ..born };
     let mut batch = Batch::default();
     batch.put(tables::user(USER), tables::encode(&user).unwrap());
     batch.put(tables::meters(USER), tables::encode(&account.to_row()).unwrap());
