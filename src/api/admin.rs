@@ -6,15 +6,21 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::routing::{delete, get, post};
-use serde_json::json;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::credits;
+use super::document::{self, Document};
 use super::extract::{Call, Fields};
 use super::health::{self, Readiness};
 use super::operations;
-use super::public::profile_fields;
+use super::public::{NewKey, profile_fields};
 use super::render::{self, Answer};
+use super::shapes::{Listed, RuleShape, UserFull};
+use super::side_shapes::{
+    AdminMade, LogParams, NewAddressRule, NewAdmin, OneUser, PageParams, PanelHealth, Reason, RuleDone, StaffLoggedIn,
+    StaffLogin, StatisticsShape, TrailHead, TrailParams, UserCounts, UserGone, UserUpdate, WhitelistEntry,
+};
 use crate::accounts::Accounts;
 use crate::accounts::addresses::{NewRule, StoredRule};
 use crate::accounts::audit::changes;
@@ -41,41 +47,47 @@ pub struct SideState {
 
 pub(super) type Side = State<SideState>;
 
-const PANEL: &str = "/v1/admin-panel";
 /// As long as the journal keeps a model's name.
 const MAX_MODEL_BYTES: usize = 1024;
+
+/// Every path of the side port, with its description: what is not in it does not exist.
+fn paths() -> OpenApiRouter<SideState> {
+    OpenApiRouter::new()
+        .routes(routes!(login))
+        .routes(routes!(create_admin))
+        .routes(routes!(list_users))
+        .routes(routes!(get_user, put_user, delete_user))
+        .routes(routes!(suspend))
+        .routes(routes!(activate))
+        .routes(routes!(ban))
+        .routes(routes!(regenerate_key))
+        .routes(routes!(credits::adjust))
+        .routes(routes!(statistics))
+        .routes(routes!(message_logs))
+        .routes(routes!(list_whitelist, add_to_whitelist))
+        .routes(routes!(remove_from_whitelist))
+        .routes(routes!(list_rules, add_rule))
+        .routes(routes!(remove_rule))
+        .routes(routes!(credits::reset_limits))
+        .routes(routes!(operations::verify_ledger))
+        .routes(routes!(operations::backup))
+        .routes(routes!(security_logs))
+        .routes(routes!(security_logs_head))
+        .routes(routes!(panel_health))
+        .routes(routes!(health::metrics))
+        .routes(routes!(health::health))
+        .routes(routes!(health::ready))
+}
 
 /// The router of the side port.
 pub fn side_router(state: SideState) -> Router {
     let clock = state.accounts.clock().clone();
-    let panel = Router::new()
-        .route("/login", post(login))
-        .route("/create-admin", post(create_admin))
-        .route("/users", get(list_users))
-        .route("/users/{id}", get(get_user).put(put_user).delete(delete_user))
-        .route("/users/{id}/suspend", post(suspend))
-        .route("/users/{id}/activate", post(activate))
-        .route("/users/{id}/ban", post(ban))
-        .route("/users/{id}/keys/regenerate", post(regenerate_key))
-        .route("/users/{id}/credits", post(credits::adjust))
-        .route("/statistics", get(statistics))
-        .route("/message-logs/{user_id}", get(message_logs))
-        .route("/ip-whitelist", get(list_whitelist).post(add_to_whitelist))
-        .route("/ip-whitelist/{id}", delete(remove_from_whitelist))
-        .route("/ip-rules", get(list_rules).post(add_rule))
-        .route("/ip-rules/{id}", delete(remove_rule))
-        .route("/reset-limits", post(credits::reset_limits))
-        .route("/ledger/verify", get(operations::verify_ledger))
-        .route("/backup", get(operations::backup))
-        .route("/security-logs", get(security_logs))
-        .route("/security-logs/head", get(security_logs_head))
-        .route("/health", get(panel_health));
-    let router = Router::new()
-        .nest(PANEL, panel)
-        .route("/metrics", get(health::metrics))
-        .route("/health", get(health::health))
-        .route("/ready", get(health::ready));
-    super::finish(router, state, clock)
+    super::finish(paths().split_for_parts().0, state, clock)
+}
+
+/// The OpenAPI document of the side port.
+pub fn side_document() -> Document {
+    document::side(paths().into_openapi())
 }
 
 /// Who calls, if his role reaches `least`. Who does not get in is recorded.
@@ -112,6 +124,9 @@ pub(super) fn admin(side: &SideState, call: &Call) -> Result<StaffIdentity, Reje
     staff(side, call, StaffRole::Admin)
 }
 
+/// Opens a session of an admin.
+#[utoipa::path(post, path = "/v1/admin-panel/login", tag = "staff", request_body = StaffLogin, security(()),
+    responses((status = 200, body = StaffLoggedIn)))]
 async fn login(State(side): Side, call: Call) -> Answer {
     let mut fields = call.fields()?;
     let (username, password) = (fields.text("username"), fields.password("password")?);
@@ -121,14 +136,17 @@ async fn login(State(side): Side, call: Call) -> Answer {
     let address = call.address;
     let act = move |accounts: Arc<Accounts>| async move { accounts.staff_login(&username, password, address).await };
     let (staff, session) = side.accounts.audited(record, act, |(staff, _), record| record.by(staff).on(staff)).await?;
-    render::ok(json!({
-        "success": true,
-        "message": "Login successful",
-        "admin": render::staff(&staff),
-        "session": render::session(&session),
-    }))
+    render::ok(StaffLoggedIn {
+        success: true,
+        message: "Login successful",
+        admin: (&staff).into(),
+        session: (&session).into(),
+    })
 }
 
+/// Makes an admin; the very first member of the staff is a superadmin.
+#[utoipa::path(post, path = "/v1/admin-panel/create-admin", tag = "staff", request_body = NewAdmin,
+    security(("staff" = ["superadmin"])), responses((status = 200, body = AdminMade)))]
 async fn create_admin(State(side): Side, call: Call) -> Answer {
     let by = staff(&side, &call, StaffRole::Superadmin)?;
     let mut fields = call.fields()?;
@@ -144,14 +162,17 @@ async fn create_admin(State(side): Side, call: Call) -> Answer {
     let record = act_of(&by, &call, Action::StaffCreated).with("role", new.role.as_str());
     let act = move |accounts: Arc<Accounts>| async move { accounts.create_staff(new).await };
     let made = side.accounts.audited(record, act, |made, record| record.on(made)).await?;
-    render::ok(json!({"success": true, "message": "Admin created", "admin": render::staff(&made)}))
+    render::ok(AdminMade { success: true, message: "Admin created", admin: (&made).into() })
 }
 
+/// Users by number; with `search`, those whose username, name or email contains it.
+#[utoipa::path(get, path = "/v1/admin-panel/users", tag = "users", params(PageParams, ("search" = Option<String>, Query)),
+    security(("staff" = ["admin"])), responses((status = 200, body = Listed<UserFull>)))]
 async fn list_users(State(side): Side, call: Call) -> Answer {
     admin(&side, &call)?;
     let (page, page_size) = call.page()?;
     let found = side.accounts.list_users(page, page_size, call.query("search")).await?;
-    render::list(found, render::user_full)
+    render::ok(Listed::of(found, |user| UserFull::from(&user)))
 }
 
 /// The user a path names, by number or by username.
@@ -162,16 +183,19 @@ pub(super) fn user_in_path(side: &SideState, call: &Call) -> Result<UserId, Reje
     }
 }
 
+/// A user with his meters, by number or by username.
+#[utoipa::path(get, path = "/v1/admin-panel/users/{id}", tag = "users", security(("staff" = ["admin"])),
+    responses((status = 200, body = OneUser)))]
 async fn get_user(State(side): Side, call: Call) -> Answer {
     admin(&side, &call)?;
     let details = side.accounts.user_details(user_in_path(&side, &call)?)?;
-    render::ok(json!({"success": true, "user": render::user_details(&details)}))
+    render::ok(OneUser { success: true, message: None, user: (&details).into() })
 }
 
 /// A user after a change.
-fn changed(side: &SideState, message: &str, user: User) -> Answer {
+fn changed(side: &SideState, message: &'static str, user: User) -> Answer {
     let details = side.accounts.details(user)?;
-    render::ok(json!({"success": true, "message": message, "user": render::user_details(&details)}))
+    render::ok(OneUser { success: true, message: Some(message), user: (&details).into() })
 }
 
 fn update_fields(fields: &mut Fields) -> AdminUpdate {
@@ -194,6 +218,9 @@ fn update_fields(fields: &mut Fields) -> AdminUpdate {
     }
 }
 
+/// Changes a user; what is left out stays as it is.
+#[utoipa::path(put, path = "/v1/admin-panel/users/{id}", tag = "users", request_body = UserUpdate, security(("staff" = ["admin"])),
+    responses((status = 200, body = OneUser)))]
 async fn put_user(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     let mut fields = call.fields()?;
@@ -213,6 +240,9 @@ async fn put_user(State(side): Side, call: Call) -> Answer {
     changed(&side, "User updated", user)
 }
 
+/// Deletes a user; his credentials are dead at once.
+#[utoipa::path(delete, path = "/v1/admin-panel/users/{id}", tag = "users", params(("reason" = Option<String>, Query)),
+    security(("staff" = ["superadmin"])), responses((status = 200, body = UserGone)))]
 async fn delete_user(State(side): Side, call: Call) -> Answer {
     let by = staff(&side, &call, StaffRole::Superadmin)?;
     let reason = call.query("reason").map(str::to_owned);
@@ -221,7 +251,7 @@ async fn delete_user(State(side): Side, call: Call) -> Answer {
     let act = move |accounts: Arc<Accounts>| async move { accounts.delete_user(id, reason).await };
     let user = side.accounts.audited(record, act, on_user).await?;
     tracing::info!(user = %user.id, by = %by.username, "user deleted");
-    render::ok(json!({"success": true, "message": "User deleted", "user_id": user.id}))
+    render::ok(UserGone { success: true, message: "User deleted", user_id: user.id.0 })
 }
 
 fn reason(call: &Call) -> Result<Option<String>, Reject> {
@@ -231,6 +261,9 @@ fn reason(call: &Call) -> Result<Option<String>, Reject> {
     Ok(reason)
 }
 
+/// Stops a user's calls until he is activated.
+#[utoipa::path(post, path = "/v1/admin-panel/users/{id}/suspend", tag = "users", request_body = Option<Reason>, security(("staff" = ["admin"])),
+    responses((status = 200, body = OneUser)))]
 async fn suspend(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     let (id, reason) = (user_in_path(&side, &call)?, reason(&call)?);
@@ -241,6 +274,9 @@ async fn suspend(State(side): Side, call: Call) -> Answer {
     changed(&side, "User suspended", user)
 }
 
+/// Lets a user call again, or for the first time.
+#[utoipa::path(post, path = "/v1/admin-panel/users/{id}/activate", tag = "users", security(("staff" = ["admin"])),
+    responses((status = 200, body = OneUser)))]
 async fn activate(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     let id = user_in_path(&side, &call)?;
@@ -251,6 +287,9 @@ async fn activate(State(side): Side, call: Call) -> Answer {
     changed(&side, "User activated", user)
 }
 
+/// As suspending, in another word: for good.
+#[utoipa::path(post, path = "/v1/admin-panel/users/{id}/ban", tag = "users", request_body = Option<Reason>, security(("staff" = ["admin"])),
+    responses((status = 200, body = OneUser)))]
 async fn ban(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     let (id, reason) = (user_in_path(&side, &call)?, reason(&call)?);
@@ -261,6 +300,9 @@ async fn ban(State(side): Side, call: Call) -> Answer {
     changed(&side, "User banned", user)
 }
 
+/// Replaces a user's default key.
+#[utoipa::path(post, path = "/v1/admin-panel/users/{id}/keys/regenerate", tag = "users", security(("staff" = ["admin"])),
+    responses((status = 200, body = NewKey)))]
 async fn regenerate_key(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     let user = user_in_path(&side, &call)?;
@@ -268,29 +310,35 @@ async fn regenerate_key(State(side): Side, call: Call) -> Answer {
     let act = move |accounts: Arc<Accounts>| async move { accounts.regenerate_key(user).await };
     let key = side.accounts.audited(record, act, |_, record| record).await?;
     tracing::info!(%user, by = %by.username, "key regenerated");
-    render::ok(json!({"success": true, "message": "API key regenerated", "api_key": key.expose()}))
+    render::ok(NewKey { success: true, message: "API key regenerated", api_key: key.expose().to_owned() })
 }
 
+/// Counts over all users.
+#[utoipa::path(get, path = "/v1/admin-panel/statistics", tag = "system", security(("staff" = ["admin"])),
+    responses((status = 200, body = StatisticsShape)))]
 async fn statistics(State(side): Side, call: Call) -> Answer {
     admin(&side, &call)?;
     let counts = side.accounts.statistics().await?;
-    render::ok(json!({
-        "success": true,
-        "users": {
-            "total": counts.total,
-            "active": counts.active,
-            "pending": counts.pending,
-            "suspended": counts.suspended,
-            "banned": counts.banned,
-            "deleted": counts.deleted,
-            "verified": counts.verified,
+    render::ok(StatisticsShape {
+        success: true,
+        users: UserCounts {
+            total: counts.total,
+            active: counts.active,
+            pending: counts.pending,
+            suspended: counts.suspended,
+            banned: counts.banned,
+            deleted: counts.deleted,
+            verified: counts.verified,
         },
-        "live_users": counts.live,
-        "holds_open": counts.holds_open,
-        "requests_in_flight": side.accounts.metrics().in_flight(),
-    }))
+        live_users: counts.live,
+        holds_open: counts.holds_open,
+        requests_in_flight: side.accounts.metrics().in_flight(),
+    })
 }
 
+/// A user's conversations, newest first.
+#[utoipa::path(get, path = "/v1/admin-panel/message-logs/{user_id}", tag = "logs", params(PageParams, LogParams), security(("staff" = ["admin"])),
+    responses((status = 200, body = Listed<serde_json::Value>)))]
 async fn message_logs(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     let (page, page_size) = call.page()?;
@@ -314,14 +362,20 @@ async fn message_logs(State(side): Side, call: Call) -> Answer {
 fn rules(side: &SideState, call: &Call, kind: Option<RuleKind>) -> Answer {
     let (page, page_size) = call.page()?;
     let (items, total) = side.accounts.addresses().list(kind, page, page_size);
-    render::list(Page { items, page, page_size, total: total as u64 }, render::address_rule)
+    render::ok(Listed::of(Page { items, page, page_size, total: total as u64 }, |rule| RuleShape::from(&rule)))
 }
 
+/// The addresses that are let in.
+#[utoipa::path(get, path = "/v1/admin-panel/ip-whitelist", tag = "addresses", params(PageParams), security(("staff" = ["admin"])),
+    responses((status = 200, body = Listed<RuleShape>)))]
 async fn list_whitelist(State(side): Side, call: Call) -> Answer {
     admin(&side, &call)?;
     rules(&side, &call, Some(RuleKind::Allow))
 }
 
+/// All address rules.
+#[utoipa::path(get, path = "/v1/admin-panel/ip-rules", tag = "addresses", params(PageParams), security(("staff" = ["admin"])),
+    responses((status = 200, body = Listed<RuleShape>)))]
 async fn list_rules(State(side): Side, call: Call) -> Answer {
     admin(&side, &call)?;
     rules(&side, &call, None)
@@ -352,14 +406,20 @@ async fn make_rule(
         move |accounts: Arc<Accounts>| async move { accounts.addresses().add(rule, accounts.clock().now()).await };
     let made = side.accounts.audited(record, act, |made, record| record.on(made)).await?;
     tracing::info!(rule = made.id, network = %made.network, kind = made.kind.as_str(), by = %made.created_by, "address rule made");
-    render::ok(json!({"success": true, "message": "Address rule added", "entry": render::address_rule(&made)}))
+    render::ok(RuleDone { success: true, message: "Address rule added", entry: (&made).into() })
 }
 
+/// Lets an address or a network in.
+#[utoipa::path(post, path = "/v1/admin-panel/ip-whitelist", tag = "addresses", request_body = WhitelistEntry, security(("staff" = ["admin"])),
+    responses((status = 200, body = RuleDone)))]
 async fn add_to_whitelist(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     make_rule(&side, &call, by, call.fields()?, "ip_address", Some(RuleKind::Allow)).await
 }
 
+/// Lets an address or a network in, or keeps it out.
+#[utoipa::path(post, path = "/v1/admin-panel/ip-rules", tag = "addresses", request_body = NewAddressRule, security(("staff" = ["admin"])),
+    responses((status = 200, body = RuleDone)))]
 async fn add_rule(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     let mut fields = call.fields()?;
@@ -374,14 +434,20 @@ async fn drop_rule(side: &SideState, call: &Call, by: StaffIdentity, kind: Optio
     let tell = |gone: &StoredRule, record: Record| record.on(gone).with("kind", gone.kind.as_str());
     let gone = side.accounts.audited(record, act, tell).await?;
     tracing::info!(rule = gone.id, network = %gone.network, by = %by.username, "address rule removed");
-    render::ok(json!({"success": true, "message": "Address rule removed", "entry": render::address_rule(&gone)}))
+    render::ok(RuleDone { success: true, message: "Address rule removed", entry: (&gone).into() })
 }
 
+/// Takes an address from the whitelist.
+#[utoipa::path(delete, path = "/v1/admin-panel/ip-whitelist/{id}", tag = "addresses", security(("staff" = ["admin"])),
+    responses((status = 200, body = RuleDone)))]
 async fn remove_from_whitelist(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     drop_rule(&side, &call, by, Some(RuleKind::Allow)).await
 }
 
+/// Removes an address rule.
+#[utoipa::path(delete, path = "/v1/admin-panel/ip-rules/{id}", tag = "addresses", security(("staff" = ["admin"])),
+    responses((status = 200, body = RuleDone)))]
 async fn remove_rule(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     drop_rule(&side, &call, by, None).await
@@ -389,6 +455,9 @@ async fn remove_rule(State(side): Side, call: Call) -> Answer {
 
 const TIME: &str = "must be a time such as 2026-12-31T23:59:59Z";
 
+/// The newest records of the audit trail, newest first.
+#[utoipa::path(get, path = "/v1/admin-panel/security-logs", tag = "logs", params(PageParams, TrailParams), security(("staff" = ["admin"])),
+    responses((status = 200, body = Listed<serde_json::Value>)))]
 async fn security_logs(State(side): Side, call: Call) -> Answer {
     admin(&side, &call)?;
     let (page, page_size) = call.page()?;
@@ -407,22 +476,27 @@ async fn security_logs(State(side): Side, call: Call) -> Answer {
     render::raw_list(found)
 }
 
-/// How far the trail has come: for `audit verify` beside a running server, and to be noted elsewhere.
+/// How far the audit trail has come: for `audit verify` beside a running server, and to be noted elsewhere.
+#[utoipa::path(get, path = "/v1/admin-panel/security-logs/head", tag = "logs", security(("staff" = ["admin"])),
+    responses((status = 200, body = TrailHead)))]
 async fn security_logs_head(State(side): Side, call: Call) -> Answer {
     admin(&side, &call)?;
     let head = side.accounts.audit().head();
-    render::ok(json!({"success": true, "sequence": head.sequence, "mac": head.mac}))
+    render::ok(TrailHead { success: true, sequence: head.sequence, mac: head.mac })
 }
 
+/// How the service is, for people.
+#[utoipa::path(get, path = "/v1/admin-panel/health", tag = "system", security(("staff" = ["admin"])),
+    responses((status = 200, body = PanelHealth)))]
 async fn panel_health(State(side): Side, call: Call) -> Answer {
     admin(&side, &call)?;
     let ready = (side.readiness)();
-    render::ok(json!({
-        "success": true,
-        "status": if ready.is_ok() { "healthy" } else { "degraded" },
-        "reason": ready.err(),
-        "version": env!("CARGO_PKG_VERSION"),
-        "requests_in_flight": side.accounts.metrics().in_flight(),
-        "addresses_blocked": side.accounts.blocks().blocked(),
-    }))
+    render::ok(PanelHealth {
+        success: true,
+        status: if ready.is_ok() { "healthy" } else { "degraded" },
+        reason: ready.err(),
+        version: env!("CARGO_PKG_VERSION"),
+        requests_in_flight: side.accounts.metrics().in_flight(),
+        addresses_blocked: side.accounts.blocks().blocked(),
+    })
 }

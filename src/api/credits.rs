@@ -5,11 +5,14 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use serde_json::json;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
 
 use super::admin::{Side, act_of, act_on, admin, user_in_path};
 use super::extract::Call;
 use super::render::{self, Answer};
+use super::shapes::{self, MeterShape};
 use crate::accounts::Accounts;
 use crate::accounts::credits::{Adjustment, Whose};
 use crate::accounts::users::MeterView;
@@ -21,7 +24,30 @@ use crate::error::Reject;
 /// The meter that is meant when none is named.
 const USUAL_METER: &str = "credits";
 
-/// `POST users/{id}/credits {meter?, amount, reason?}`.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "the handler reads its fields itself; this is their description")]
+pub(super) struct Adjust {
+    #[schema(example = "credits")]
+    meter: Option<String>,
+    /// What is given, or, below zero, taken; never below a balance of zero.
+    #[schema(example = 100)]
+    amount: f64,
+    reason: Option<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(super) struct Adjusted {
+    #[schema(example = true)]
+    success: bool,
+    message: &'static str,
+    user_id: u64,
+    /// By the meter's name, as they stand now.
+    meters: BTreeMap<String, MeterShape>,
+}
+
+/// Gives credits to a user on any of his meters, or takes them.
+#[utoipa::path(post, path = "/v1/admin-panel/users/{id}/credits", tag = "credits", request_body = Adjust,
+    security(("staff" = ["admin"])), responses((status = 200, body = Adjusted)))]
 pub async fn adjust(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     let id = user_in_path(&side, &call)?;
@@ -45,15 +71,27 @@ pub async fn adjust(State(side): Side, call: Call) -> Answer {
         record.with("balance_after", after)
     };
     let meters = side.accounts.audited(record, act, tell).await?;
-    render::ok(json!({
-        "success": true,
-        "message": "Credits adjusted",
-        "user_id": id,
-        "meters": render::meters(&meters),
-    }))
+    render::ok(Adjusted { success: true, message: "Credits adjusted", user_id: id.0, meters: shapes::meters(&meters) })
 }
 
-/// `POST reset-limits {user_id? | username?}`; without either, everybody's.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "as Adjust")]
+pub(super) struct ResetLimits {
+    user_id: Option<u64>,
+    username: Option<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(super) struct LimitsSetBack {
+    #[schema(example = true)]
+    success: bool,
+    message: &'static str,
+    users: u64,
+}
+
+/// Sets a user's meters to their reset amounts; without a user, everybody's.
+#[utoipa::path(post, path = "/v1/admin-panel/reset-limits", tag = "credits", request_body = Option<ResetLimits>,
+    security(("staff" = ["admin"])), responses((status = 200, body = LimitsSetBack)))]
 pub async fn reset_limits(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     let mut fields = call.optional_fields()?;
@@ -77,5 +115,5 @@ pub async fn reset_limits(State(side): Side, call: Call) -> Answer {
     };
     let act = move |accounts: Arc<Accounts>| async move { accounts.reset_limits(whose, &by.username).await };
     let users = side.accounts.audited(record, act, |users, record| record.with("users", *users)).await?;
-    render::ok(json!({"success": true, "message": "Limits reset", "users": users}))
+    render::ok(LimitsSetBack { success: true, message: "Limits reset", users })
 }

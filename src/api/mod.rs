@@ -6,12 +6,15 @@
 
 pub mod admin;
 pub mod credits;
+pub mod document;
 pub mod extract;
 pub mod health;
 pub mod operations;
 pub mod public;
 pub mod render;
 pub mod serve;
+pub mod shapes;
+pub mod side_shapes;
 #[cfg(test)]
 mod tests;
 
@@ -22,9 +25,9 @@ use crate::clock::Clock;
 use crate::error::Reject;
 use render::Refused;
 
-pub use admin::{SideState, side_router};
+pub use admin::{SideState, side_document, side_router};
 pub use health::Readiness;
-pub use public::public_router;
+pub use public::{public_document, public_router};
 
 /// What both faces have in common: unknown paths, wrong methods, and the body of every refusal.
 fn finish<S: Clone + Send + Sync + 'static>(router: Router<S>, state: S, clock: Clock) -> Router {

@@ -32,6 +32,8 @@ const PIECES: usize = 4;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Every account's arithmetic, and who is off.
+#[utoipa::path(get, path = "/v1/admin-panel/ledger/verify", tag = "system", security(("staff" = ["admin"])),
+    responses((status = 200, description = "The report of `tollgate ledger verify`.", body = Object)))]
 pub async fn verify_ledger(State(side): State<SideState>, call: Call) -> Answer {
     staff(&side, &call, StaffRole::Admin)?;
     let report = side.accounts.verify_ledger().await?;
@@ -39,6 +41,10 @@ pub async fn verify_ledger(State(side): State<SideState>, call: Call) -> Answer 
 }
 
 /// The whole state as a stream. Whoever has it has everything, so it is for superadmins.
+#[utoipa::path(get, path = "/v1/admin-panel/backup", tag = "system",
+    params(("secrets" = Option<bool>, Query, description = "Whether what opens the state is in it; it is unless false.")),
+    security(("staff" = ["superadmin"])),
+    responses((status = 200, description = "A file for `tollgate restore`.", body = Vec<u8>, content_type = "application/octet-stream")))]
 pub async fn backup(State(side): State<SideState>, call: Call) -> Answer {
     let by = staff(&side, &call, StaffRole::Superadmin)?;
     let source = side.backups.clone().ok_or(Reject::NotFound)?;

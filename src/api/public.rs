@@ -2,18 +2,24 @@
 //!
 //! Owns these paths. Knows a caller by his session token alone: an API key calls upstreams, it does not manage accounts.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::routing::{get, post};
-use serde_json::json;
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
+use super::document::{self, Document};
 use super::extract::{Call, Fields};
 use super::render::{self, Answer};
+use super::shapes::{self, Done, MeterShape, QuotaShape, Time, Tokens, UserBrief, UserDetails};
 use crate::accounts::Accounts;
 use crate::accounts::audit::changes;
 use crate::accounts::keys::DEFAULT_KEY;
+use crate::accounts::passwords::Password;
 use crate::accounts::sessions::LoginRequest;
 use crate::accounts::users::{ProfileUpdate, Registration};
 use crate::actors::audit::{Action, Actor, Record};
@@ -23,20 +29,29 @@ use crate::error::Reject;
 
 type Api = State<Arc<Accounts>>;
 
+/// Every path of the public listener that is answered here, with its description: what is not in it does not exist.
+fn paths() -> OpenApiRouter<Arc<Accounts>> {
+    OpenApiRouter::new()
+        .routes(routes!(register))
+        .routes(routes!(login))
+        .routes(routes!(refresh))
+        .routes(routes!(logout))
+        .routes(routes!(profile, update_profile))
+        .routes(routes!(api_key))
+        .routes(routes!(regenerate_key))
+        .routes(routes!(usage))
+        .routes(routes!(quota))
+}
+
 /// The router of the public listener's local paths.
 pub fn public_router(accounts: Arc<Accounts>) -> Router {
     let clock = accounts.clock().clone();
-    let router = Router::new()
-        .route("/v1/users/register", post(register))
-        .route("/v1/users/login", post(login))
-        .route("/v1/users/refresh", post(refresh))
-        .route("/v1/users/logout", post(logout))
-        .route("/v1/users/profile", get(profile).put(update_profile))
-        .route("/v1/users/api-key", get(api_key))
-        .route("/v1/users/api-key/regenerate", post(regenerate_key))
-        .route("/v1/users/usage", get(usage))
-        .route("/v1/users/quota", get(quota));
-    super::finish(router, accounts, clock)
+    super::finish(paths().split_for_parts().0, accounts, clock)
+}
+
+/// The OpenAPI document of the public listener's local paths.
+pub fn public_document() -> Document {
+    document::public(paths().into_openapi())
 }
 
 /// The record of what somebody does before we know him.
@@ -51,85 +66,202 @@ fn own_act(call: &Call, action: Action, user: &User) -> Record {
 
 const USER_TYPES: &str = "must be \"Personal\" or \"Business\"";
 
+#[derive(ToSchema)]
+struct RegisterRequest {
+    /// 3 to 50 letters, digits, hyphens or underscores, and not a number; unique without case.
+    #[schema(example = "johndoe")]
+    username: String,
+    /// 2 to 100 characters.
+    #[schema(example = "John Doe")]
+    name: String,
+    #[schema(example = "john@example.com")]
+    email: String,
+    #[schema(value_type = String, format = Password, example = "SecurePass123")]
+    password: Password,
+    /// `Personal` or `Business`.
+    #[schema(value_type = Option<String>, example = "Personal")]
+    user_type: Option<UserType>,
+    /// At most 1000 characters, as `hobbies`.
+    about_me: Option<String>,
+    hobbies: Option<String>,
+}
+
+impl RegisterRequest {
+    fn read(call: &Call) -> Result<Self, Reject> {
+        let mut fields = call.fields()?;
+        let request = Self {
+            username: fields.text("username"),
+            name: fields.text("name"),
+            email: fields.text("email"),
+            password: fields.password("password")?,
+            user_type: fields.optional_parsed("user_type", USER_TYPES, UserType::parse),
+            about_me: fields.optional_text("about_me"),
+            hobbies: fields.optional_text("hobbies"),
+        };
+        fields.done()?;
+        Ok(request)
+    }
+}
+
+impl From<RegisterRequest> for Registration {
+    fn from(request: RegisterRequest) -> Self {
+        Self {
+            username: request.username,
+            name: request.name,
+            email: request.email,
+            password: request.password,
+            user_type: request.user_type.unwrap_or_default(),
+            about_me: request.about_me.unwrap_or_default(),
+            hobbies: request.hobbies.unwrap_or_default(),
+        }
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+struct Registered {
+    #[schema(example = true)]
+    success: bool,
+    message: &'static str,
+    user_id: u64,
+    username: String,
+    email: String,
+    /// The user's default key.
+    #[schema(example = "pe-rqrFLve5ZM63ZL1XtREaiLrlrNreu20Y")]
+    api_key: String,
+    verification_required: bool,
+}
+
+/// Makes an account and its API key.
+#[utoipa::path(post, path = "/v1/users/register", tag = "account", request_body = RegisterRequest, security(()),
+    responses((status = 200, body = Registered)))]
 async fn register(State(accounts): Api, call: Call) -> Answer {
-    let mut fields = call.fields()?;
-    let new = Registration {
-        username: fields.text("username"),
-        name: fields.text("name"),
-        email: fields.text("email"),
-        password: fields.password("password")?,
-        user_type: fields.optional_parsed("user_type", USER_TYPES, UserType::parse).unwrap_or_default(),
-        about_me: fields.optional_text("about_me").unwrap_or_default(),
-        hobbies: fields.optional_text("hobbies").unwrap_or_default(),
-    };
-    fields.done()?;
+    let new = RegisterRequest::read(&call)?.into();
     let record = stranger(&call, Action::UserRegistered);
     let act = move |accounts: Arc<Accounts>| async move { accounts.register(new).await };
     let made = accounts.audited(record, act, |made, record| record.by(&made.user).on(&made.user)).await?;
-    render::ok(json!({
-        "success": true,
-        "message": "User registered successfully",
-        "user_id": made.user.id,
-        "username": &*made.user.username,
-        "email": &*made.user.email,
-        "api_key": made.api_key.expose(),
-        "verification_required": made.verification_required,
-    }))
+    render::ok(Registered {
+        success: true,
+        message: "User registered successfully",
+        user_id: made.user.id.0,
+        username: made.user.username.to_string(),
+        email: made.user.email.to_string(),
+        api_key: made.api_key.expose().to_owned(),
+        verification_required: made.verification_required,
+    })
 }
 
+/// `username` counts before `email`; either may be in either.
+#[derive(ToSchema)]
+struct LoginBody {
+    #[schema(example = "john@example.com")]
+    email: Option<String>,
+    username: Option<String>,
+    #[schema(value_type = String, format = Password, example = "SecurePass123")]
+    password: Password,
+}
+
+impl LoginBody {
+    fn read(call: &Call) -> Result<Self, Reject> {
+        let mut fields = call.fields()?;
+        let username = fields.optional_text("username");
+        let email = if username.is_some() { None } else { Some(fields.text("email")) };
+        let body = Self { email, username, password: fields.password("password")? };
+        fields.done()?;
+        Ok(body)
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+struct LoggedIn {
+    #[schema(example = true)]
+    success: bool,
+    message: &'static str,
+    user: UserBrief,
+    session: Tokens,
+}
+
+/// Opens a session.
+#[utoipa::path(post, path = "/v1/users/login", tag = "sessions", request_body = LoginBody, security(()),
+    responses((status = 200, body = LoggedIn)))]
 async fn login(State(accounts): Api, call: Call) -> Answer {
-    let mut fields = call.fields()?;
-    let request = LoginRequest {
-        identifier: match fields.optional_text("username") {
-            Some(username) => username,
-            None => fields.text("email"),
-        },
-        password: fields.password("password")?,
-        address: call.address,
-        user_agent: call.user_agent.clone(),
-    };
-    fields.done()?;
+    let LoginBody { email, username, password } = LoginBody::read(&call)?;
+    let identifier = username.or(email).unwrap_or_default();
+    let request = LoginRequest { identifier, password, address: call.address, user_agent: call.user_agent.clone() };
     let record = stranger(&call, Action::LoginSucceeded).or(Action::LoginFailed);
     let record = record.on_any(accounts.login_target(&request.identifier)?);
     let act = move |accounts: Arc<Accounts>| async move { accounts.login(request).await };
     let (user, session) = accounts.audited(record, act, |(user, _), record| record.by(user).on(user)).await?;
-    render::ok(json!({
-        "success": true,
-        "message": "Login successful",
-        "user": render::user_brief(&user),
-        "session": render::session(&session),
-    }))
+    render::ok(LoggedIn {
+        success: true,
+        message: "Login successful",
+        user: (&user).into(),
+        session: (&session).into(),
+    })
 }
 
+#[derive(ToSchema)]
+struct RefreshRequest {
+    refresh_token: String,
+}
+
+impl RefreshRequest {
+    fn read(call: &Call) -> Result<Self, Reject> {
+        let mut fields = call.fields()?;
+        let request = Self { refresh_token: fields.text("refresh_token") };
+        fields.done()?;
+        Ok(request)
+    }
+}
+
+#[derive(Serialize, ToSchema)]
+struct Refreshed {
+    #[schema(example = true)]
+    success: bool,
+    message: &'static str,
+    session: Tokens,
+}
+
+/// Exchanges a refresh token for new tokens.
+#[utoipa::path(post, path = "/v1/users/refresh", tag = "sessions", request_body = RefreshRequest, security(()),
+    responses((status = 200, body = Refreshed)))]
 async fn refresh(State(accounts): Api, call: Call) -> Answer {
-    let mut fields = call.fields()?;
-    let token = fields.text("refresh_token");
-    fields.done()?;
+    let RefreshRequest { refresh_token } = RefreshRequest::read(&call)?;
     let record = stranger(&call, Action::SessionRefreshed);
     let act = move |accounts: Arc<Accounts>| async move {
-        let session = accounts.refresh(&token).await?;
+        let session = accounts.refresh(&refresh_token).await?;
         let Principal::User(id) = session.principal else { return Err(Reject::Unauthenticated) };
         Ok((accounts.user(id)?, session))
     };
     let (_, session) = accounts.audited(record, act, |(user, _), record| record.by(user).on(user)).await?;
-    render::ok(json!({
-        "success": true,
-        "message": "Session refreshed",
-        "session": render::session(&session),
-    }))
+    render::ok(Refreshed { success: true, message: "Session refreshed", session: (&session).into() })
 }
 
+/// Ends the session whose token the call carries.
+#[utoipa::path(post, path = "/v1/users/logout", tag = "sessions", security(("session" = [])),
+    responses((status = 200, body = Done)))]
 async fn logout(State(accounts): Api, call: Call) -> Answer {
     let (record, token) = (stranger(&call, Action::SessionEnded), call.token()?.to_owned());
     let act = move |accounts: Arc<Accounts>| async move { accounts.user(accounts.logout(&token).await?) };
     accounts.audited(record, act, |user, record| record.by(user).on(user)).await?;
-    render::ok(json!({"success": true, "message": "Logged out"}))
+    render::ok(Done::new("Logged out"))
 }
 
+#[derive(Serialize, ToSchema)]
+struct OwnProfile {
+    #[schema(example = true)]
+    success: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<&'static str>,
+    user: UserDetails,
+}
+
+/// The caller's account.
+#[utoipa::path(get, path = "/v1/users/profile", tag = "account", security(("session" = [])),
+    responses((status = 200, body = OwnProfile)))]
 async fn profile(State(accounts): Api, call: Call) -> Answer {
     let user = accounts.user_of_session(call.token()?)?;
     let details = accounts.details(user)?;
-    render::ok(json!({"success": true, "user": render::user_details(&details)}))
+    render::ok(OwnProfile { success: true, message: None, user: (&details).into() })
 }
 
 /// The fields that a user and staff may change alike.
@@ -142,6 +274,20 @@ pub(super) fn profile_fields(fields: &mut Fields) -> ProfileUpdate {
     }
 }
 
+/// What is left out stays as it is.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "read by profile_fields; this is its description")]
+struct ProfileRequest {
+    name: Option<String>,
+    about_me: Option<String>,
+    hobbies: Option<String>,
+    /// `Personal` or `Business`.
+    user_type: Option<String>,
+}
+
+/// Changes the caller's account.
+#[utoipa::path(put, path = "/v1/users/profile", tag = "account", request_body = ProfileRequest,
+    security(("session" = [])), responses((status = 200, body = OwnProfile)))]
 async fn update_profile(State(accounts): Api, call: Call) -> Answer {
     let user = accounts.user_of_session(call.token()?)?;
     let mut fields = call.fields()?;
@@ -151,38 +297,83 @@ async fn update_profile(State(accounts): Api, call: Call) -> Answer {
     let act = move |accounts: Arc<Accounts>| async move { accounts.update_profile(user.id, update).await };
     let (user, _) = accounts.audited(record, act, |(_, list), record| record.with("changes", changes(list))).await?;
     let details = accounts.details(user)?;
-    render::ok(json!({"success": true, "message": "Profile updated", "user": render::user_details(&details)}))
+    render::ok(OwnProfile { success: true, message: Some("Profile updated"), user: (&details).into() })
 }
 
+#[derive(Serialize, ToSchema)]
+struct OwnKey {
+    #[schema(example = true)]
+    success: bool,
+    /// Only a MAC of the key is kept, so there is nothing to show.
+    key: Option<String>,
+    #[schema(example = "pe-rqrF…")]
+    masked: String,
+    created_at: Time,
+}
+
+/// The caller's default key.
+#[utoipa::path(get, path = "/v1/users/api-key", tag = "keys", security(("session" = [])),
+    responses((status = 200, body = OwnKey)))]
 async fn api_key(State(accounts): Api, call: Call) -> Answer {
     let user = accounts.user_of_session(call.token()?)?;
     let keys = accounts.keys(user.id)?;
     let key = keys.iter().find(|key| key.name == DEFAULT_KEY).ok_or(Reject::NotFound)?;
-    // Only a MAC of it is kept, so there is nothing to show but this.
-    render::ok(json!({
-        "success": true,
-        "key": null,
-        "masked": key.masked,
-        "created_at": key.created_at.rfc3339(),
-    }))
+    render::ok(OwnKey { success: true, key: None, masked: key.masked.clone(), created_at: key.created_at.into() })
 }
 
+/// A new key, shown here and never again.
+#[derive(Serialize, ToSchema)]
+pub(super) struct NewKey {
+    #[schema(example = true)]
+    pub(super) success: bool,
+    pub(super) message: &'static str,
+    #[schema(example = "pe-rqrFLve5ZM63ZL1XtREaiLrlrNreu20Y")]
+    pub(super) api_key: String,
+}
+
+/// Replaces the caller's default key; the old one is dead at once.
+#[utoipa::path(post, path = "/v1/users/api-key/regenerate", tag = "keys", security(("session" = [])),
+    responses((status = 200, body = NewKey)))]
 async fn regenerate_key(State(accounts): Api, call: Call) -> Answer {
     let user = accounts.user_of_session(call.token()?)?;
     let record = own_act(&call, Action::KeyRegenerated, &user);
     let act = move |accounts: Arc<Accounts>| async move { accounts.regenerate_key(user.id).await };
     let key = accounts.audited(record, act, |_, record| record).await?;
-    render::ok(json!({"success": true, "message": "API key regenerated", "api_key": key.expose()}))
+    render::ok(NewKey { success: true, message: "API key regenerated", api_key: key.expose().to_owned() })
 }
 
+#[derive(Serialize, ToSchema)]
+struct OwnUsage {
+    #[schema(example = true)]
+    success: bool,
+    subscription_plan: String,
+    /// By the meter's name.
+    meters: BTreeMap<String, MeterShape>,
+}
+
+/// What the caller has used.
+#[utoipa::path(get, path = "/v1/users/usage", tag = "usage", security(("session" = [])),
+    responses((status = 200, body = OwnUsage)))]
 async fn usage(State(accounts): Api, call: Call) -> Answer {
     let user = accounts.user_of_session(call.token()?)?;
-    let meters = accounts.meters(user.id)?;
-    render::ok(json!({"success": true, "subscription_plan": &*user.plan, "meters": render::meters(&meters)}))
+    let meters = shapes::meters(&accounts.meters(user.id)?);
+    render::ok(OwnUsage { success: true, subscription_plan: user.plan.to_string(), meters })
 }
 
+#[derive(Serialize, ToSchema)]
+struct OwnQuota {
+    #[schema(example = true)]
+    success: bool,
+    subscription_plan: String,
+    /// By the meter's name.
+    quota: BTreeMap<String, QuotaShape>,
+}
+
+/// What the caller may still use.
+#[utoipa::path(get, path = "/v1/users/quota", tag = "usage", security(("session" = [])),
+    responses((status = 200, body = OwnQuota)))]
 async fn quota(State(accounts): Api, call: Call) -> Answer {
     let user = accounts.user_of_session(call.token()?)?;
-    let meters = accounts.meters(user.id)?;
-    render::ok(json!({"success": true, "subscription_plan": &*user.plan, "quota": render::quotas(&meters)}))
+    let quota = shapes::quotas(&accounts.meters(user.id)?);
+    render::ok(OwnQuota { success: true, subscription_plan: user.plan.to_string(), quota })
 }
