@@ -2,18 +2,19 @@
 
 CARGO ?= cargo
 VENV := target/venv
-OPENAI_VERSION := 3.52.0
-DUCKDB_VERSION := 1.5.6
+# Clients that the tests drive; a change here installs them anew.
+CLIENTS := openai==3.52.0 duckdb==1.5.6 schemathesis==4.32.5
+CLIENTS_STAMP := $(VENV)/.$(subst $(eval ) ,-,$(CLIENTS))
 
-.PHONY: demo test crash lint bench fuzz soak openai-client
+.PHONY: demo test crash lint bench fuzz soak clients
 
 demo:
 	$(CARGO) build --release --quiet
 	./target/release/tollgate demo $(DEMO_ARGS)
 
-# One binary of integration tests; those that drive the OpenAI client and DuckDB need Python with the packages. The benchmarks are only
+# One binary of integration tests; those that drive clients need Python with them. The benchmarks are only
 # built, by `make lint`.
-test: openai-client
+test: clients
 	TOLLGATE_TEST_PYTHON=$(abspath $(VENV))/bin/python $(CARGO) test --lib --bins --test it
 	$(CARGO) test --doc
 	$(MAKE) crash
@@ -24,10 +25,10 @@ crash:
 	TOLLGATE_CRASH_CYCLES=$(CYCLES) TOLLGATE_CRASH_ONLY=$(ONLY) TOLLGATE_CRASH_SEED=$(SEED) TOLLGATE_CRASH_BACKENDS=$(BACKENDS) \
 	  $(CARGO) test --features failpoints --test crash
 
-openai-client: $(VENV)/.openai-$(OPENAI_VERSION)-duckdb-$(DUCKDB_VERSION)
+clients: $(CLIENTS_STAMP)
 
-$(VENV)/.openai-$(OPENAI_VERSION)-duckdb-$(DUCKDB_VERSION):
-	./tests/install-openai-client.sh $(VENV) $(OPENAI_VERSION) $(DUCKDB_VERSION)
+$(CLIENTS_STAMP):
+	./tests/install-clients.sh $(VENV) $(CLIENTS)
 	touch $@
 
 lint:

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tollgate::commands::{self, admin, audit, backup, demo, export, ledger, logs, serve};
+use tollgate::commands::{self, admin, audit, backup, demo, export, ledger, logs, openapi, serve};
 
 // Fewer and cheaper trips to the kernel than the system's allocator under many small buffers; see benches/README.md.
 #[global_allocator]
@@ -78,6 +78,11 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Print the OpenAPI 3.1 document of a port.
+    Openapi {
+        #[arg(value_enum, default_value = "public")]
+        port: Port,
+    },
     /// Read the audit trail: who did what, from where, with what result.
     Audit {
         #[command(flatten)]
@@ -85,6 +90,12 @@ enum Command {
         #[command(subcommand)]
         command: AuditCommand,
     },
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Port {
+    Public,
+    Admin,
 }
 
 #[derive(Subcommand)]
@@ -191,6 +202,7 @@ fn main() -> ExitCode {
             export::run(config.config.as_deref(), args.into())
         }
         Command::Ledger { config, command: LedgerCommand::Verify } => ledger::verify(config.config.as_deref()),
+        Command::Openapi { port } => openapi::print(matches!(port, Port::Admin)),
         Command::Backup { config, file, without_secrets } => {
             backup::backup(config.config.as_deref(), &file, !without_secrets)
         }

@@ -10,6 +10,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::credits;
+use super::docs;
 use super::document::{self, Document};
 use super::extract::{Call, Fields};
 use super::health::{self, Readiness};
@@ -77,6 +78,7 @@ fn paths() -> OpenApiRouter<SideState> {
         .routes(routes!(health::metrics))
         .routes(routes!(health::health))
         .routes(routes!(health::ready))
+        .merge(docs::paths())
 }
 
 /// The router of the side port.

@@ -111,7 +111,8 @@ fn parts(path: &str) -> impl Iterator<Item = &str> {
 /// Unique, because a method and a path are.
 fn operation_id(path: &str, method: &str) -> String {
     let words = path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
-    words.fold(method.to_owned(), |id, word| format!("{id}_{word}"))
+    let id = words.fold(method.to_owned(), |id, word| format!("{id}_{word}"));
+    if path.ends_with('/') { id + "_" } else { id }
 }
 
 /// One route as a document lists it.

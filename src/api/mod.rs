@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod credits;
+mod docs;
 pub mod document;
 pub mod extract;
 pub mod health;

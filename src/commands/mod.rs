@@ -12,6 +12,7 @@ pub mod demo;
 pub mod export;
 pub mod ledger;
 pub mod logs;
+pub mod openapi;
 pub mod progress;
 pub mod serve;
 

@@ -14,6 +14,7 @@ mod journal;
 mod layers;
 mod lifecycle;
 mod openai_client;
+mod openapi;
 mod passing_time;
 mod refusals;
 mod revocation;

@@ -1,0 +1,95 @@
+//! `/openapi.json` and `/docs` on the side port: the documents of both ports, and a page that shows them.
+//!
+//! Owns these paths. The page comes with the program: it loads nothing from anywhere else, and its policy forbids it to.
+
+use std::sync::{Arc, LazyLock};
+
+use axum::extract::Path;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Redirect, Response};
+use bytes::Bytes;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use utoipa_swagger_ui::{Config, Url};
+
+use super::admin::SideState;
+use super::document::Document;
+use super::render::Answer;
+use super::{public_document, side_document};
+use crate::error::Reject;
+
+/// What the page may do: load its own files, and call the port it came from.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+                      connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
+
+pub(super) fn paths() -> OpenApiRouter<SideState> {
+    OpenApiRouter::new()
+        .routes(routes!(side_json))
+        .routes(routes!(public_json))
+        .routes(routes!(front))
+        .routes(routes!(page))
+        .routes(routes!(file))
+}
+
+fn written(document: Document) -> Bytes {
+    document.to_string().into()
+}
+
+fn json(text: &Bytes) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], text.clone()).into_response()
+}
+
+/// The OpenAPI document of the side port.
+#[utoipa::path(get, path = "/openapi.json", tag = "documents", security(()), responses((status = 200, body = Object)))]
+async fn side_json() -> Response {
+    static TEXT: LazyLock<Bytes> = LazyLock::new(|| written(side_document()));
+    json(&TEXT)
+}
+
+/// The OpenAPI document of what the public port answers itself.
+#[utoipa::path(get, path = "/openapi/public.json", tag = "documents", security(()),
+    responses((status = 200, body = Object)))]
+async fn public_json() -> Response {
+    static TEXT: LazyLock<Bytes> = LazyLock::new(|| written(public_document()));
+    json(&TEXT)
+}
+
+/// Leads to the page.
+#[utoipa::path(get, path = "/docs", tag = "documents", security(()),
+    responses((status = 308, description = "To `/docs/`.")))]
+async fn front() -> Redirect {
+    Redirect::permanent("/docs/")
+}
+
+/// Both documents, to read and to try.
+#[utoipa::path(get, path = "/docs/", tag = "documents", security(()),
+    responses((status = 200, body = String, content_type = "text/html")))]
+async fn page() -> Answer {
+    asset("")
+}
+
+/// What the page is made of.
+#[utoipa::path(get, path = "/docs/{file}", tag = "documents", security(()),
+    responses((status = 200, body = Vec<u8>, content_type = "*/*")))]
+async fn file(Path(name): Path<String>) -> Answer {
+    asset(&name)
+}
+
+fn asset(name: &str) -> Answer {
+    static CONFIG: LazyLock<Arc<Config<'static>>> = LazyLock::new(|| {
+        let documents = [Url::new("side port", "/openapi.json"), Url::new("public port", "/openapi/public.json")];
+        Arc::new(Config::new(documents))
+    });
+    let found = utoipa_swagger_ui::serve(name, CONFIG.clone()).map_err(|error| {
+        tracing::error!(%error, name, "a file of the documents' page cannot be served");
+        Reject::Internal
+    })?;
+    let found = found.ok_or(Reject::NotFound)?;
+    let mut response = found.bytes.into_owned().into_response();
+    let kind = HeaderValue::from_str(&found.content_type).map_err(|_| Reject::Internal)?;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, kind);
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    Ok(response)
+}
