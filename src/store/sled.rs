@@ -12,9 +12,11 @@ use crate::failpoint;
 
 /// sled's own name for it.
 const FILE: &str = "db";
-/// How often, and how far apart, to look whether sled has closed its file; ten seconds together.
-const CLOSING_TRIES: u32 = 5_000;
+/// How far apart to look whether sled has closed its file, and how often: for ten seconds where only we can have it, for one
+/// where it may be somebody else's.
 const CLOSING_PAUSE: Duration = Duration::from_millis(2);
+const CLOSING_TRIES: u32 = 5_000;
+const OPENING_TRIES: u32 = 500;
 
 pub struct SledStore {
     db: sled::Db,
@@ -40,6 +42,8 @@ impl SledStore {
         let sync = || file.sync_all().and_then(|()| sync_folder(folder)).and_then(|()| folder::sync_name(folder));
         sync().map_err(|e| failed("cannot sync", e))?;
         failpoint::hit("sled.before_open");
+        // This process may have dropped the same store a moment ago.
+        wait_until_closed(&folder.join(FILE), OPENING_TRIES)?;
         let db = open_db(folder, cache_bytes)?;
         failpoint::hit("sled.after_open");
         sync().map_err(|e| failed("cannot sync", e))?;
@@ -68,7 +72,7 @@ fn make(folder: &Path, cache_bytes: u64) -> Result<(), StoreError> {
     }
     folder::create(&draft).map_err(|e| failed("cannot create the draft of", e))?;
     drop(open_db(&draft, cache_bytes)?);
-    wait_until_closed(&draft.join(FILE))?;
+    wait_until_closed(&draft.join(FILE), CLOSING_TRIES)?;
     folder::sync_tree(&draft).map_err(|e| failed("cannot sync the draft of", e))?;
     failpoint::hit("sled.before_rename");
     // Over an empty folder, if there is one.
@@ -76,10 +80,10 @@ fn make(folder: &Path, cache_bytes: u64) -> Result<(), StoreError> {
 }
 
 /// sled's own threads close its file some time after its handle is dropped.
-fn wait_until_closed(file: &Path) -> Result<(), StoreError> {
+fn wait_until_closed(file: &Path, tries: u32) -> Result<(), StoreError> {
     let failed = |e: std::io::Error| StoreError::Failed(format!("cannot open {}: {e}", file.display()));
     let closing = File::open(file).map_err(failed)?;
-    for _ in 0..CLOSING_TRIES {
+    for _ in 0..tries {
         if closing.try_lock().is_ok() {
             return Ok(());
         }

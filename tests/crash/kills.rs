@@ -138,6 +138,11 @@ impl<'a> Life<'a> {
         }
     }
 
+    /// Whether nobody has been registered yet.
+    pub fn is_fresh(&self) -> bool {
+        self.books.is_none()
+    }
+
     /// Makes the users on a fresh folder, or checks everything on one that has been used; half the time, calls are sent
     /// again before.
     pub fn settle(&mut self, gateway: &Gateway, figures: &mut Figures) -> Verdict {

@@ -84,6 +84,10 @@ fn one_cut(life: &mut Life<'_>, figures: &mut Figures, disk: &mut Disk, switches
     let all = [Before::Start, Before::LoadAndStart, Before::Load, Before::Load, Before::TwoLoads];
     let before = all[life.random.usize(0..all.len())];
     if before == Before::TwoLoads {
+        if life.is_fresh() {
+            // The first life may end at a point, and what has been registered must not hang on that.
+            look(life, figures, switches)?;
+        }
         let mut serving = points::of(life.site.setting.backend, Some(When::Serving));
         if life.random.bool() {
             // What is written and not synced is what this is about.
