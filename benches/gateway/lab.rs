@@ -128,6 +128,14 @@ impl Lab {
         Ok(server)
     }
 
+    /// A session token of a gateway's one user.
+    pub async fn session(&self, server: &Server) -> Fallible<String> {
+        let login = serde_json::json!({"email": EMAIL, "password": PASSWORD});
+        let answer = tell(server.addr, "/v1/users/login", &login).await?;
+        let token = answer["session"]["session_token"].as_str();
+        Ok(token.ok_or_else(|| answer.to_string())?.to_owned())
+    }
+
     /// A gateway over a `data_dir` that `prepare` has filled.
     pub async fn tollgate_over(&self, prepare: impl FnOnce(&Path) -> Fallible<()> + Send) -> Fallible<Server> {
         Ok(self.start_tollgate("tollgate", "", prepare).await?.0)
@@ -176,16 +184,22 @@ async fn wait_for(process: &mut Process, addr: SocketAddr, path: &str) -> Fallib
     Err(process.failure(&format!("was never ready at {addr}{path} ({last})")).into())
 }
 
+const PASSWORD: &str = "SecurePass123";
+const EMAIL: &str = "bench@example.com";
+
 async fn register(public: SocketAddr) -> Fallible<String> {
     let user = serde_json::json!({
-        "username": "bench", "name": "Bench User", "email": "bench@example.com", "password": "SecurePass123",
-        "user_type": "Personal",
+        "username": "bench", "name": "Bench User", "email": EMAIL, "password": PASSWORD, "user_type": "Personal",
     });
-    let headers = [("content-type", "application/json")];
-    let (status, body) = ask(public, &request("POST", "/v1/users/register", &headers, &user.to_string())).await?;
-    let answer: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
+    let answer = tell(public, "/v1/users/register", &user).await?;
     let key = answer.get("api_key").and_then(serde_json::Value::as_str);
-    Ok(key.ok_or_else(|| format!("{status} {body}"))?.to_owned())
+    Ok(key.ok_or_else(|| answer.to_string())?.to_owned())
+}
+
+async fn tell(public: SocketAddr, path: &str, body: &serde_json::Value) -> Fallible<serde_json::Value> {
+    let headers = [("content-type", "application/json")];
+    let (_, answer) = ask(public, &request("POST", path, &headers, &body.to_string())).await?;
+    Ok(serde_json::from_str(&answer)?)
 }
 
 /// One call on a connection of its own.

@@ -4,10 +4,11 @@
 //! each to a core, drives them from its own load generator and prints what it measured. It never takes a figure from
 //! the measured program: CPU time and memory come from the kernel, latency from the client's side of the socket.
 //!
-//! `cargo bench --bench gateway -- [cpu] [latency] [ledger] [sse] [idle] [memory] [quick] [nginx-only]`: no section named means all of
+//! `cargo bench --bench gateway -- [cpu] [credentials] [latency] [ledger] [sse] [idle] [memory] [quick] [nginx-only]`: no section named means all of
 //! them; `quick` shortens every round; `nginx-only` measures without the gateway.
 
 mod cpu;
+mod credentials;
 mod figures;
 mod idle;
 mod lab;
@@ -28,7 +29,7 @@ use lab::Lab;
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
 
-const SECTIONS: [&str; 6] = ["cpu", "latency", "ledger", "sse", "idle", "memory"];
+const SECTIONS: [&str; 7] = ["cpu", "credentials", "latency", "ledger", "sse", "idle", "memory"];
 
 /// What the command line selects.
 #[derive(Debug)]
@@ -112,6 +113,7 @@ async fn run(choice: &Choice, cores: lab::Cores) -> Fallible<()> {
         println!();
         match *section {
             "cpu" => cpu::run(&lab, choice).await?,
+            "credentials" => credentials::run(&lab, choice).await?,
             "latency" => latency::run(&lab, choice).await?,
             "ledger" => ledger::run(&lab, choice).await?,
             "sse" => sse::run(&lab, choice).await?,
