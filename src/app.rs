@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use tower::ServiceExt;
 
 use crate::accounts::passwords::Password;
+use crate::accounts::seal::Sealer;
 use crate::accounts::secrets::{MIN_PEPPER_BYTES, Pepper};
 use crate::accounts::{Accounts, AccountsParts, Settings, credits};
 use crate::actors::audit::{Action, Actor, Audit, AuditConfig, ChainKey, Outcome, Record, Target, audit_dir};
@@ -171,6 +172,7 @@ impl Core {
             clock: clock.clone(),
             settings: Settings::from(config),
             pepper: pepper.clone(),
+            sealer: load_sealer(config)?,
         })
         .map_err(StartError::Store)?;
         Ok(Self { accounts: Arc::new(accounts), users, journal, audit, committer, metrics, clock, pepper })
@@ -340,6 +342,15 @@ pub fn load_pepper(config: &Config) -> Result<Pepper, StartError> {
             Pepper::new(key.as_bytes()).map_err(|why| StartError::Config(format!("accounts.pepper: {why}")))
         }
         None => Pepper::load_or_create(&config.data_dir).map_err(io_error("cannot load or create the pepper")),
+    }
+}
+
+/// The key that a config names for what is sealed, or the data directory's own, which is made when there is none.
+fn load_sealer(config: &Config) -> Result<Sealer, StartError> {
+    let refused = |why: String| StartError::Config(format!("accounts.keys.vault_key: {why}"));
+    match &config.accounts.keys.vault_key {
+        Some(source) => Sealer::new(source.read().map_err(refused)?.as_bytes()).map_err(refused),
+        None => Sealer::load_or_create(&config.data_dir).map_err(io_error("cannot load or create the vault's key")),
     }
 }
 

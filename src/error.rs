@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::clock::UnixMillis;
-use crate::domain::ids::RequestId;
+use crate::domain::ids::{RequestId, UserId};
 use crate::domain::meters::{MeterName, Micro};
 
 /// Why a call was not served. One body serves every client: the seeds' and OpenAI's.
@@ -16,6 +16,12 @@ use crate::domain::meters::{MeterName, Micro};
 pub enum Reject {
     /// No or malformed credential; an unknown, expired or revoked one. The client cannot tell which.
     Unauthenticated,
+    /// The password that a call asks for again is wrong, or missing.
+    WrongPassword,
+    /// A refresh token that was used before: its session has ended.
+    Replayed {
+        user: UserId,
+    },
     BadRequest(String),
     /// As [`Reject::BadRequest`], with one line per field.
     Invalid(Vec<String>),
@@ -103,7 +109,8 @@ impl Reject {
     pub fn status(&self) -> u16 {
         match self {
             Self::BadRequest(_) | Self::Invalid(_) => 400,
-            Self::Unauthenticated => 401,
+            Self::Unauthenticated | Self::Replayed { .. } => 401,
+            Self::WrongPassword => 403,
             Self::AddressDenied | Self::Forbidden(_) => 403,
             Self::NotFound => 404,
             Self::MethodNotAllowed(_) => 405,
@@ -128,7 +135,8 @@ impl Reject {
 
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Unauthenticated => "UNAUTHENTICATED",
+            Self::Unauthenticated | Self::Replayed { .. } => "UNAUTHENTICATED",
+            Self::WrongPassword => "WRONG_PASSWORD",
             Self::BadRequest(_) | Self::Invalid(_) => "BAD_REQUEST",
             Self::AddressDenied => "ADDRESS_DENIED",
             Self::Forbidden(_) => "FORBIDDEN",
@@ -169,7 +177,8 @@ impl Reject {
 
     fn message(&self) -> String {
         match self {
-            Self::Unauthenticated => "Invalid or missing credential".into(),
+            Self::Unauthenticated | Self::Replayed { .. } => "Invalid or missing credential".into(),
+            Self::WrongPassword => "The password is wrong".into(),
             Self::BadRequest(why) | Self::Conflict(why) => why.clone(),
             Self::Invalid(errors) => errors.first().cloned().unwrap_or_else(|| "Invalid request".into()),
             Self::AddressDenied => "Access from this address is not allowed".into(),
@@ -248,7 +257,7 @@ impl Reject {
     /// The header fields that belong to this refusal, besides content type and length.
     pub fn headers(&self) -> Vec<(&'static str, String)> {
         let mut headers = Vec::new();
-        if matches!(self, Self::Unauthenticated) {
+        if self.status() == 401 {
             headers.push(("www-authenticate", "Bearer realm=\"tollgate\"".to_owned()));
         }
         if let Self::MethodNotAllowed(allowed) = self

@@ -90,6 +90,8 @@ fn add_user(core: &Core, number: u64, meters: &[u8], batch: &mut Batch) -> Falli
         created_at: UnixMillis(0),
         expires_at: None,
         limits: KeyLimits::default(),
+        sealed: None,
+        rotated_to: None,
     };
     batch
         .put(tables::user(id), tables::encode(&user)?)

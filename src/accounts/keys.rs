@@ -1,10 +1,13 @@
-//! API keys: the default key of each user, and the lookup of any credential by its MAC.
+//! API keys: the default key of each user, his named keys, and the lookup of any credential by its MAC.
 //!
-//! Owns the rows of keys. Never keeps a key's text: it is shown once, to the one who made it.
+//! Owns the rows of keys. A key's text is shown to the one who makes it; in vault mode it is also kept sealed, under a key
+//! that is not in the store, for its owner to see again. It is never kept in the clear.
 
+use super::seal::Purpose;
 use super::secrets::{self, Minted};
 use super::{Accounts, Forget, Loaded, MAX_TRIES, no_randomness, too_busy};
 use crate::clock::UnixMillis;
+use crate::config::KeyMode;
 use crate::domain::ids::{CredentialId, SecretMac, UserId};
 use crate::domain::key::{ApiKey, KeyLimits};
 use crate::domain::session::{Principal, Session};
@@ -16,8 +19,8 @@ use crate::store::{Batch, Order, Store, StoreError, prefix_end, tables};
 pub const DEFAULT_KEY: &str = "default";
 /// Characters of a key that lists show.
 const SHOWN_LEN: usize = 7;
-/// Keys a user may have.
-pub const MAX_KEYS: usize = 100;
+/// Rows of keys read at once: more than the most that the config allows, and the ones that run out beside them.
+const MAX_ROWS: usize = 2048;
 
 /// What a credential opens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,69 +72,311 @@ pub struct KeyView {
     pub name: String,
     /// `pe-rqrF…`
     pub masked: String,
+    /// `enc:v1:…`, in vault mode.
+    pub sealed: Option<String>,
     pub created_at: UnixMillis,
+    pub expires_at: Option<UnixMillis>,
+    pub limits: KeyLimits,
+    pub rotated_to: Option<CredentialId>,
+}
+
+fn purpose(user: UserId, key: CredentialId) -> Purpose<'static> {
+    Purpose { what: "api key", whose: user.0, which: key.0 }
+}
+
+impl From<&ApiKey> for KeyView {
+    fn from(key: &ApiKey) -> Self {
+        Self {
+            id: key.id,
+            name: key.name.clone(),
+            masked: format!("{}…", key.shown),
+            sealed: key.sealed.clone(),
+            created_at: key.created_at,
+            expires_at: key.expires_at,
+            limits: key.limits.clone(),
+            rotated_to: key.rotated_to,
+        }
+    }
+}
+
+/// What a named key is to be.
+#[derive(Clone, Debug, Default)]
+pub struct NewKey {
+    pub name: String,
+    pub limits: KeyLimits,
     pub expires_at: Option<UnixMillis>,
 }
 
+/// What is to change of a named key; what is `None` stays.
+#[derive(Clone, Debug, Default)]
+pub struct KeyUpdate {
+    pub name: Option<String>,
+    pub scopes: Option<Vec<String>>,
+    pub models: Option<Vec<String>>,
+    pub cidrs: Option<Vec<ipnet::IpNet>>,
+    /// `Some(None)`: no limit of its own any more.
+    pub per_minute: Option<Option<u32>>,
+    /// `Some(None)`: it does not expire.
+    pub expires_at: Option<Option<UnixMillis>>,
+}
+
+fn name_fault(name: &str) -> Option<String> {
+    if name == DEFAULT_KEY {
+        return Some(format!("name: \"{DEFAULT_KEY}\" is the key that every user has"));
+    }
+    let fits = (1..=64).contains(&name.chars().count()) && !name.chars().any(char::is_control) && name.trim() == name;
+    (!fits).then(|| "name: 1 to 64 characters, without spaces at the ends".into())
+}
+
+fn expiry_fault(expires_at: Option<UnixMillis>, now: UnixMillis) -> Option<String> {
+    expires_at.is_some_and(|at| at <= now).then(|| "expires_at: must be in the future".into())
+}
+
+fn refuse(faults: Vec<String>) -> Result<(), Reject> {
+    if faults.is_empty() { Ok(()) } else { Err(Reject::Invalid(faults)) }
+}
+
+fn is_over(key: &ApiKey, now: UnixMillis) -> bool {
+    key.expires_at.is_some_and(|at| at <= now)
+}
+
 impl Accounts {
-    /// The keys of a user.
+    /// The keys of a user, oldest first, those that have run out included until they are cleared away.
     ///
     /// # Errors
     /// [`Reject::StoreUnavailable`].
     pub fn keys(&self, user: UserId) -> Result<Vec<KeyView>, Reject> {
-        let keys = self.load_keys(user)?.into_iter().map(|row| KeyView {
-            id: row.value.id,
-            masked: format!("{}…", row.value.shown),
-            name: row.value.name,
-            created_at: row.value.created_at,
-            expires_at: row.value.expires_at,
-        });
-        Ok(keys.collect())
+        let mut keys: Vec<KeyView> = self.load_keys(user)?.iter().map(|row| KeyView::from(&row.value)).collect();
+        keys.sort_by_key(|key| (key.created_at, key.id));
+        Ok(keys)
     }
 
-    /// Replaces a user's default key. The old one is dead before this returns; the new one is shown here and never again.
+    /// One key of a user.
+    ///
+    /// # Errors
+    /// [`Reject::NotFound`] also for another user's.
+    pub fn key(&self, user: UserId, id: CredentialId) -> Result<KeyView, Reject> {
+        Ok(KeyView::from(&self.load_key(user, id)?.value))
+    }
+
+    fn load_key(&self, user: UserId, id: CredentialId) -> Result<Loaded<ApiKey>, Reject> {
+        let pointer = self.load::<String>(tables::key_of_user(user, id))?.ok_or(Reject::NotFound)?;
+        let mac = secrets::mac_from_hex(&pointer.value).ok_or(Reject::NotFound)?;
+        self.load::<ApiKey>(tables::api_key(&mac))?.ok_or(Reject::NotFound)
+    }
+
+    /// Makes a named key. It opens at once on every worker; its text is shown here.
+    ///
+    /// # Errors
+    /// [`Reject::Invalid`]; [`Reject::Conflict`] for a name that is taken or when there are too many;
+    /// [`Reject::NotFound`] for an unknown or deleted user.
+    pub async fn create_key(&self, user: UserId, new: NewKey) -> Result<(KeyView, Minted), Reject> {
+        let now = self.clock.now();
+        let faults = [name_fault(&new.name), expiry_fault(new.expires_at, now)];
+        refuse(faults.into_iter().flatten().chain(new.limits.faults()).collect())?;
+        let most = self.settings().accounts.keys.max_per_user;
+        self.changing_keys(user, Forget::Credentials, |batch, keys| {
+            let alive = || keys.iter().filter(|key| !is_over(&key.value, now));
+            if alive().count() >= most {
+                return Err(Reject::Conflict(format!("There are {most} keys already; delete one first")));
+            }
+            if alive().any(|key| key.value.name == new.name && key.value.rotated_to.is_none()) {
+                return Err(Reject::Conflict("There is a key of this name already".into()));
+            }
+            self.clear_dead_keys(user, keys, now, batch);
+            self.add_key(user, &new, batch)
+        })
+        .await
+    }
+
+    /// Changes a named key; the default key has no limits of its own.
+    ///
+    /// # Errors
+    /// As [`Accounts::create_key`].
+    pub async fn update_key(&self, user: UserId, id: CredentialId, update: KeyUpdate) -> Result<KeyView, Reject> {
+        let now = self.clock.now();
+        let faults = [update.name.as_deref().and_then(name_fault), expiry_fault(update.expires_at.flatten(), now)];
+        refuse(faults.into_iter().flatten().collect())?;
+        self.changing_keys(user, Forget::Credentials, |batch, keys| {
+            let row = keys.iter().find(|key| key.value.id == id).ok_or(Reject::NotFound)?;
+            let mut key = row.value.clone();
+            if key.name == DEFAULT_KEY {
+                return Err(Reject::Conflict("The default key cannot be changed; it can be regenerated".into()));
+            }
+            let update = update.clone();
+            if let Some(name) = update.name {
+                if keys.iter().any(|other| other.value.name == name && other.value.id != id) {
+                    return Err(Reject::Conflict("There is a key of this name already".into()));
+                }
+                key.name = name;
+            }
+            let limits = &mut key.limits;
+            limits.scopes = update.scopes.unwrap_or(std::mem::take(&mut limits.scopes));
+            limits.models = update.models.unwrap_or(std::mem::take(&mut limits.models));
+            limits.cidrs = update.cidrs.unwrap_or(std::mem::take(&mut limits.cidrs));
+            limits.per_minute = update.per_minute.unwrap_or(limits.per_minute);
+            key.expires_at = update.expires_at.unwrap_or(key.expires_at);
+            refuse(key.limits.faults())?;
+            batch.require_equal(row.key.clone(), row.raw.clone());
+            batch.put(row.key.clone(), super::encode_bounded(&key)?);
+            Ok(KeyView::from(&key))
+        })
+        .await
+    }
+
+    /// Removes a named key, which opens nothing any more when this returns. The default key can only be replaced.
+    ///
+    /// # Errors
+    /// [`Reject::NotFound`]; [`Reject::Conflict`] for the default key.
+    pub async fn revoke_key(&self, user: UserId, id: CredentialId) -> Result<KeyView, Reject> {
+        self.changing_keys(user, Forget::Credentials, |batch, keys| {
+            let row = keys.iter().find(|key| key.value.id == id).ok_or(Reject::NotFound)?;
+            if row.value.name == DEFAULT_KEY && row.value.rotated_to.is_none() {
+                return Err(Reject::Conflict("The default key cannot be removed; it can be regenerated".into()));
+            }
+            batch.require_equal(row.key.clone(), row.raw.clone());
+            batch.delete(row.key.clone()).delete(tables::key_of_user(user, id));
+            Ok(KeyView::from(&row.value))
+        })
+        .await
+    }
+
+    /// Gives a key a successor of the same name and limits. The old one opens until `grace` is over, at most until it would
+    /// have expired; without a grace it opens nothing any more when this returns.
+    ///
+    /// # Errors
+    /// [`Reject::Invalid`] for a longer grace than the config allows; [`Reject::Conflict`] for a key that has a successor;
+    /// [`Reject::NotFound`].
+    pub async fn rotate_key(
+        &self,
+        user: UserId,
+        id: CredentialId,
+        grace: std::time::Duration,
+    ) -> Result<(KeyView, Minted), Reject> {
+        let most = self.settings().accounts.keys.max_grace.0;
+        if grace > most {
+            return Err(Reject::Invalid(vec![format!("grace_seconds: at most {}", most.as_secs())]));
+        }
+        let now = self.clock.now();
+        self.changing_keys(user, Forget::Credentials, |batch, keys| {
+            let row =
+                keys.iter().find(|key| key.value.id == id && !is_over(&key.value, now)).ok_or(Reject::NotFound)?;
+            if row.value.rotated_to.is_some() {
+                return Err(Reject::Conflict("This key has been rotated already".into()));
+            }
+            let old = &row.value;
+            let new = NewKey { name: old.name.clone(), limits: old.limits.clone(), expires_at: old.expires_at };
+            self.clear_dead_keys(user, keys, now, batch);
+            let made = self.add_key(user, &new, batch)?;
+            batch.require_equal(row.key.clone(), row.raw.clone());
+            if grace.is_zero() {
+                batch.delete(row.key.clone()).delete(tables::key_of_user(user, id));
+            } else {
+                let ends = now.plus(grace);
+                let ends = old.expires_at.map_or(ends, |at| at.min(ends));
+                let leaving =
+                    ApiKey { expires_at: Some(ends), rotated_to: Some(made.0.id), sealed: None, ..old.clone() };
+                batch.put(row.key.clone(), super::encode_bounded(&leaving)?);
+            }
+            Ok(made)
+        })
+        .await
+    }
+
+    /// A key's text, from the vault.
+    ///
+    /// # Errors
+    /// [`Reject::NotFound`], also for a key of which only a MAC is kept.
+    pub fn reveal_key(&self, user: UserId, id: Option<CredentialId>) -> Result<(KeyView, Minted), Reject> {
+        let keys = self.load_keys(user)?;
+        let wanted = |key: &ApiKey| match id {
+            Some(id) => key.id == id,
+            None => key.name == DEFAULT_KEY && key.rotated_to.is_none(),
+        };
+        let row = keys.iter().find(|row| wanted(&row.value)).ok_or(Reject::NotFound)?;
+        let sealed = row.value.sealed.as_deref().ok_or(Reject::NotFound)?;
+        let Some(text) = self.sealer.open(purpose(user, row.value.id), sealed) else {
+            tracing::error!(%user, key = %row.value.id, "a sealed key does not open: is the vault's key another one?");
+            return Err(Reject::Internal);
+        };
+        let text = String::from_utf8(text).map_err(|_| Reject::Internal)?;
+        Ok((KeyView::from(&row.value), Minted::again(text)))
+    }
+
+    /// Replaces a user's default key. The old one is dead before this returns; the new one is shown here.
     ///
     /// # Errors
     /// [`Reject::NotFound`] for an unknown or deleted user.
     pub async fn regenerate_key(&self, user: UserId) -> Result<Minted, Reject> {
+        let made = self.changing_keys(user, Forget::Credentials, |batch, keys| {
+            for old in keys.iter().filter(|key| key.value.name == DEFAULT_KEY) {
+                batch.require_equal(old.key.clone(), old.raw.clone());
+                batch.delete(old.key.clone()).delete(tables::key_of_user(user, old.value.id));
+            }
+            self.add_key(user, &NewKey { name: DEFAULT_KEY.into(), ..NewKey::default() }, batch)
+        });
+        Ok(made.await?.1)
+    }
+
+    /// Runs a change of a live user's keys, again when somebody else changed something in between. A deletion that comes
+    /// first changes the user's row, and nothing comes to be.
+    async fn changing_keys<T>(
+        &self,
+        user: UserId,
+        forget: Forget,
+        mut change: impl FnMut(&mut Batch, &[Loaded<ApiKey>]) -> Result<T, Reject> + Send,
+    ) -> Result<T, Reject> {
         for _ in 0..MAX_TRIES {
             let row = self.load::<User>(tables::user(user))?.filter(|row| row.value.status != Status::Deleted);
-            // A deletion that comes in between changes the user's row, and the new key does not come to be.
-            let mut batch = row.ok_or(Reject::NotFound)?.unchanged();
-            for old in self.load_keys(user)?.into_iter().filter(|key| key.value.name == DEFAULT_KEY) {
-                batch.require_equal(old.key.clone(), old.raw);
-                batch.delete(old.key).delete(tables::key_of_user(user, old.value.id));
-            }
-            let minted = self.add_key(user, DEFAULT_KEY, &mut batch)?;
-            match self.commit_for_user(user, batch, Forget::Credentials).await {
-                Ok(()) => return Ok(minted),
+            let mut row = row.ok_or(Reject::NotFound)?;
+            // The row is written again, though nothing in it changes but this number: two changes at once must not both
+            // count the keys before the other one's.
+            let mut batch = row.unchanged();
+            row.value.keys_changed = row.value.keys_changed.wrapping_add(1);
+            batch.put(row.key.clone(), super::encode_bounded(&row.value)?);
+            let done = change(&mut batch, &self.load_keys(user)?)?;
+            match self.commit_for_user(user, batch, forget).await {
+                Ok(()) => return Ok(done),
                 Err(error) => self.judge_conflict(&error)?,
             }
         }
         Err(too_busy())
     }
 
+    /// Removes the rows of keys that have run out.
+    fn clear_dead_keys(&self, user: UserId, keys: &[Loaded<ApiKey>], now: UnixMillis, batch: &mut Batch) {
+        for dead in keys.iter().filter(|key| is_over(&key.value, now)) {
+            batch.delete(dead.key.clone()).delete(tables::key_of_user(user, dead.value.id));
+        }
+    }
+
     /// Mints a key and adds its rows to a batch.
-    pub(super) fn add_key(&self, user: UserId, name: &str, batch: &mut Batch) -> Result<Minted, Reject> {
+    pub(super) fn add_key(&self, user: UserId, new: &NewKey, batch: &mut Batch) -> Result<(KeyView, Minted), Reject> {
         let minted = secrets::mint_api_key().map_err(|error| no_randomness(&error))?;
+        let id = secrets::mint_credential_id().map_err(|error| no_randomness(&error))?;
+        let sealed = match self.settings().accounts.keys.mode {
+            KeyMode::Vault => Some(self.sealer.seal(purpose(user, id), minted.expose().as_bytes())?),
+            KeyMode::HashOnly => None,
+        };
         let key = ApiKey {
-            id: secrets::mint_credential_id().map_err(|error| no_randomness(&error))?,
+            id,
             user,
-            name: name.to_owned(),
+            name: new.name.clone(),
             shown: minted.expose().chars().take(SHOWN_LEN).collect(),
             created_at: self.clock.now(),
-            expires_at: None,
-            limits: KeyLimits::default(),
+            expires_at: new.expires_at,
+            limits: new.limits.clone(),
+            sealed,
+            rotated_to: None,
         };
         let mac = self.pepper.mac(minted.expose().as_bytes());
-        let encoded = (|| Ok((tables::encode(&key)?, tables::encode(&secrets::mac_to_hex(&mac))?)))();
-        let (row, pointer) = encoded.map_err(|error: StoreError| self.failed(&error))?;
-        batch.put(tables::api_key(&mac), row).put(tables::key_of_user(user, key.id), pointer);
-        Ok(minted)
+        let pointer = tables::encode(&secrets::mac_to_hex(&mac)).map_err(|error| self.failed(&error))?;
+        batch.put(tables::api_key(&mac), super::encode_bounded(&key)?).put(tables::key_of_user(user, key.id), pointer);
+        Ok((KeyView::from(&key), minted))
     }
 
     pub(super) fn load_keys(&self, user: UserId) -> Result<Vec<Loaded<ApiKey>>, Reject> {
-        let macs = self.credential_macs(&tables::keys_of_user(user), MAX_KEYS)?;
+        let macs = self.credential_macs(&tables::keys_of_user(user), MAX_ROWS)?;
         let rows = macs.iter().map(|(_, mac)| self.load::<ApiKey>(tables::api_key(mac)));
         rows.filter_map(Result::transpose).collect()
     }

@@ -9,8 +9,11 @@ pub mod blocks;
 pub mod books;
 pub mod credits;
 pub mod keys;
+pub mod legacy;
 pub mod operator;
+pub mod own;
 pub mod passwords;
+pub mod seal;
 pub mod secrets;
 pub mod sessions;
 pub mod staff;
@@ -43,6 +46,7 @@ use addresses::AddressBook;
 use blocks::{AddressBlocks, Failures};
 use operator::Operator;
 use passwords::PasswordPool;
+use seal::Sealer;
 use secrets::Pepper;
 
 /// The parts of the config that accounts go by; a reload swaps them.
@@ -89,6 +93,7 @@ pub struct AccountsParts {
     pub clock: Clock,
     pub settings: Settings,
     pub pepper: Pepper,
+    pub sealer: Sealer,
 }
 
 /// The service. Shared by the public API, the side port and, for its lookups, the request path.
@@ -101,6 +106,7 @@ pub struct Accounts {
     clock: Clock,
     settings: ArcSwap<Settings>,
     pepper: Pepper,
+    sealer: Sealer,
     passwords: PasswordPool,
     /// Wrong passwords per account, or rather per name that was tried: names that do not exist lock just the same.
     lockouts: Failures<SecretMac>,
@@ -122,7 +128,7 @@ impl Accounts {
     /// # Errors
     /// [`StoreError`] when the address rules cannot be read.
     pub fn new(parts: AccountsParts) -> Result<Self, StoreError> {
-        let AccountsParts { committer, users, journal, audit, metrics, clock, settings, pepper } = parts;
+        let AccountsParts { committer, users, journal, audit, metrics, clock, settings, pepper, sealer } = parts;
         let accounts = &settings.accounts;
         users.audit_to(audit.clone());
         Ok(Self {
@@ -141,6 +147,7 @@ impl Accounts {
             metrics,
             clock,
             pepper,
+            sealer,
         })
     }
 

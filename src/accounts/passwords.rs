@@ -11,6 +11,7 @@ use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use argon2::{Algorithm, Argon2, Params, PasswordHash, Version};
 use tokio::sync::Semaphore;
 
+use super::legacy;
 use crate::clock;
 use crate::error::Reject;
 
@@ -40,15 +41,34 @@ impl Password {
 
     /// What is wrong with it as a new password, by the rule of the `/v1` surface.
     pub fn faults(&self) -> Vec<String> {
+        self.faults_in(Rule::Composition, "password")
+    }
+
+    /// As [`Password::faults`], by another rule and for another field.
+    pub fn faults_in(&self, rule: Rule, field: &str) -> Vec<String> {
         let has = |wanted: fn(char) -> bool| self.0.chars().any(wanted);
         let rules = [
             (self.0.chars().count() >= MIN_PASSWORD_CHARS, "at least 8 characters"),
-            (has(|c| c.is_ascii_digit()), "at least 1 number"),
-            (has(char::is_uppercase), "at least 1 uppercase letter"),
-            (has(char::is_lowercase), "at least 1 lowercase letter"),
+            (rule == Rule::Length || has(|c| c.is_ascii_digit()), "at least 1 number"),
+            (rule == Rule::Length || has(char::is_uppercase), "at least 1 uppercase letter"),
+            (rule == Rule::Length || has(char::is_lowercase), "at least 1 lowercase letter"),
         ];
-        rules.iter().filter(|(met, _)| !met).map(|(_, rule)| format!("password: needs {rule}")).collect()
+        rules.iter().filter(|(met, _)| !met).map(|(_, rule)| format!("{field}: needs {rule}")).collect()
     }
+
+    /// Whether two passwords that one client has sent in one request are the same.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+/// What a new password must meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// Eight characters with a number, an uppercase and a lowercase letter: what the `/v1` surface documents.
+    Composition,
+    /// Eight characters.
+    Length,
 }
 
 impl fmt::Debug for Password {
@@ -63,6 +83,14 @@ pub struct PasswordPool {
     /// Computing and waiting.
     inside: AtomicUsize,
     max_inside: usize,
+}
+
+/// What came of a verification.
+#[derive(Debug)]
+pub struct Verdict {
+    pub matches: bool,
+    /// The password hashed as we do it, when it matched an older system's hash.
+    pub upgraded: Option<String>,
 }
 
 /// A place in the pool or in its queue.
@@ -109,30 +137,31 @@ impl Place<'_> {
     /// # Errors
     /// [`Reject::Internal`] without randomness or memory.
     pub async fn hash(&self, password: Password) -> Result<String, Reject> {
-        self.compute(move || {
-            let mut salt = [0u8; SALT_BYTES];
-            clock::random_bytes(&mut salt).map_err(|error| super::no_randomness(&error))?;
-            let hash = argon2().and_then(|a| a.hash_password_with_salt(password.0.as_bytes(), &salt).ok());
-            hash.map(|hash| hash.to_string()).ok_or(Reject::Internal)
-        })
-        .await
+        self.compute(move || hash_now(&password)).await
     }
 
     /// Whether the password is the one of `hash`. Without a hash the answer is no, after the same work.
     ///
     /// # Errors
     /// [`Reject::Internal`] when the hash cannot be read.
-    pub async fn verify(&self, password: Password, hash: Option<String>) -> Result<bool, Reject> {
-        self.compute(move || match hash {
-            Some(hash) => {
-                let parsed = PasswordHash::new(&hash).map_err(|_| Reject::Internal)?;
-                Ok(Argon2::default().verify_password(password.0.as_bytes(), &parsed).is_ok())
-            }
-            None => {
-                let wasted =
-                    argon2().and_then(|a| a.hash_password_with_salt(password.0.as_bytes(), &[0; SALT_BYTES]).ok());
-                std::hint::black_box(wasted);
-                Ok(false)
+    pub async fn verify(&self, password: Password, hash: Option<String>) -> Result<Verdict, Reject> {
+        self.compute(move || {
+            let Some(hash) = hash else {
+                waste(&password);
+                return Ok(Verdict { matches: false, upgraded: None });
+            };
+            match legacy::verify(&hash, password.0.as_bytes()) {
+                Some(true) => Ok(Verdict { matches: true, upgraded: Some(hash_now(&password)?) }),
+                // As much work as for a hash of ours, so that nobody can tell an account that was taken over.
+                Some(false) => {
+                    waste(&password);
+                    Ok(Verdict { matches: false, upgraded: None })
+                }
+                None => {
+                    let parsed = PasswordHash::new(&hash).map_err(|_| Reject::Internal)?;
+                    let matches = Argon2::default().verify_password(password.0.as_bytes(), &parsed).is_ok();
+                    Ok(Verdict { matches, upgraded: None })
+                }
             }
         })
         .await
@@ -150,6 +179,18 @@ impl Place<'_> {
         });
         task.await.unwrap_or(Err(Reject::Internal))
     }
+}
+
+fn hash_now(password: &Password) -> Result<String, Reject> {
+    let mut salt = [0u8; SALT_BYTES];
+    clock::random_bytes(&mut salt).map_err(|error| super::no_randomness(&error))?;
+    let hash = argon2().and_then(|a| a.hash_password_with_salt(password.0.as_bytes(), &salt).ok());
+    hash.map(|hash| hash.to_string()).ok_or(Reject::Internal)
+}
+
+fn waste(password: &Password) {
+    let wasted = argon2().and_then(|a| a.hash_password_with_salt(password.0.as_bytes(), &[0; SALT_BYTES]).ok());
+    std::hint::black_box(wasted);
 }
 
 fn argon2() -> Option<Argon2<'static>> {
@@ -171,9 +212,9 @@ mod tests {
         let place = pool.enter().unwrap();
         let hash = place.hash(password("SecurePass123")).await.unwrap();
         assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
-        assert!(place.verify(password("SecurePass123"), Some(hash.clone())).await.unwrap());
-        assert!(!place.verify(password("SecurePass124"), Some(hash)).await.unwrap());
-        assert!(!place.verify(password("SecurePass123"), None).await.unwrap());
+        assert!(place.verify(password("SecurePass123"), Some(hash.clone())).await.unwrap().matches);
+        assert!(!place.verify(password("SecurePass124"), Some(hash)).await.unwrap().matches);
+        assert!(!place.verify(password("SecurePass123"), None).await.unwrap().matches);
         drop(place);
         assert_eq!(pool.inside(), 0);
     }

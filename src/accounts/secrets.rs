@@ -21,6 +21,7 @@ pub const MIN_PEPPER_BYTES: usize = 32;
 /// Longest text that is looked at as a credential.
 pub const MAX_CREDENTIAL_BYTES: usize = 512;
 
+const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 const SESSION_PREFIX: &str = "ts-";
 const REFRESH_PREFIX: &str = "tr-";
 /// 43 × 5.95 bits: as much as SHA-256 keeps.
@@ -56,24 +57,9 @@ impl Pepper {
     /// The file cannot be read or made, or holds too little: a store whose pepper is lost must not be started with a new
     /// one as if nothing had happened.
     pub fn load_or_create(data_dir: &Path) -> io::Result<Self> {
-        let dir = data_dir.join("secrets");
-        let file = dir.join("pepper");
-        match fs::read(&file) {
-            Ok(text) => {
-                // Whoever made it may have died before the names were on disk; without them, no key would be known again.
-                folder::sync_name(&file)?;
-                folder::sync_name(&dir)?;
-                Self::new(text.trim_ascii()).map_err(|why| io::Error::other(format!("{}: {why}", file.display())))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let text = clock::random_alphanumerics(TOKEN_RANDOM_LEN)?;
-                create_private_dir(&dir)?;
-                write_private(&file, text.as_bytes())?;
-                folder::sync_name(&dir)?;
-                Self::new(text.as_bytes()).map_err(io::Error::other)
-            }
-            Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", file.display()))),
-        }
+        let text = load_or_create_key(data_dir, "pepper")?;
+        let file = data_dir.join("secrets/pepper");
+        Self::new(text.trim_ascii()).map_err(|why| io::Error::other(format!("{}: {why}", file.display())))
     }
 
     /// The MAC under which a credential is stored and looked up.
@@ -99,6 +85,11 @@ impl Pepper {
 pub struct Minted(String);
 
 impl Minted {
+    /// A secret that its owner is shown once more.
+    pub(super) fn again(text: String) -> Self {
+        Self(text)
+    }
+
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -146,6 +137,20 @@ fn mint(prefix: &str, len: usize) -> io::Result<Minted> {
     Ok(Minted(format!("{prefix}{}", clock::random_alphanumerics(len)?)))
 }
 
+/// The tokens that follow a refresh token: always the same for the same one, and for nobody to guess without the pepper. So
+/// they can be given again without being kept.
+pub fn successors_of(pepper: &Pepper, refresh_token: &str) -> (Minted, Minted) {
+    let derive = |prefix: &str, space: &str| {
+        let spread = |half: &str| pepper.mac_in(&format!("{space} {half}"), refresh_token.as_bytes()).0;
+        let bytes = [spread("a"), spread("b")].concat();
+        // The remainder of a byte favours the first eight characters a little: 5.94 bits a character instead of 5.95.
+        let text: String =
+            bytes.iter().take(TOKEN_RANDOM_LEN).map(|b| char::from(ALPHABET[usize::from(b % 62)])).collect();
+        Minted(format!("{prefix}{text}"))
+    };
+    (derive(SESSION_PREFIX, "next session token"), derive(REFRESH_PREFIX, "next refresh token"))
+}
+
 /// A new number for a key or session: random, so that making one needs no counter; exact in JSON.
 ///
 /// # Errors
@@ -173,6 +178,28 @@ pub fn mac_from_hex(text: &str) -> Option<SecretMac> {
         *byte = u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok()?;
     }
     Some(SecretMac(mac))
+}
+
+/// The text of a key file in `data_dir/secrets`, which is made with random text when there is none.
+pub(super) fn load_or_create_key(data_dir: &Path, name: &str) -> io::Result<Vec<u8>> {
+    let dir = data_dir.join("secrets");
+    let file = dir.join(name);
+    match fs::read(&file) {
+        Ok(text) => {
+            // Whoever made it may have died before the names were on disk; without them, no key would be known again.
+            folder::sync_name(&file)?;
+            folder::sync_name(&dir)?;
+            Ok(text)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let text = clock::random_alphanumerics(TOKEN_RANDOM_LEN)?;
+            create_private_dir(&dir)?;
+            write_private(&file, text.as_bytes())?;
+            folder::sync_name(&dir)?;
+            Ok(text.into_bytes())
+        }
+        Err(error) => Err(io::Error::new(error.kind(), format!("{}: {error}", file.display()))),
+    }
 }
 
 /// Makes a directory that only we may enter, and its parents.

@@ -1,7 +1,8 @@
 //! Sessions of users: login, refresh, logout.
 //!
 //! Owns the rows of sessions and the count of wrong passwords that locks an account. Tokens are opaque and stored as MACs;
-//! the row is the truth, so that a logout works at once. Never opens the side port; staff has [`super::staff`].
+//! the row is the truth, so that a logout works at once. A refresh token is good for one use; shown again, it ends its
+//! session, because one of the two who have it is a thief. Never opens the side port; staff has [`super::staff`].
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use super::secrets::{self, Minted};
 use super::{Accounts, Forget, LOGIN_TURNS, Loaded, MAX_TRIES, no_randomness, too_busy};
 use crate::clock::UnixMillis;
 use crate::domain::ids::{SecretMac, UserId};
-use crate::domain::session::{Principal, Session};
+use crate::domain::session::{Principal, Session, Spent};
 use crate::domain::user::{Status, User};
 use crate::error::Reject;
 use crate::store::{Batch, StoreError, tables};
@@ -20,6 +21,8 @@ use crate::telemetry::metrics::Login;
 /// Sessions a user may have; a further login ends the oldest.
 pub const MAX_SESSIONS: usize = 64;
 const MAX_AGENT_BYTES: usize = 256;
+/// Used refresh tokens of one session that are remembered as such; with the lifetimes of the seeds a session uses thirty.
+const MAX_SPENT: usize = 40;
 
 /// Who wants in, and from where.
 #[derive(Debug)]
@@ -41,6 +44,15 @@ pub struct SessionView {
     pub refresh_expires_at: Option<UnixMillis>,
 }
 
+/// A password that was right.
+#[derive(Debug)]
+pub(super) struct Proven {
+    /// The hash it matched.
+    pub(super) hash: Option<String>,
+    /// What is to take the place of an older system's hash.
+    pub(super) upgraded: Option<String>,
+}
+
 impl Accounts {
     /// Opens a session with email (or username) and password.
     ///
@@ -51,7 +63,8 @@ impl Accounts {
         let LoginRequest { identifier, password, address, user_agent } = request;
         let id = self.find_user(&identifier)?;
         let hash = || Ok(self.live_user(id)?.and_then(|row| row.value.password_hash));
-        let verified = self.check_password("user", &identifier, id.map(|id| id.0), address, password, hash).await?;
+        let Proven { hash: verified, upgraded } =
+            self.check_password("user", &identifier, id.map(|id| id.0), address, password, hash).await?;
         let Some(id) = id else { return Err(Reject::Unauthenticated) };
         for _ in 0..MAX_TRIES {
             let row = self.live_user(Some(id))?.ok_or(Reject::Unauthenticated)?;
@@ -62,6 +75,9 @@ impl Accounts {
             may_enter(&row.value)?;
             let (mut user, mut batch) = (row.value.clone(), row.unchanged());
             user.last_login = Some(self.clock.now());
+            if let Some(hash) = &upgraded {
+                user.password_hash = Some(hash.clone());
+            }
             batch.put(row.key, super::encode_bounded(&user)?);
             let forget = self.make_room_for_session(id, &mut batch)?;
             let view = self.open_session(id, address, user_agent.as_deref(), &mut batch)?;
@@ -76,7 +92,7 @@ impl Accounts {
         Err(too_busy())
     }
 
-    /// Checks a password and keeps the count of wrong ones. Answers the hash that was verified.
+    /// Checks a password and keeps the count of wrong ones.
     pub(super) async fn check_password(
         &self,
         space: &'static str,
@@ -85,7 +101,7 @@ impl Accounts {
         address: IpAddr,
         password: Password,
         hash: impl FnOnce() -> Result<Option<String>, Reject> + Send,
-    ) -> Result<Option<String>, Reject> {
+    ) -> Result<Proven, Reject> {
         // An account is counted under its number, whichever of its names was tried; other names under themselves.
         let subject = match known {
             Some(id) => self.pepper.mac_in(space, &id.to_be_bytes()),
@@ -98,10 +114,11 @@ impl Accounts {
         // Guesses that waited here have been overtaken by those before them.
         self.refuse_locked(&subject)?;
         let hash = hash()?;
-        if place.verify(password, hash.clone()).await? {
+        let verdict = place.verify(password, hash.clone()).await?;
+        if verdict.matches {
             self.lockouts.succeeded(&subject);
             // The address's failures stay: who has one account of his own must not buy guesses at others with it.
-            return Ok(hash);
+            return Ok(Proven { hash, upgraded: verdict.upgraded });
         }
         let now = self.clock.monotonic();
         if self.lockouts.failed(subject, now) {
@@ -152,35 +169,81 @@ impl Accounts {
     }
 
     /// Exchanges a refresh token for new tokens; the old ones are dead before this returns. The session ends when it would
-    /// have ended: refreshing does not prolong it for ever.
+    /// have ended: refreshing does not prolong it for ever. For a moment (`accounts.refresh_grace`) the used token answers
+    /// the same new tokens again, because the first answer may not have arrived; after that it ends the session.
     ///
     /// # Errors
-    /// [`Reject::Unauthenticated`] for a token that is unknown, used or expired.
+    /// [`Reject::Unauthenticated`] for a token that is unknown or expired; [`Reject::Replayed`] for one that was used, and
+    /// the session it belonged to has ended.
     pub async fn refresh(&self, refresh_token: &str) -> Result<SessionView, Reject> {
-        let now = self.clock.now();
         let mac = self.credential_mac(refresh_token)?;
-        let pointer = self.load::<String>(tables::session_by_refresh(&mac))?.ok_or(Reject::Unauthenticated)?;
-        let session_mac = secrets::mac_from_hex(&pointer.value).ok_or(Reject::Unauthenticated)?;
-        let session = self.load::<Session>(tables::session(&session_mac))?.ok_or(Reject::Unauthenticated)?;
-        let Principal::User(id) = session.value.principal else { return Err(Reject::Unauthenticated) };
-        let Some(ends) = session.value.refresh_expires_at.filter(|at| now < *at) else {
-            return Err(Reject::Unauthenticated);
-        };
         for _ in 0..MAX_TRIES {
+            let now = self.clock.now();
+            let Some(pointer) = self.load::<String>(tables::session_by_refresh(&mac))? else {
+                return self.refresh_again(&mac, refresh_token).await;
+            };
+            let session_mac = secrets::mac_from_hex(&pointer.value).ok_or(Reject::Unauthenticated)?;
+            // Another refresh may be under way: look again who came first.
+            let Some(session) = self.load::<Session>(tables::session(&session_mac))? else { continue };
+            let Principal::User(id) = session.value.principal else { return Err(Reject::Unauthenticated) };
+            let Some(ends) = session.value.refresh_expires_at.filter(|at| now < *at) else {
+                return Err(Reject::Unauthenticated);
+            };
             let row = self.live_user(Some(id))?.ok_or(Reject::Unauthenticated)?;
             may_enter(&row.value)?;
             let mut batch = row.unchanged();
             batch.require_equal(session.key.clone(), session.raw.clone());
-            close_session(&session_mac, &session.value, &mut batch);
-            let renewed = Session { refresh_expires_at: Some(ends), ..session.value.clone() };
-            let view = self.write_session(renewed, &mut batch)?;
+            let mut renewed = Session { refresh_expires_at: Some(ends), ..session.value.clone() };
+            self.spend(&mac, &mut renewed, now, &mut batch)?;
+            drop_tokens(&session_mac, &session.value, &mut batch);
+            let view = self.write_session(renewed, secrets::successors_of(&self.pepper, refresh_token), &mut batch)?;
             match self.commit_for_user(id, batch, Forget::Credentials).await {
                 Ok(()) => return Ok(view),
-                Err(StoreError::Conflict { key }) if key == session.key => return Err(Reject::Unauthenticated),
                 Err(error) => self.judge_conflict(&error)?,
             }
         }
         Err(too_busy())
+    }
+
+    /// Notes that a refresh token has been used, and forgets the oldest of a session that has used many.
+    fn spend(&self, mac: &SecretMac, session: &mut Session, now: UnixMillis, batch: &mut Batch) -> Result<(), Reject> {
+        let Principal::User(user) = session.principal else { return Err(Reject::Unauthenticated) };
+        let spent = Spent { user, session: session.id, at: now };
+        batch.put(tables::spent_refresh(mac), tables::encode(&spent).map_err(|error| self.failed(&error))?);
+        session.spent.push(secrets::mac_to_hex(mac));
+        if session.spent.len() > MAX_SPENT {
+            let oldest = session.spent.remove(0);
+            if let Some(mac) = secrets::mac_from_hex(&oldest) {
+                batch.delete(tables::spent_refresh(&mac));
+            }
+        }
+        session.refreshed_at = Some(now);
+        Ok(())
+    }
+
+    /// A refresh token that is in force no more: known as used, or not at all.
+    async fn refresh_again(&self, mac: &SecretMac, refresh_token: &str) -> Result<SessionView, Reject> {
+        let spent = self.load::<Spent>(tables::spent_refresh(mac))?.ok_or(Reject::Unauthenticated)?.value;
+        let now = self.clock.now();
+        if now < spent.at.plus(self.settings().accounts.refresh_grace.0) {
+            let (session_token, refresh_token) = secrets::successors_of(&self.pepper, refresh_token);
+            let (session, _) = self.session_of_token(session_token.expose())?;
+            let user = self.live_user(Some(spent.user))?.ok_or(Reject::Unauthenticated)?;
+            may_enter(&user.value)?;
+            return Ok(SessionView {
+                principal: session.value.principal,
+                session_token,
+                refresh_token: Some(refresh_token),
+                expires_at: session.value.expires_at,
+                refresh_expires_at: session.value.refresh_expires_at,
+            });
+        }
+        // Whoever has the newer tokens may be the thief or the robbed: nobody can tell, so both are out.
+        match self.revoke_session(spent.user, spent.session).await {
+            Ok(()) => Err(Reject::Replayed { user: spent.user }),
+            Err(Reject::NotFound) => Err(Reject::Unauthenticated),
+            Err(reject) => Err(reject),
+        }
     }
 
     /// The MAC of something that may be a credential.
@@ -232,14 +295,21 @@ impl Accounts {
             refresh_mac: None,
             address: Some(address),
             user_agent: agent.map(|text| cut(text, MAX_AGENT_BYTES).to_owned()),
+            refreshed_at: None,
+            spent: Vec::new(),
         };
-        self.write_session(session, batch)
-    }
-
-    /// Gives a user's session fresh tokens and adds its rows to a batch.
-    fn write_session(&self, mut session: Session, batch: &mut Batch) -> Result<SessionView, Reject> {
         let token = secrets::mint_session_token().map_err(|error| no_randomness(&error))?;
         let refresh = secrets::mint_refresh_token().map_err(|error| no_randomness(&error))?;
+        self.write_session(session, (token, refresh), batch)
+    }
+
+    /// Gives a user's session these tokens and adds its rows to a batch.
+    fn write_session(
+        &self,
+        mut session: Session,
+        (token, refresh): (Minted, Minted),
+        batch: &mut Batch,
+    ) -> Result<SessionView, Reject> {
         let mac = self.pepper.mac(token.expose().as_bytes());
         let refresh_mac = self.pepper.mac(refresh.expose().as_bytes());
         session.expires_at = self.clock.now().plus(hours(self.settings.load().accounts.session_hours));
@@ -284,12 +354,20 @@ impl Accounts {
 
 /// Removes all rows of a session.
 pub(super) fn close_session(mac: &SecretMac, session: &Session, batch: &mut Batch) {
-    batch.delete(tables::session(mac));
-    if let Some(refresh) = session.refresh_mac.as_deref().and_then(secrets::mac_from_hex) {
-        batch.delete(tables::session_by_refresh(&refresh));
+    drop_tokens(mac, session, batch);
+    for spent in session.spent.iter().filter_map(|hex| secrets::mac_from_hex(hex)) {
+        batch.delete(tables::spent_refresh(&spent));
     }
     if let Principal::User(user) = session.principal {
         batch.delete(tables::session_of_user(user, session.id));
+    }
+}
+
+/// Removes the rows of a session's present tokens.
+fn drop_tokens(mac: &SecretMac, session: &Session, batch: &mut Batch) {
+    batch.delete(tables::session(mac));
+    if let Some(refresh) = session.refresh_mac.as_deref().and_then(secrets::mac_from_hex) {
+        batch.delete(tables::session_by_refresh(&refresh));
     }
 }
 

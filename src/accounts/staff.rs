@@ -157,7 +157,7 @@ impl Accounts {
             None => Ok(None),
         };
         let hash = || Ok(read()?.filter(|row| row.value.active).map(|row| row.value.password_hash));
-        let verified = self.check_password("staff", username, id.map(|id| id.0), address, password, hash).await?;
+        let verified = self.check_password("staff", username, id.map(|id| id.0), address, password, hash).await?.hash;
         for _ in 0..MAX_TRIES {
             let row = read()?.ok_or(Reject::Unauthenticated)?;
             if !row.value.active || Some(&row.value.password_hash) != verified.as_ref() {
@@ -196,6 +196,8 @@ impl Accounts {
             refresh_mac: None,
             address: Some(address),
             user_agent: None,
+            refreshed_at: None,
+            spent: Vec::new(),
         };
         let row = tables::encode(&session).map_err(|error| self.failed(&error))?;
         batch.put(tables::session(&self.pepper.mac(token.expose().as_bytes())), row);

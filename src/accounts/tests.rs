@@ -78,6 +78,7 @@ pub(crate) fn world(toml: &str) -> World {
         clock,
         settings: Settings::from(&config),
         pepper: Pepper::new(&[7; 32]).unwrap(),
+        sealer: super::seal::Sealer::new(&[8; 32]).unwrap(),
     };
     World { accounts: Arc::new(Accounts::new(parts).unwrap()), users, store, hands, journal, dir }
 }
@@ -198,7 +199,8 @@ async fn refreshing_rotates_both_tokens_and_does_not_prolong() {
     let second = world.accounts.refresh(old_refresh).await.unwrap();
     assert!(world.finds(second.session_token.expose()).is_some());
     assert_eq!(second.refresh_expires_at, first.refresh_expires_at);
-    assert!(unauthenticated(&world.accounts.refresh(old_refresh).await), "used up");
+    let again = world.accounts.refresh(old_refresh).await.unwrap();
+    assert_eq!(again.session_token.expose(), second.session_token.expose(), "the answer may not have arrived");
     assert!(unauthenticated(&world.accounts.refresh(second.session_token.expose()).await), "not a refresh token");
     assert!(unauthenticated(&world.accounts.user_of_session(second.refresh_token.as_ref().unwrap().expose())));
     world.hands.advance(Duration::from_secs(10 * 24 * 3600));
@@ -525,4 +527,34 @@ async fn a_users_conversations_come_newest_first() {
     let page = world.accounts.message_log(id, Filter::default(), 1, 2).await.unwrap();
     assert_eq!((page.total, page.items.len()), (3, 2));
     assert!(page.items[0].contains("model-2"));
+}
+
+#[tokio::test]
+async fn a_hash_of_an_older_system_is_replaced_at_the_first_login() {
+    let world = world("[accounts]\nmax_failed_logins = 0\n[access]\nblock_after_failures = 0\n");
+    let id = world.register("johndoe").await.user.id;
+    // 72 bytes are all that bcrypt looks at; the password has one more.
+    let long = format!("{}b", "a".repeat(72));
+    let bcrypted = bcrypt::hash(&long[..72], 4).unwrap();
+    let digest: [u8; 32] = sha2::Digest::finalize(sha2::Digest::chain_update(
+        <sha2::Sha256 as sha2::Digest>::new(),
+        b"saltsecure_password",
+    ))
+    .into();
+    let salted = format!("sha256$salt${}", digest.iter().map(|b| format!("{b:02x}")).collect::<String>());
+    for (hash, password, other) in
+        [(bcrypted, long.as_str(), format!("{}c", "a".repeat(72))), (salted, "secure_password", "x".into())]
+    {
+        let set = |user: &mut crate::domain::user::User, _: &mut crate::store::Batch| {
+            user.password_hash = Some(hash.clone());
+            Ok(())
+        };
+        world.accounts.change_user(id, super::Forget::Nothing, set).await.unwrap();
+        assert!(unauthenticated(&world.login("johndoe", "wrong").await));
+        world.login("johndoe", password).await.unwrap();
+        let now = world.accounts.user(id).unwrap().password_hash.unwrap();
+        assert!(now.starts_with("$argon2id$"), "{now}");
+        world.login("johndoe", password).await.unwrap();
+        assert!(unauthenticated(&world.login("johndoe", &other).await), "every byte counts now");
+    }
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use serde::Deserialize;
 
 use super::audit::Change;
+use super::keys::NewKey;
 use super::passwords::Password;
 use super::secrets::Minted;
 use super::{Accounts, Forget, MAX_TRIES, sessions, too_busy};
@@ -143,8 +144,8 @@ fn text_fault(field: &str, text: &str) -> Option<String> {
     (!fits).then(|| format!("{field}: at most {MAX_TEXT} printable characters"))
 }
 
-fn email_fault(text: &str) -> Option<String> {
-    (!is_email(text)).then(|| "email: not a valid email address".into())
+pub(super) fn email_fault(field: &str, text: &str) -> Option<String> {
+    (!is_email(text)).then(|| format!("{field}: not a valid email address"))
 }
 
 /// The form that mail servers in use accept: a dot-atom, and a host name with at least two labels.
@@ -192,7 +193,7 @@ impl Accounts {
         let faults = [
             username_fault(&new.username),
             name_fault(&new.name),
-            email_fault(&new.email),
+            email_fault("email", &new.email),
             text_fault("about_me", &new.about_me),
             text_fault("hobbies", &new.hobbies),
         ];
@@ -239,7 +240,8 @@ impl Accounts {
             let (id, account) = encoded.map_err(|error: StoreError| self.failed(&error))?;
             batch.put(tables::user(user.id), row).put(by_name, id.clone()).put(by_email, id);
             batch.put(tables::meters(user.id), account);
-            let api_key = self.add_key(user.id, super::keys::DEFAULT_KEY, &mut batch)?;
+            let default = NewKey { name: super::keys::DEFAULT_KEY.into(), ..NewKey::default() };
+            let (_, api_key) = self.add_key(user.id, &default, &mut batch)?;
             match self.commit_for_user(user.id, batch, Forget::Nothing).await {
                 Ok(()) => return Ok((user, api_key)),
                 Err(error) => self.judge_conflict(&error)?,
@@ -373,7 +375,7 @@ impl Accounts {
         let profile = &update.profile;
         let faults = [
             profile.name.as_deref().and_then(name_fault),
-            update.email.as_deref().and_then(email_fault),
+            update.email.as_deref().and_then(|text| email_fault("email", text)),
             profile.about_me.as_deref().and_then(|text| text_fault("about_me", text)),
             profile.hobbies.as_deref().and_then(|text| text_fault("hobbies", text)),
             matches!(plan, Some(None)).then(|| "subscription_plan: there is no such plan".into()),
@@ -580,14 +582,21 @@ fn apply_update(user: &mut User, update: &AdminUpdate, plan: Option<&Plan>, batc
         user.plan = plan.name.clone();
     }
     if let Some(email) = &update.email {
-        if fold_changed(&user.email, email) {
-            let (old, new) = (tables::user_by_email(&user.email), tables::user_by_email(email));
-            batch.require_absent(new.clone()).delete(old);
-            batch.put(new, tables::encode(&user.id).map_err(|_| Reject::Internal)?);
-        }
-        user.email = Arc::from(email.as_str());
+        set_email(user, email, batch)?;
     }
     Ok(())
+}
+
+/// Says whether it is the same address, perhaps in another spelling.
+pub(super) fn set_email(user: &mut User, email: &str, batch: &mut Batch) -> Result<bool, Reject> {
+    let same = !fold_changed(&user.email, email);
+    if !same {
+        let (old, new) = (tables::user_by_email(&user.email), tables::user_by_email(email));
+        batch.require_absent(new.clone()).delete(old);
+        batch.put(new, tables::encode(&user.id).map_err(|_| Reject::Internal)?);
+    }
+    user.email = Arc::from(email);
+    Ok(same)
 }
 
 fn changes_of_user(before: &User, after: &User) -> Vec<Change> {

@@ -257,6 +257,34 @@ impl Fields {
         Password::new(self.text(name))
     }
 
+    /// A list of strings.
+    pub fn optional_texts(&mut self, name: &str) -> Option<Vec<String>> {
+        let texts = match self.take(name)? {
+            Value::Array(list) => list
+                .into_iter()
+                .map(|item| match item {
+                    Value::String(text) => Some(text),
+                    _ => None,
+                })
+                .collect(),
+            _ => None,
+        };
+        if texts.is_none() {
+            self.fault(name, "must be a list of strings");
+        }
+        texts
+    }
+
+    /// Notes that a field which others may leave out is needed here.
+    pub fn missing(&mut self, name: &str) {
+        self.fault(name, "is required");
+    }
+
+    /// Whether the field is there and null: what it names is to be taken away.
+    pub fn is_null(&self, name: &str) -> bool {
+        self.map.get(name).is_some_and(Value::is_null)
+    }
+
     pub fn optional_flag(&mut self, name: &str) -> Option<bool> {
         match self.take(name)? {
             Value::Bool(flag) => Some(flag),

@@ -16,18 +16,19 @@ use super::document::{self, Document};
 use super::extract::{Call, Fields};
 use super::render::{self, Answer};
 use super::shapes::{self, Done, MeterShape, QuotaShape, Time, Tokens, UserBrief, UserDetails};
+use super::{keys, own};
 use crate::accounts::Accounts;
 use crate::accounts::audit::changes;
 use crate::accounts::keys::DEFAULT_KEY;
 use crate::accounts::passwords::Password;
 use crate::accounts::sessions::LoginRequest;
 use crate::accounts::users::{ProfileUpdate, Registration};
-use crate::actors::audit::{Action, Actor, Record};
+use crate::actors::audit::{Action, Actor, Record, Target};
 use crate::domain::session::Principal;
 use crate::domain::user::{User, UserType};
 use crate::error::Reject;
 
-type Api = State<Arc<Accounts>>;
+pub(super) type Api = State<Arc<Accounts>>;
 
 /// Every path of the public listener that is answered here, with its description: what is not in it does not exist.
 fn paths() -> OpenApiRouter<Arc<Accounts>> {
@@ -41,6 +42,8 @@ fn paths() -> OpenApiRouter<Arc<Accounts>> {
         .routes(routes!(regenerate_key))
         .routes(routes!(usage))
         .routes(routes!(quota))
+        .merge(own::paths())
+        .merge(keys::paths())
 }
 
 /// The router of the public listener's local paths.
@@ -55,12 +58,12 @@ pub fn public_document() -> Document {
 }
 
 /// The record of what somebody does before we know him.
-fn stranger(call: &Call, action: Action) -> Record {
+pub(super) fn stranger(call: &Call, action: Action) -> Record {
     Record::of(action).by(Actor::anonymous()).from(call.origin())
 }
 
 /// The record of what a user does to himself.
-fn own_act(call: &Call, action: Action, user: &User) -> Record {
+pub(super) fn own_act(call: &Call, action: Action, user: &User) -> Record {
     Record::of(action).by(user).from(call.origin()).on(user)
 }
 
@@ -232,7 +235,12 @@ async fn refresh(State(accounts): Api, call: Call) -> Answer {
         let Principal::User(id) = session.principal else { return Err(Reject::Unauthenticated) };
         Ok((accounts.user(id)?, session))
     };
-    let (_, session) = accounts.audited(record, act, |(user, _), record| record.by(user).on(user)).await?;
+    let done = accounts.audited(record, act, |(user, _), record| record.by(user).on(user)).await;
+    if let Err(reject @ Reject::Replayed { user }) = &done {
+        let replayed = Record::of(Action::SessionReplayed).by(Actor::anonymous()).from(call.origin());
+        accounts.note_denial(replayed.on(Target::user_id(user.0)), reject);
+    }
+    let (_, session) = done?;
     render::ok(Refreshed { success: true, message: "Session refreshed", session: (&session).into() })
 }
 
@@ -304,7 +312,8 @@ async fn update_profile(State(accounts): Api, call: Call) -> Answer {
 struct OwnKey {
     #[schema(example = true)]
     success: bool,
-    /// Only a MAC of the key is kept, so there is nothing to show.
+    /// The key, sealed: `api-key/reveal` opens it. Null where only a MAC of it is kept.
+    #[schema(example = "enc:v1:…")]
     key: Option<String>,
     #[schema(example = "pe-rqrF…")]
     masked: String,
@@ -317,8 +326,13 @@ struct OwnKey {
 async fn api_key(State(accounts): Api, call: Call) -> Answer {
     let user = accounts.user_of_session(call.token()?)?;
     let keys = accounts.keys(user.id)?;
-    let key = keys.iter().find(|key| key.name == DEFAULT_KEY).ok_or(Reject::NotFound)?;
-    render::ok(OwnKey { success: true, key: None, masked: key.masked.clone(), created_at: key.created_at.into() })
+    let key = keys.iter().find(|key| key.name == DEFAULT_KEY && key.rotated_to.is_none()).ok_or(Reject::NotFound)?;
+    render::ok(OwnKey {
+        success: true,
+        key: key.sealed.clone(),
+        masked: key.masked.clone(),
+        created_at: key.created_at.into(),
+    })
 }
 
 /// A new key, shown here and never again.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use raw::{
-    Access, Accounts, Audit, Backend, Compression, Durability, Journal, Ledger, Limits, Listen, LogFormat,
+    Access, Accounts, Audit, Backend, Compression, Durability, Journal, KeyMode, Ledger, Limits, Listen, LogFormat,
     MissingUsage, OutgrownHold, Overflow, RawConfig, RecoverOpenHolds, Redact, RedactField, SecretSource, Store,
     Telemetry, TextPattern, UnknownModel,
 };
@@ -282,6 +282,15 @@ impl Config {
         at_least("audit.segment_bytes", self.audit.segment_bytes, 64 << 10)?;
         at_least("audit.retention_days", self.audit.retention_days.unwrap_or(1), 1)?;
         at_least("audit.queue_records", self.audit.queue_records, 16)?;
+        at_least("accounts.keys.max_per_user", self.accounts.keys.max_per_user as u64, 1)?;
+        if self.accounts.keys.max_per_user > 1000 {
+            return Err("accounts.keys.max_per_user: at most 1000".into());
+        }
+        if self.accounts.refresh_grace.0.as_secs() > 300 {
+            return Err(
+                "accounts.refresh_grace: at most 5 minutes: so long a stolen refresh token goes unnoticed".into()
+            );
+        }
         at_least("accounts.hash_concurrency", self.accounts.hash_concurrency as u64, 1)?;
         for (key, span) in [
             ("limits.header_timeout", self.limits.header_timeout),

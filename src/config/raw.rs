@@ -514,6 +514,38 @@ pub struct Accounts {
     pub hash_queue: usize,
     /// The key under which credentials are stored as MACs; made on first start in `data_dir/secrets` when left out.
     pub pepper: Option<SecretSource>,
+    /// How long a refresh token that was used answers the same new tokens again; after that it ends its session.
+    pub refresh_grace: Span,
+    pub keys: Keys,
+}
+
+/// How API keys are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyMode {
+    /// Also sealed, so that their owners can see them again.
+    #[default]
+    Vault,
+    /// As MACs alone.
+    HashOnly,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Keys {
+    pub mode: KeyMode,
+    /// The key under which keys and second factors are sealed; made on first start in `data_dir/secrets` when left out.
+    pub vault_key: Option<SecretSource>,
+    /// Of one user, the default key included.
+    pub max_per_user: usize,
+    /// The longest that a rotated key may go on beside its successor.
+    pub max_grace: Span,
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self { mode: KeyMode::default(), vault_key: None, max_per_user: 100, max_grace: Span::secs(7 * 86_400) }
+    }
 }
 
 impl Default for Accounts {
@@ -531,6 +563,8 @@ impl Default for Accounts {
             hash_concurrency: 2,
             hash_queue: 64,
             pepper: None,
+            refresh_grace: Span::secs(10),
+            keys: Keys::default(),
         }
     }
 }

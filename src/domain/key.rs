@@ -24,6 +24,12 @@ pub struct ApiKey {
     pub expires_at: Option<UnixMillis>,
     #[serde(default)]
     pub limits: KeyLimits,
+    /// The key itself, sealed under the vault's key; absent in `hash_only` mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<String>,
+    /// The key that takes this one's place; until this one expires, both open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotated_to: Option<CredentialId>,
 }
 
 /// What narrows a key below its user's rights. Empty lists narrow nothing.
@@ -40,7 +46,37 @@ pub struct KeyLimits {
     pub per_minute: Option<u32>,
 }
 
+/// Entries of one list of a key's limits, and bytes of one of them.
+pub const MAX_LIMIT_ENTRIES: usize = 16;
+pub const MAX_LIMIT_BYTES: usize = 64;
+
 impl KeyLimits {
+    /// What does not fit: each list has its bound, so that a key's row has one.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        let mut list = |name: &str, entries: &[String], may_end_in_star: bool| {
+            let fits = |entry: &String| {
+                let stem = if may_end_in_star { entry.strip_suffix('*').unwrap_or(entry) } else { entry };
+                (1..=MAX_LIMIT_BYTES).contains(&entry.len()) && stem.bytes().all(|b| b.is_ascii_graphic() && b != b'*')
+            };
+            if entries.len() > MAX_LIMIT_ENTRIES || !entries.iter().all(fits) {
+                let star = if may_end_in_star { ", each may end in *" } else { "" };
+                faults.push(format!(
+                    "{name}: at most {MAX_LIMIT_ENTRIES} words of at most {MAX_LIMIT_BYTES} visible characters{star}"
+                ));
+            }
+        };
+        list("scopes", &self.scopes, false);
+        list("models", &self.models, true);
+        if self.cidrs.len() > MAX_LIMIT_ENTRIES {
+            faults.push(format!("cidrs: at most {MAX_LIMIT_ENTRIES} networks"));
+        }
+        if self.per_minute == Some(0) {
+            faults.push("per_minute: at least 1; leave it out for no limit of its own".into());
+        }
+        faults
+    }
+
     pub fn allows_model(&self, model: &str) -> bool {
         self.models.is_empty() || self.models.iter().any(|pattern| matches_pattern(pattern, model))
     }

@@ -28,6 +28,20 @@ pub struct Session {
     pub address: Option<std::net::IpAddr>,
     #[serde(default)]
     pub user_agent: Option<String>,
+    /// When the present tokens were given.
+    #[serde(default)]
+    pub refreshed_at: Option<UnixMillis>,
+    /// Hex of the MACs of refresh tokens that were used, newest last: whoever shows one of them again ends the session.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spent: Vec<String>,
+}
+
+/// That a refresh token was used: found by its MAC.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Spent {
+    pub user: UserId,
+    pub session: CredentialId,
+    pub at: UnixMillis,
 }
 
 /// What a member of the staff may do.

@@ -206,6 +206,9 @@ pub struct User {
     pub mfa_enabled: bool,
     #[serde(default)]
     pub deleted_at: Option<UnixMillis>,
+    /// Counts changes of the user's keys, so that two at once notice each other.
+    #[serde(default)]
+    pub keys_changed: u32,
 }
 
 impl User {
@@ -236,6 +239,7 @@ impl User {
             must_change_password: false,
             mfa_enabled: false,
             deleted_at: None,
+            keys_changed: 0,
         }
     }
 

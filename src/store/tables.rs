@@ -12,6 +12,7 @@
 //! | `uk/` user id, key id | MAC of the key |
 //! | `s/` MAC of the session token | [`Session`](crate::domain::session::Session) |
 //! | `sr/` MAC of the refresh token | MAC of the session token |
+//! | `sp/` MAC of a refresh token that was used | [`Spent`](crate::domain::session::Spent) |
 //! | `us/` user id, session id | MAC of the session token |
 //! | `m/` user id | the user's meters, written by his actor alone |
 //! | `st/` id · `sn/` username, folded | staff · staff id |
@@ -80,6 +81,10 @@ pub fn session(mac: &SecretMac) -> Vec<u8> {
 
 pub fn session_by_refresh(mac: &SecretMac) -> Vec<u8> {
     key(b"sr/", &mac.0)
+}
+
+pub fn spent_refresh(mac: &SecretMac) -> Vec<u8> {
+    key(b"sp/", &mac.0)
 }
 
 pub fn sessions_of_user(user: UserId) -> Vec<u8> {

@@ -95,7 +95,7 @@ impl Outcome {
 impl From<&Reject> for Outcome {
     fn from(reject: &Reject) -> Self {
         match reject {
-            Reject::Unauthenticated => Self::Unauthenticated,
+            Reject::Unauthenticated | Reject::Replayed { .. } => Self::Unauthenticated,
             Reject::BadRequest(_)
             | Reject::Invalid(_)
             | Reject::Conflict(_)
@@ -103,7 +103,7 @@ impl From<&Reject> for Outcome {
             | Reject::ExpectationFailed
             | Reject::VersionNotSupported => Self::BadRequest,
             Reject::AddressDenied => Self::AddressDenied,
-            Reject::Forbidden(_) | Reject::Locked { .. } => Self::Forbidden,
+            Reject::Forbidden(_) | Reject::WrongPassword | Reject::Locked { .. } => Self::Forbidden,
             Reject::NotFound | Reject::MethodNotAllowed(_) => Self::NotFound,
             Reject::RateLimited { .. } => Self::RateLimited,
             Reject::TooManyInFlight { .. } => Self::TooManyInFlight,

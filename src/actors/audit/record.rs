@@ -97,6 +97,10 @@ acts! {
     PasswordChanged = "password.changed", Warning;
     EmailChanged = "email.changed", Warning;
     KeyCreated = "key.created", Info;
+    KeyUpdated = "key.updated", Info;
+    KeyRotated = "key.rotated", Info;
+    /// A key's text was shown to its owner once more.
+    KeyRevealed = "key.revealed", Warning;
     KeyRegenerated = "key.regenerated", Info;
     KeyRevoked = "key.revoked", Warning;
     LoginSucceeded = "login.succeeded", Info;
@@ -106,6 +110,12 @@ acts! {
     SessionRefreshed = "session.refreshed", Info;
     SessionEnded = "session.ended", Info;
     SessionsRevoked = "sessions.revoked", Warning;
+    /// A refresh token was used twice: one of the two who have it is a thief, and its session has ended.
+    SessionReplayed = "session.replayed", Critical;
+    MfaSetUp = "mfa.set_up", Info;
+    MfaEnabled = "mfa.enabled", Warning;
+    MfaDisabled = "mfa.disabled", Warning;
+    RecoveryCodesMade = "mfa.recovery_codes_made", Warning;
     /// Too many wrong credentials from one address: it is refused for a while.
     AddressBlocked = "address.blocked", Warning;
     IpRuleCreated = "ip_rule.created", Warning;

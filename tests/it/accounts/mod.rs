@@ -3,7 +3,9 @@
 mod admins;
 mod commands;
 mod exports;
+mod keys;
 mod logs;
+mod own;
 pub mod process;
 mod users;
 
