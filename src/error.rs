@@ -18,6 +18,14 @@ pub enum Reject {
     Unauthenticated,
     /// The password that a call asks for again is wrong, or missing.
     WrongPassword,
+    /// The password was right, and a code of the second factor is needed too.
+    CodeRequired,
+    /// A code of the second factor that is wrong, too old, or used.
+    WrongCode,
+    /// Staff that must set up a second factor first.
+    FactorRequired,
+    /// A password that staff has chosen must be changed first.
+    PasswordChangeRequired,
     /// A refresh token that was used before: its session has ended.
     Replayed {
         user: UserId,
@@ -109,8 +117,8 @@ impl Reject {
     pub fn status(&self) -> u16 {
         match self {
             Self::BadRequest(_) | Self::Invalid(_) => 400,
-            Self::Unauthenticated | Self::Replayed { .. } => 401,
-            Self::WrongPassword => 403,
+            Self::Unauthenticated | Self::Replayed { .. } | Self::CodeRequired | Self::WrongCode => 401,
+            Self::WrongPassword | Self::FactorRequired | Self::PasswordChangeRequired => 403,
             Self::AddressDenied | Self::Forbidden(_) => 403,
             Self::NotFound => 404,
             Self::MethodNotAllowed(_) => 405,
@@ -137,6 +145,10 @@ impl Reject {
         match self {
             Self::Unauthenticated | Self::Replayed { .. } => "UNAUTHENTICATED",
             Self::WrongPassword => "WRONG_PASSWORD",
+            Self::CodeRequired => "MFA_REQUIRED",
+            Self::WrongCode => "WRONG_CODE",
+            Self::FactorRequired => "MFA_SETUP_REQUIRED",
+            Self::PasswordChangeRequired => "PASSWORD_CHANGE_REQUIRED",
             Self::BadRequest(_) | Self::Invalid(_) => "BAD_REQUEST",
             Self::AddressDenied => "ADDRESS_DENIED",
             Self::Forbidden(_) => "FORBIDDEN",
@@ -179,6 +191,10 @@ impl Reject {
         match self {
             Self::Unauthenticated | Self::Replayed { .. } => "Invalid or missing credential".into(),
             Self::WrongPassword => "The password is wrong".into(),
+            Self::CodeRequired => "A code of the second factor is needed: send it as `code`".into(),
+            Self::WrongCode => "The code is wrong, too old, or has been used".into(),
+            Self::FactorRequired => "Your role needs a second factor: set one up first".into(),
+            Self::PasswordChangeRequired => "The password was set by staff and must be changed first".into(),
             Self::BadRequest(why) | Self::Conflict(why) => why.clone(),
             Self::Invalid(errors) => errors.first().cloned().unwrap_or_else(|| "Invalid request".into()),
             Self::AddressDenied => "Access from this address is not allowed".into(),

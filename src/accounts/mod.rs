@@ -10,6 +10,7 @@ pub mod books;
 pub mod credits;
 pub mod keys;
 pub mod legacy;
+pub mod mfa;
 pub mod operator;
 pub mod own;
 pub mod passwords;
@@ -112,6 +113,9 @@ pub struct Accounts {
     lockouts: Failures<SecretMac>,
     /// Password checks of one name come one after the other, so that parallel guesses cannot outrun the count.
     login_turns: Vec<tokio::sync::Mutex<()>>,
+    /// Wrong codes of second factors, apart from passwords: who knows the password must not guess the code instead.
+    factor_failures: Failures<SecretMac>,
+    factor_turns: Vec<tokio::sync::Mutex<()>>,
     blocks: Arc<AddressBlocks>,
     addresses: Arc<AddressBook>,
     in_force: Arc<InForce>,
@@ -135,6 +139,8 @@ impl Accounts {
             passwords: PasswordPool::new(accounts.hash_concurrency, accounts.hash_queue),
             lockouts: Failures::new(accounts.max_failed_logins, settings.lockout(), MAX_TRACKED_NAMES),
             login_turns: (0..LOGIN_TURNS).map(|_| tokio::sync::Mutex::default()).collect(),
+            factor_failures: Failures::new(mfa::FACTOR_FAILURES, mfa::FACTOR_LOCK, MAX_TRACKED_NAMES),
+            factor_turns: (0..LOGIN_TURNS).map(|_| tokio::sync::Mutex::default()).collect(),
             blocks: Arc::new(AddressBlocks::new(&settings.access).audited(audit.clone())),
             addresses: Arc::new(AddressBook::open(committer.clone(), metrics.clone(), &settings.access)?),
             in_force: Arc::new(InForce::new(committer.clone(), users.clone())),
@@ -164,6 +170,7 @@ impl Accounts {
         let now = self.clock.monotonic();
         self.blocks.sweep(now);
         self.lockouts.sweep(now);
+        self.factor_failures.sweep(now);
         match self.addresses.expire(self.clock.now()).await {
             Ok(0) => {}
             Ok(count) => self.audit.note(Record::of(Action::IpRuleExpired).by(Actor::system()).with("rules", count)),

@@ -30,6 +30,8 @@ pub struct LoginRequest {
     /// An email or a username.
     pub identifier: String,
     pub password: Password,
+    /// Of the second factor, for those who have one.
+    pub code: Option<String>,
     pub address: IpAddr,
     pub user_agent: Option<String>,
 }
@@ -60,12 +62,13 @@ impl Accounts {
     /// [`Reject::Unauthenticated`], the same for an unknown name and a wrong password; [`Reject::Locked`] after too many of
     /// them; [`Reject::Forbidden`] for an account that may not come in; [`Reject::Overloaded`] in a flood.
     pub async fn login(&self, request: LoginRequest) -> Result<(User, SessionView), Reject> {
-        let LoginRequest { identifier, password, address, user_agent } = request;
+        let LoginRequest { identifier, password, code, address, user_agent } = request;
         let id = self.find_user(&identifier)?;
         let hash = || Ok(self.live_user(id)?.and_then(|row| row.value.password_hash));
         let Proven { hash: verified, upgraded } =
             self.check_password("user", &identifier, id.map(|id| id.0), address, password, hash).await?;
         let Some(id) = id else { return Err(Reject::Unauthenticated) };
+        self.second_factor(Principal::User(id), code.as_deref(), address).await?;
         for _ in 0..MAX_TRIES {
             let row = self.live_user(Some(id))?.ok_or(Reject::Unauthenticated)?;
             // Changed since it was verified: the old password opens nothing any more.
@@ -144,6 +147,18 @@ impl Accounts {
     /// # Errors
     /// [`Reject::Unauthenticated`] for a token that opens nothing, [`Reject::Forbidden`] for one of a suspended account.
     pub fn user_of_session(&self, token: &str) -> Result<User, Reject> {
+        let user = self.user_to_change_password(token)?;
+        if user.must_change_password {
+            return Err(Reject::PasswordChangeRequired);
+        }
+        Ok(user)
+    }
+
+    /// As [`Accounts::user_of_session`], also for one whose password staff has chosen.
+    ///
+    /// # Errors
+    /// As [`Accounts::user_of_session`].
+    pub fn user_to_change_password(&self, token: &str) -> Result<User, Reject> {
         let (session, _) = self.session_of_token(token)?;
         let Principal::User(id) = session.value.principal else { return Err(Reject::Unauthenticated) };
         let user = self.live_user(Some(id))?.ok_or(Reject::Unauthenticated)?.value;
@@ -295,6 +310,7 @@ impl Accounts {
             refresh_mac: None,
             address: Some(address),
             user_agent: agent.map(|text| cut(text, MAX_AGENT_BYTES).to_owned()),
+            setup_only: false,
             refreshed_at: None,
             spent: Vec::new(),
         };

@@ -9,6 +9,7 @@ use super::passwords::Password;
 use super::secrets;
 use super::sessions::{SessionView, hours};
 use super::{Accounts, MAX_TRIES, no_randomness, too_busy};
+use crate::config::MfaRequired;
 use crate::domain::ids::StaffId;
 use crate::domain::session::{Principal, Session, Staff, StaffRole};
 use crate::error::Reject;
@@ -145,6 +146,7 @@ impl Accounts {
         &self,
         username: &str,
         password: Password,
+        code: Option<&str>,
         address: IpAddr,
     ) -> Result<(Staff, SessionView), Reject> {
         // The public side asks this before anything else; here nobody has.
@@ -158,6 +160,8 @@ impl Accounts {
         };
         let hash = || Ok(read()?.filter(|row| row.value.active).map(|row| row.value.password_hash));
         let verified = self.check_password("staff", username, id.map(|id| id.0), address, password, hash).await?.hash;
+        let whose = Principal::Staff(id.ok_or(Reject::Unauthenticated)?);
+        self.second_factor(whose, code, address).await?;
         for _ in 0..MAX_TRIES {
             let row = read()?.ok_or(Reject::Unauthenticated)?;
             if !row.value.active || Some(&row.value.password_hash) != verified.as_ref() {
@@ -196,6 +200,7 @@ impl Accounts {
             refresh_mac: None,
             address: Some(address),
             user_agent: None,
+            setup_only: self.must_set_up_factor(staff)?,
             refreshed_at: None,
             spent: Vec::new(),
         };
@@ -211,8 +216,20 @@ impl Accounts {
     /// # Errors
     /// [`Reject::Unauthenticated`] for a token that opens nothing, [`Reject::Forbidden`] for a role below.
     pub fn staff_of_token(&self, token: &str, least: StaffRole) -> Result<StaffIdentity, Reject> {
+        let (who, setup_only) = self.staff_in_setup(token, least)?;
+        if setup_only {
+            return Err(Reject::FactorRequired);
+        }
+        Ok(who)
+    }
+
+    /// As [`Accounts::staff_of_token`], also for a session that only sets up a second factor; says whether it is one.
+    ///
+    /// # Errors
+    /// As [`Accounts::staff_of_token`].
+    pub fn staff_in_setup(&self, token: &str, least: StaffRole) -> Result<(StaffIdentity, bool), Reject> {
         if self.is_operator(token) {
-            return Ok(StaffIdentity { id: None, username: OPERATOR.into(), role: StaffRole::Superadmin });
+            return Ok((StaffIdentity { id: None, username: OPERATOR.into(), role: StaffRole::Superadmin }, false));
         }
         let (session, _) = self.session_of_token(token)?;
         let Principal::Staff(id) = session.value.principal else { return Err(Reject::Unauthenticated) };
@@ -221,6 +238,30 @@ impl Accounts {
         if staff.role < least {
             return Err(Reject::Forbidden("Your role does not allow this"));
         }
-        Ok(StaffIdentity { id: Some(id), username: staff.username, role: staff.role })
+        let who = StaffIdentity { id: Some(id), username: staff.username, role: staff.role };
+        Ok((who, session.value.setup_only && !self.factor_status(Principal::Staff(id))?.enabled))
+    }
+
+    fn must_set_up_factor(&self, staff: &Staff) -> Result<bool, Reject> {
+        let concerns = match self.settings().accounts.mfa.required {
+            MfaRequired::None => false,
+            MfaRequired::Admins => staff.role >= StaffRole::Admin,
+            MfaRequired::Staff => true,
+        };
+        Ok(concerns && !self.factor_status(Principal::Staff(staff.id))?.enabled)
+    }
+
+    /// The password of a member of the staff who is logged in, once more.
+    ///
+    /// # Errors
+    /// As [`Accounts::prove_password`].
+    pub async fn prove_staff_password(&self, id: StaffId, password: Password, address: IpAddr) -> Result<(), Reject> {
+        let row = self.load::<Staff>(tables::staff(id))?.ok_or(Reject::Unauthenticated)?;
+        let hash = || Ok(Some(row.value.password_hash.clone()));
+        match self.check_password("staff", &row.value.username, Some(id.0), address, password, hash).await {
+            Ok(_) => Ok(()),
+            Err(Reject::Unauthenticated) => Err(Reject::WrongPassword),
+            Err(reject) => Err(reject),
+        }
     }
 }

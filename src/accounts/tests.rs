@@ -105,6 +105,7 @@ impl World {
         let request = LoginRequest {
             identifier: identifier.to_owned(),
             password: Password::new(password).unwrap(),
+            code: None,
             address: HERE,
             user_agent: Some("test".into()),
         };
@@ -189,6 +190,7 @@ async fn refreshing_rotates_both_tokens_and_does_not_prolong() {
     let request = LoginRequest {
         identifier: "johndoe@EXAMPLE.com".into(),
         password: Password::new(PASSWORD).unwrap(),
+        code: None,
         address: HERE,
         user_agent: None,
     };
@@ -429,7 +431,7 @@ async fn the_first_superadmin_is_made_once() {
     assert!(accounts.first_superadmin("root", Password::new("weak").unwrap(), None).await.is_err());
     assert!(accounts.first_superadmin("root", password(), None).await.unwrap().is_some());
     assert_eq!(accounts.first_superadmin("other", password(), None).await.unwrap(), None);
-    let (staff, view) = accounts.staff_login("ROOT", password(), HERE).await.unwrap();
+    let (staff, view) = accounts.staff_login("ROOT", password(), None, HERE).await.unwrap();
     assert_eq!(staff.role, StaffRole::Superadmin);
     let token = view.session_token.expose();
     assert_eq!(accounts.staff_of_token(token, StaffRole::Superadmin).unwrap().username, "root");
@@ -443,17 +445,17 @@ async fn the_first_superadmin_is_made_once() {
         role: StaffRole::Admin,
     };
     accounts.create_staff(new).await.unwrap();
-    let (_, view) = accounts.staff_login("admin", password(), HERE).await.unwrap();
+    let (_, view) = accounts.staff_login("admin", password(), None, HERE).await.unwrap();
     let token = view.session_token.expose();
     assert!(matches!(accounts.staff_of_token(token, StaffRole::Superadmin), Err(Reject::Forbidden(_))));
     world.hands.advance(Duration::from_secs(24 * 3600));
     assert!(unauthenticated(&accounts.staff_of_token(token, StaffRole::New)));
     for _ in 0..5 {
-        assert!(unauthenticated(&accounts.staff_login("admin", Password::new("x").unwrap(), HERE).await));
+        assert!(unauthenticated(&accounts.staff_login("admin", Password::new("x").unwrap(), None, HERE).await));
     }
-    assert!(matches!(accounts.staff_login("admin", password(), HERE).await, Err(Reject::AddressDenied)));
+    assert!(matches!(accounts.staff_login("admin", password(), None, HERE).await, Err(Reject::AddressDenied)));
     let elsewhere = "198.51.100.1".parse().unwrap();
-    assert!(matches!(accounts.staff_login("admin", password(), elsewhere).await, Err(Reject::Locked { .. })));
+    assert!(matches!(accounts.staff_login("admin", password(), None, elsewhere).await, Err(Reject::Locked { .. })));
 }
 
 #[tokio::test]

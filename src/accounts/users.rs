@@ -20,6 +20,7 @@ use crate::clock::UnixMillis;
 use crate::config::Plan;
 use crate::domain::ids::UserId;
 use crate::domain::meters::{MeterName, Micro, ResetHour};
+use crate::domain::session::Principal;
 use crate::domain::user::{Status, User, UserType};
 use crate::error::Reject;
 use crate::store::committer::Epoch;
@@ -501,6 +502,9 @@ impl Accounts {
     }
 
     fn close_credentials(&self, id: UserId, batch: &mut Batch) -> Result<(), Reject> {
+        if self.load::<serde_json::Value>(tables::factor(Principal::User(id)))?.is_some() {
+            batch.delete(tables::factor(Principal::User(id)));
+        }
         for key in self.load_keys(id)? {
             batch.delete(key.key).delete(tables::key_of_user(id, key.value.id));
         }

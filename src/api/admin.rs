@@ -14,6 +14,7 @@ use super::docs;
 use super::document::{self, Document};
 use super::extract::{Call, Fields};
 use super::health::{self, Readiness};
+use super::mfa;
 use super::operations;
 use super::public::{NewKey, profile_fields};
 use super::render::{self, Answer};
@@ -78,6 +79,7 @@ fn paths() -> OpenApiRouter<SideState> {
         .routes(routes!(health::metrics))
         .routes(routes!(health::health))
         .routes(routes!(health::ready))
+        .merge(mfa::side_paths())
         .merge(docs::paths())
 }
 
@@ -132,11 +134,14 @@ pub(super) fn admin(side: &SideState, call: &Call) -> Result<StaffIdentity, Reje
 async fn login(State(side): Side, call: Call) -> Answer {
     let mut fields = call.fields()?;
     let (username, password) = (fields.text("username"), fields.password("password")?);
+    let code = fields.optional_text("code");
     fields.done()?;
     let record = Record::of(Action::LoginSucceeded).or(Action::LoginFailed).by(Actor::anonymous()).from(call.origin());
     let record = record.on_any(side.accounts.staff_login_target(&username)?);
     let address = call.address;
-    let act = move |accounts: Arc<Accounts>| async move { accounts.staff_login(&username, password, address).await };
+    let act = move |accounts: Arc<Accounts>| async move {
+        accounts.staff_login(&username, password, code.as_deref(), address).await
+    };
     let (staff, session) = side.accounts.audited(record, act, |(staff, _), record| record.by(staff).on(staff)).await?;
     render::ok(StaffLoggedIn {
         success: true,

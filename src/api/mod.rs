@@ -11,6 +11,7 @@ pub mod document;
 pub mod extract;
 pub mod health;
 mod keys;
+mod mfa;
 pub mod operations;
 mod own;
 pub mod public;

@@ -139,7 +139,7 @@ impl PasswordRequest {
     security(("session" = [])), responses((status = 200, body = Done)))]
 async fn change_password(State(accounts): Api, call: Call) -> Answer {
     let token = call.token()?.to_owned();
-    let user = accounts.user_of_session(&token)?;
+    let user = accounts.user_to_change_password(&token)?;
     let PasswordRequest { current_password, new_password } = PasswordRequest::read(&call)?;
     let (record, address) = (own_act(&call, Action::PasswordChanged, &user), call.address);
     let act = move |accounts: Arc<Accounts>| async move {

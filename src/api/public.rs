@@ -16,7 +16,7 @@ use super::document::{self, Document};
 use super::extract::{Call, Fields};
 use super::render::{self, Answer};
 use super::shapes::{self, Done, MeterShape, QuotaShape, Time, Tokens, UserBrief, UserDetails};
-use super::{keys, own};
+use super::{keys, mfa, own};
 use crate::accounts::Accounts;
 use crate::accounts::audit::changes;
 use crate::accounts::keys::DEFAULT_KEY;
@@ -44,6 +44,7 @@ fn paths() -> OpenApiRouter<Arc<Accounts>> {
         .routes(routes!(quota))
         .merge(own::paths())
         .merge(keys::paths())
+        .merge(mfa::paths())
 }
 
 /// The router of the public listener's local paths.
@@ -161,6 +162,8 @@ struct LoginBody {
     username: Option<String>,
     #[schema(value_type = String, format = Password, example = "SecurePass123")]
     password: Password,
+    /// Of the second factor, or a recovery code; asked for with `MFA_REQUIRED`.
+    code: Option<String>,
 }
 
 impl LoginBody {
@@ -168,7 +171,7 @@ impl LoginBody {
         let mut fields = call.fields()?;
         let username = fields.optional_text("username");
         let email = if username.is_some() { None } else { Some(fields.text("email")) };
-        let body = Self { email, username, password: fields.password("password")? };
+        let body = Self { email, username, password: fields.password("password")?, code: fields.optional_text("code") };
         fields.done()?;
         Ok(body)
     }
@@ -187,9 +190,10 @@ struct LoggedIn {
 #[utoipa::path(post, path = "/v1/users/login", tag = "sessions", request_body = LoginBody, security(()),
     responses((status = 200, body = LoggedIn)))]
 async fn login(State(accounts): Api, call: Call) -> Answer {
-    let LoginBody { email, username, password } = LoginBody::read(&call)?;
+    let LoginBody { email, username, password, code } = LoginBody::read(&call)?;
     let identifier = username.or(email).unwrap_or_default();
-    let request = LoginRequest { identifier, password, address: call.address, user_agent: call.user_agent.clone() };
+    let request =
+        LoginRequest { identifier, password, code, address: call.address, user_agent: call.user_agent.clone() };
     let record = stranger(&call, Action::LoginSucceeded).or(Action::LoginFailed);
     let record = record.on_any(accounts.login_target(&request.identifier)?);
     let act = move |accounts: Arc<Accounts>| async move { accounts.login(request).await };

@@ -55,6 +55,8 @@ pub struct StaffLogin {
     username: String,
     #[schema(value_type = String, format = Password)]
     password: Password,
+    /// Of the second factor, or a recovery code.
+    code: Option<String>,
 }
 
 #[derive(Serialize, ToSchema)]

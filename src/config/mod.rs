@@ -15,8 +15,8 @@ use std::time::Duration;
 
 pub use raw::{
     Access, Accounts, Audit, Backend, Compression, Durability, Journal, KeyMode, Ledger, Limits, Listen, LogFormat,
-    MissingUsage, OutgrownHold, Overflow, RawConfig, RecoverOpenHolds, Redact, RedactField, SecretSource, Store,
-    Telemetry, TextPattern, UnknownModel,
+    MfaRequired, MissingUsage, OutgrownHold, Overflow, RawConfig, RecoverOpenHolds, Redact, RedactField, SecretSource,
+    Store, Telemetry, TextPattern, UnknownModel,
 };
 
 use crate::domain::meters::{MeterName, Micro, ResetPeriod};
@@ -282,6 +282,10 @@ impl Config {
         at_least("audit.segment_bytes", self.audit.segment_bytes, 64 << 10)?;
         at_least("audit.retention_days", self.audit.retention_days.unwrap_or(1), 1)?;
         at_least("audit.queue_records", self.audit.queue_records, 16)?;
+        let issuer = &self.accounts.mfa.issuer;
+        if issuer.is_empty() || issuer.len() > 64 || issuer.contains(':') || issuer.chars().any(char::is_control) {
+            return Err("accounts.mfa.issuer: 1 to 64 characters without a colon".into());
+        }
         at_least("accounts.keys.max_per_user", self.accounts.keys.max_per_user as u64, 1)?;
         if self.accounts.keys.max_per_user > 1000 {
             return Err("accounts.keys.max_per_user: at most 1000".into());

@@ -517,6 +517,33 @@ pub struct Accounts {
     /// How long a refresh token that was used answers the same new tokens again; after that it ends its session.
     pub refresh_grace: Span,
     pub keys: Keys,
+    pub mfa: Mfa,
+}
+
+/// Who must have a second factor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MfaRequired {
+    #[default]
+    None,
+    /// Admins and superadmins.
+    Admins,
+    /// All who log in on the side port.
+    Staff,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Mfa {
+    pub required: MfaRequired,
+    /// What authenticators show beside the account's name.
+    pub issuer: String,
+}
+
+impl Default for Mfa {
+    fn default() -> Self {
+        Self { required: MfaRequired::default(), issuer: "tollgate".to_owned() }
+    }
 }
 
 /// How API keys are kept.
@@ -565,6 +592,7 @@ impl Default for Accounts {
             pepper: None,
             refresh_grace: Span::secs(10),
             keys: Keys::default(),
+            mfa: Mfa::default(),
         }
     }
 }

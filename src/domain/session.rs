@@ -28,6 +28,9 @@ pub struct Session {
     pub address: Option<std::net::IpAddr>,
     #[serde(default)]
     pub user_agent: Option<String>,
+    /// It only opens what sets up a second factor.
+    #[serde(default)]
+    pub setup_only: bool,
     /// When the present tokens were given.
     #[serde(default)]
     pub refreshed_at: Option<UnixMillis>,

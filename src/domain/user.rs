@@ -276,6 +276,8 @@ pub struct Standing {
     pub status: Status,
     pub email_verified: bool,
     pub log_conversations: bool,
+    pub role: Role,
+    pub must_change_password: bool,
 }
 
 impl From<&User> for Standing {
@@ -288,6 +290,8 @@ impl From<&User> for Standing {
             status: user.status,
             email_verified: user.email_verified,
             log_conversations: user.log_conversations,
+            role: user.role,
+            must_change_password: user.must_change_password,
         }
     }
 }

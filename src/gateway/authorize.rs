@@ -211,7 +211,10 @@ pub fn check_caller(caller: &Caller, client: ClientIp, policy: &Policy, route: &
     if (policy.email_verification || route.verified) && !caller.standing.email_verified {
         return Err(Reject::Forbidden("The email address of this account is not verified"));
     }
-    let Some(limits) = caller.limits() else { return Ok(()) };
+    let Some(limits) = caller.limits() else {
+        // A password that staff knows opens nothing but the page on which it is changed. Keys are the user's own.
+        return if caller.standing.must_change_password { Err(Reject::PasswordChangeRequired) } else { Ok(()) };
+    };
     if !limits.allows_address(client.0) {
         return Err(Reject::AddressDenied);
     }

@@ -14,6 +14,7 @@
 //! | `sr/` MAC of the refresh token | MAC of the session token |
 //! | `sp/` MAC of a refresh token that was used | [`Spent`](crate::domain::session::Spent) |
 //! | `us/` user id, session id | MAC of the session token |
+//! | `mf/` `u` or `s`, id | the second factor of a user or a member of the staff |
 //! | `m/` user id | the user's meters, written by his actor alone |
 //! | `st/` id · `sn/` username, folded | staff · staff id |
 //! | `ip/` id | an address rule made by an admin |
@@ -30,6 +31,7 @@ use serde::de::DeserializeOwned;
 use super::{Store, StoreError};
 use crate::clock::UnixMillis;
 use crate::domain::ids::{CredentialId, SecretMac, StaffId, UserId};
+use crate::domain::session::Principal;
 
 /// The only row format there is so far.
 const ROW_FORMAT: u8 = 1;
@@ -97,6 +99,13 @@ pub fn session_of_user(user: UserId, id: CredentialId) -> Vec<u8> {
 
 pub fn meters(user: UserId) -> Vec<u8> {
     key(METERS, &user.0.to_be_bytes())
+}
+
+pub fn factor(whose: Principal) -> Vec<u8> {
+    match whose {
+        Principal::User(id) => key(b"mf/u", &id.0.to_be_bytes()),
+        Principal::Staff(id) => key(b"mf/s", &id.0.to_be_bytes()),
+    }
 }
 
 pub fn staff(id: StaffId) -> Vec<u8> {

@@ -95,7 +95,9 @@ impl Outcome {
 impl From<&Reject> for Outcome {
     fn from(reject: &Reject) -> Self {
         match reject {
-            Reject::Unauthenticated | Reject::Replayed { .. } => Self::Unauthenticated,
+            Reject::Unauthenticated | Reject::Replayed { .. } | Reject::CodeRequired | Reject::WrongCode => {
+                Self::Unauthenticated
+            }
             Reject::BadRequest(_)
             | Reject::Invalid(_)
             | Reject::Conflict(_)
@@ -103,7 +105,11 @@ impl From<&Reject> for Outcome {
             | Reject::ExpectationFailed
             | Reject::VersionNotSupported => Self::BadRequest,
             Reject::AddressDenied => Self::AddressDenied,
-            Reject::Forbidden(_) | Reject::WrongPassword | Reject::Locked { .. } => Self::Forbidden,
+            Reject::Forbidden(_)
+            | Reject::WrongPassword
+            | Reject::FactorRequired
+            | Reject::PasswordChangeRequired
+            | Reject::Locked { .. } => Self::Forbidden,
             Reject::NotFound | Reject::MethodNotAllowed(_) => Self::NotFound,
             Reject::RateLimited { .. } => Self::RateLimited,
             Reject::TooManyInFlight { .. } => Self::TooManyInFlight,

@@ -418,6 +418,8 @@ fn a_turn_that_panics_is_undone_and_the_next_call_is_told() {
             status: Status::Active,
             email_verified: true,
             log_conversations: true,
+            role: crate::domain::user::Role::User,
+            must_change_password: false,
         },
         account,
         process.users.around().clone(),

@@ -5,6 +5,7 @@ mod commands;
 mod exports;
 mod keys;
 mod logs;
+mod mfa;
 mod own;
 pub mod process;
 mod users;
