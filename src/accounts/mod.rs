@@ -14,6 +14,7 @@ pub mod mfa;
 pub mod operator;
 pub mod own;
 pub mod passwords;
+pub mod roster;
 pub mod seal;
 pub mod secrets;
 pub mod sessions;
@@ -324,7 +325,9 @@ fn next_number(store: &dyn Store, counter: &str, batch: &mut Batch) -> Result<u6
 fn encode_bounded<T: serde::Serialize>(row: &T) -> Result<Vec<u8>, Reject> {
     let bytes = tables::encode(row).map_err(|_| Reject::Internal)?;
     if bytes.len() > MAX_VALUE_BYTES {
-        return Err(Reject::Invalid(vec!["about_me, hobbies: too long together".into()]));
+        return Err(Reject::Invalid(vec![
+            "about_me, hobbies, additional_notes, preferences: too long together".into(),
+        ]));
     }
     Ok(bytes)
 }

@@ -310,6 +310,7 @@ impl Accounts {
             refresh_mac: None,
             address: Some(address),
             user_agent: agent.map(|text| cut(text, MAX_AGENT_BYTES).to_owned()),
+            epoch: 0,
             setup_only: false,
             refreshed_at: None,
             spent: Vec::new(),

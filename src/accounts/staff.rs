@@ -111,6 +111,7 @@ impl Accounts {
             active: true,
             created_at,
             last_login: None,
+            session_epoch: 0,
         };
         for _ in 0..MAX_TRIES {
             let mut batch = Batch::default();
@@ -200,6 +201,7 @@ impl Accounts {
             refresh_mac: None,
             address: Some(address),
             user_agent: None,
+            epoch: staff.session_epoch,
             setup_only: self.must_set_up_factor(staff)?,
             refreshed_at: None,
             spent: Vec::new(),
@@ -235,6 +237,9 @@ impl Accounts {
         let Principal::Staff(id) = session.value.principal else { return Err(Reject::Unauthenticated) };
         let staff =
             self.load::<Staff>(tables::staff(id))?.filter(|row| row.value.active).ok_or(Reject::Unauthenticated)?.value;
+        if staff.session_epoch != session.value.epoch {
+            return Err(Reject::Unauthenticated);
+        }
         if staff.role < least {
             return Err(Reject::Forbidden("Your role does not allow this"));
         }

@@ -21,7 +21,7 @@ use crate::config::Plan;
 use crate::domain::ids::UserId;
 use crate::domain::meters::{MeterName, Micro, ResetHour};
 use crate::domain::session::Principal;
-use crate::domain::user::{Status, User, UserType};
+use crate::domain::user::{Role, Status, User, UserType, Verification, Vetting};
 use crate::error::Reject;
 use crate::store::committer::Epoch;
 use crate::store::{Batch, Order, Store, StoreError, prefix_end, tables};
@@ -30,6 +30,9 @@ use crate::store::{Batch, Order, Store, StoreError, prefix_end, tables};
 pub const MAX_PAGE_SIZE: usize = 200;
 const MAX_EMAIL: usize = 254;
 const MAX_TEXT: usize = 1000;
+/// Of one field of the profile, in characters; of an address of a picture, in bytes.
+const MAX_FIELD: usize = 100;
+const MAX_URL: usize = 500;
 pub(super) const MAX_REASON: usize = 500;
 /// Rows read at once by a search.
 const CHUNK: usize = 1000;
@@ -63,6 +66,8 @@ pub struct ProfileUpdate {
     pub about_me: Option<String>,
     pub hobbies: Option<String>,
     pub user_type: Option<UserType>,
+    /// Fields of the profile by name; without a value, the field is emptied.
+    pub fields: Vec<(&'static str, Option<String>)>,
 }
 
 /// What staff may change of a user.
@@ -73,6 +78,11 @@ pub struct AdminUpdate {
     pub email_verified: Option<bool>,
     /// Whether the user's conversations are kept.
     pub log_conversations: Option<bool>,
+    pub role: Option<Role>,
+    pub verification: Option<Verification>,
+    pub level: Option<String>,
+    pub access_rtype: Option<Vec<String>>,
+    pub additional_notes: Option<String>,
     pub plan: Option<String>,
     /// The meter `credits`.
     pub credits: Option<MeterUpdate>,
@@ -143,6 +153,27 @@ fn text_fault(field: &str, text: &str) -> Option<String> {
     let printable = |c: char| !c.is_control() || matches!(c, '\n' | '\r' | '\t');
     let fits = text.chars().count() <= MAX_TEXT && text.chars().all(printable);
     (!fits).then(|| format!("{field}: at most {MAX_TEXT} printable characters"))
+}
+
+fn word_fault(field: &str, text: &str) -> Option<String> {
+    let fits = (1..=32).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    (!fits).then(|| format!("{field}: 1 to 32 letters, digits, dots, hyphens or underscores"))
+}
+
+fn profile_fault(name: &str, value: &str) -> Option<String> {
+    match name {
+        // Shown by clients, so it must not be script; never fetched by us.
+        "avatar_url" => {
+            let fits =
+                value.len() <= MAX_URL && value.starts_with("https://") && value.bytes().all(|b| b.is_ascii_graphic());
+            (!fits).then(|| format!("avatar_url: an https:// address of at most {MAX_URL} characters"))
+        }
+        "preferences" => (value.len() > MAX_TEXT).then(|| format!("preferences: at most {MAX_TEXT} bytes as JSON")),
+        _ => {
+            let fits = value.chars().count() <= MAX_FIELD && !value.chars().any(char::is_control);
+            (!fits).then(|| format!("{name}: at most {MAX_FIELD} printable characters"))
+        }
+    }
 }
 
 pub(super) fn email_fault(field: &str, text: &str) -> Option<String> {
@@ -379,9 +410,14 @@ impl Accounts {
             update.email.as_deref().and_then(|text| email_fault("email", text)),
             profile.about_me.as_deref().and_then(|text| text_fault("about_me", text)),
             profile.hobbies.as_deref().and_then(|text| text_fault("hobbies", text)),
+            update.level.as_deref().and_then(|text| word_fault("level", text)),
+            update.access_rtype.as_ref().filter(|list| list.len() > 16).map(|_| "access_rtype: at most 16".into()),
+            update.access_rtype.iter().flatten().find_map(|text| word_fault("access_rtype", text)),
+            update.additional_notes.as_deref().and_then(|text| text_fault("additional_notes", text)),
             matches!(plan, Some(None)).then(|| "subscription_plan: there is no such plan".into()),
         ];
-        let faults: Vec<String> = faults.into_iter().flatten().collect();
+        let profile_faults = profile.fields.iter().filter_map(|(name, value)| profile_fault(name, value.as_deref()?));
+        let faults: Vec<String> = faults.into_iter().flatten().chain(profile_faults).collect();
         if !faults.is_empty() {
             return Err(Reject::Invalid(faults));
         }
@@ -462,6 +498,31 @@ impl Accounts {
     /// [`Reject::NotFound`].
     pub async fn activate(&self, id: UserId) -> Result<User, Reject> {
         self.set_status(id, Status::Active, None).await
+    }
+
+    /// Gives a user a password that staff has chosen: it opens nothing but the call that changes it, and all sessions end.
+    ///
+    /// # Errors
+    /// [`Reject::Invalid`], [`Reject::NotFound`].
+    pub async fn set_password(&self, id: UserId, password: super::passwords::Password) -> Result<User, Reject> {
+        let faults = password.faults_in(super::passwords::Rule::Composition, "new_password");
+        if !faults.is_empty() {
+            return Err(Reject::Invalid(faults));
+        }
+        refuse_deleted(&self.user(id)?)?;
+        let hash = self.passwords.enter()?.hash(password).await?;
+        let edit = |user: &mut User, batch: &mut Batch| {
+            refuse_deleted(user)?;
+            user.password_hash = Some(hash.clone());
+            user.must_change_password = true;
+            for (mac, session) in self.load_sessions(id)? {
+                sessions::close_session(&mac, &session.value, batch);
+            }
+            Ok(())
+        };
+        let user = self.change_user(id, Forget::Credentials, edit).await?;
+        self.revoke_sessions(id, None).await?;
+        Ok(user)
     }
 
     async fn set_status(&self, id: UserId, status: Status, reason: Option<String>) -> Result<User, Reject> {
@@ -576,6 +637,31 @@ fn apply_update(user: &mut User, update: &AdminUpdate, plan: Option<&Plan>, batc
     if let Some(kind) = profile.user_type {
         user.user_type = kind;
     }
+    for (name, value) in &profile.fields {
+        if let Some(field) = user.profile.field_mut(name) {
+            field.clone_from(value);
+        }
+    }
+    if let Some(role) = update.role {
+        user.role = role;
+    }
+    if let Some(level) = update.verification {
+        user.email_verified = level >= Verification::EmailVerified;
+        user.vetting = match level {
+            Verification::Unverified | Verification::EmailVerified => Vetting::None,
+            Verification::FullyVerified => Vetting::Full,
+            Verification::ProfessionalVerified => Vetting::Professional,
+        };
+    }
+    if let Some(level) = &update.level {
+        user.level.clone_from(level);
+    }
+    if let Some(kinds) = &update.access_rtype {
+        user.access_rtype.clone_from(kinds);
+    }
+    if let Some(notes) = &update.additional_notes {
+        user.additional_notes.clone_from(notes);
+    }
     if let Some(verified) = update.email_verified {
         user.email_verified = verified;
     }
@@ -609,6 +695,9 @@ fn changes_of_user(before: &User, after: &User) -> Vec<Change> {
         ("email", &before.email, &after.email),
         ("user_type", before.user_type.as_str(), after.user_type.as_str()),
         ("subscription_plan", &before.plan, &after.plan),
+        ("role", before.role.as_str(), after.role.as_str()),
+        ("verification", before.verification().as_str(), after.verification().as_str()),
+        ("level", &before.level, &after.level),
     ];
     let mut changes: Vec<Change> = fields
         .iter()
@@ -621,9 +710,17 @@ fn changes_of_user(before: &User, after: &User) -> Vec<Change> {
     ];
     let changed = flags.into_iter().filter(|(_, from, to)| from != to);
     changes.extend(changed.map(|(name, from, to)| Change::new(name, from, to)));
-    for (name, from, to) in
-        [("about_me", &before.about_me, &after.about_me), ("hobbies", &before.hobbies, &after.hobbies)]
-    {
+    if before.access_rtype != after.access_rtype {
+        changes.push(Change::new("access_rtype", before.access_rtype.clone(), after.access_rtype.clone()));
+    }
+    if before.profile != after.profile {
+        changes.push(Change::new("profile", "…", "…"));
+    }
+    for (name, from, to) in [
+        ("additional_notes", &before.additional_notes, &after.additional_notes),
+        ("about_me", &before.about_me, &after.about_me),
+        ("hobbies", &before.hobbies, &after.hobbies),
+    ] {
         if from != to {
             changes.push(Change::new(name, "…", "…"));
         }

@@ -23,6 +23,7 @@ use super::side_shapes::{
     AdminMade, LogParams, NewAddressRule, NewAdmin, OneUser, PageParams, PanelHealth, Reason, RuleDone, StaffLoggedIn,
     StaffLogin, StatisticsShape, TrailHead, TrailParams, UserCounts, UserGone, UserUpdate, WhitelistEntry,
 };
+use super::{staff, support};
 use crate::accounts::Accounts;
 use crate::accounts::addresses::{NewRule, StoredRule};
 use crate::accounts::audit::changes;
@@ -35,7 +36,7 @@ use crate::clock::UnixMillis;
 use crate::domain::addresses::{RuleKind, parse_network};
 use crate::domain::ids::UserId;
 use crate::domain::session::StaffRole;
-use crate::domain::user::User;
+use crate::domain::user::{Role, User, Verification};
 use crate::error::Reject;
 
 /// What the side port serves from.
@@ -79,6 +80,8 @@ fn paths() -> OpenApiRouter<SideState> {
         .routes(routes!(health::metrics))
         .routes(routes!(health::health))
         .routes(routes!(health::ready))
+        .merge(staff::paths())
+        .merge(support::paths())
         .merge(mfa::side_paths())
         .merge(docs::paths())
 }
@@ -205,7 +208,10 @@ fn changed(side: &SideState, message: &'static str, user: User) -> Answer {
     render::ok(OneUser { success: true, message: Some(message), user: (&details).into() })
 }
 
-fn update_fields(fields: &mut Fields) -> AdminUpdate {
+const VERIFICATIONS: &str =
+    "must be \"unverified\", \"email_verified\", \"fully_verified\" or \"professional_verified\"";
+
+pub(super) fn update_fields(fields: &mut Fields) -> AdminUpdate {
     let profile = profile_fields(fields);
     let verified = [fields.optional_flag("email_verified"), fields.optional_flag("is_verified")];
     let meter = |balance: &'static str| {
@@ -219,6 +225,11 @@ fn update_fields(fields: &mut Fields) -> AdminUpdate {
         email: fields.optional_text("email"),
         email_verified: verified.into_iter().flatten().next(),
         log_conversations: fields.optional_flag("log_conversations"),
+        role: fields.optional_parsed("role", "must be \"guest\", \"user\" or \"pro\"", Role::parse),
+        verification: fields.optional_parsed("verification", VERIFICATIONS, Verification::parse),
+        level: fields.optional_text("level"),
+        access_rtype: fields.optional_texts("access_rtype"),
+        additional_notes: fields.optional_text("additional_notes"),
         plan: fields.optional_text("subscription_plan"),
         credits: fields.optional_object("credits", meter("main")),
         conversations: fields.optional_object("limits", meter("conversation_limit")),

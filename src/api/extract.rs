@@ -280,6 +280,17 @@ impl Fields {
         self.fault(name, "is required");
     }
 
+    /// An object, as JSON text.
+    pub fn optional_json(&mut self, name: &str) -> Option<String> {
+        match self.take(name)? {
+            object @ Value::Object(_) => Some(object.to_string()),
+            _ => {
+                self.fault(name, "must be an object");
+                None
+            }
+        }
+    }
+
     /// Whether the field is there and null: what it names is to be taken away.
     pub fn is_null(&self, name: &str) -> bool {
         self.map.get(name).is_some_and(Value::is_null)

@@ -19,6 +19,8 @@ pub mod render;
 pub mod serve;
 pub mod shapes;
 pub mod side_shapes;
+mod staff;
+mod support;
 #[cfg(test)]
 mod tests;
 

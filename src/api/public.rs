@@ -25,7 +25,7 @@ use crate::accounts::sessions::LoginRequest;
 use crate::accounts::users::{ProfileUpdate, Registration};
 use crate::actors::audit::{Action, Actor, Record, Target};
 use crate::domain::session::Principal;
-use crate::domain::user::{User, UserType};
+use crate::domain::user::{Profile, User, UserType};
 use crate::error::Reject;
 
 pub(super) type Api = State<Arc<Accounts>>;
@@ -278,9 +278,24 @@ async fn profile(State(accounts): Api, call: Call) -> Answer {
 
 /// The fields that a user and staff may change alike.
 pub(super) fn profile_fields(fields: &mut Fields) -> ProfileUpdate {
+    let mut details = Vec::new();
+    for name in Profile::FIELDS {
+        if fields.is_null(name) {
+            details.push((name, None));
+        } else if let Some(text) = fields.optional_text(name) {
+            details.push((name, Some(text)));
+        }
+    }
+    if fields.is_null("preferences") {
+        details.push(("preferences", None));
+    } else if let Some(json) = fields.optional_json("preferences") {
+        details.push(("preferences", Some(json)));
+    }
+    let bio = fields.optional_text("bio");
     ProfileUpdate {
+        fields: details,
         name: fields.optional_text("name"),
-        about_me: fields.optional_text("about_me"),
+        about_me: fields.optional_text("about_me").or(bio),
         hobbies: fields.optional_text("hobbies"),
         user_type: fields.optional_parsed("user_type", USER_TYPES, UserType::parse),
     }
@@ -295,6 +310,26 @@ struct ProfileRequest {
     hobbies: Option<String>,
     /// `Personal` or `Business`.
     user_type: Option<String>,
+    /// The same as `about_me`, which counts first.
+    bio: Option<String>,
+    /// At most 100 characters, as the others here; null empties a field.
+    first_name: Option<String>,
+    last_name: Option<String>,
+    display_name: Option<String>,
+    /// `https://…`, at most 500 characters.
+    avatar_url: Option<String>,
+    phone: Option<String>,
+    country: Option<String>,
+    city: Option<String>,
+    timezone: Option<String>,
+    language: Option<String>,
+    organization: Option<String>,
+    job_title: Option<String>,
+    specialization: Option<String>,
+    license_number: Option<String>,
+    /// The client's own settings, at most 1000 bytes.
+    #[schema(value_type = Option<Object>)]
+    preferences: Option<serde_json::Value>,
 }
 
 /// Changes the caller's account.

@@ -144,6 +144,14 @@ pub struct UserUpdate {
     /// The same as `email_verified`, which counts first.
     is_verified: Option<bool>,
     log_conversations: Option<bool>,
+    /// `guest`, `user` or `pro`.
+    role: Option<String>,
+    /// `unverified`, `email_verified`, `fully_verified` or `professional_verified`.
+    verification: Option<String>,
+    level: Option<String>,
+    access_rtype: Option<Vec<String>>,
+    /// What staff keeps about the user, which he does not see.
+    additional_notes: Option<String>,
     #[schema(example = "premium")]
     subscription_plan: Option<String>,
     credits: Option<CreditsUpdate>,

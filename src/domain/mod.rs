@@ -6,6 +6,7 @@ pub mod addresses;
 pub mod ids;
 pub mod key;
 pub mod meters;
+pub mod permissions;
 pub mod price;
 pub mod session;
 pub mod user;

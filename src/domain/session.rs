@@ -28,6 +28,9 @@ pub struct Session {
     pub address: Option<std::net::IpAddr>,
     #[serde(default)]
     pub user_agent: Option<String>,
+    /// Of staff: what [`Staff::session_epoch`] was when it was opened.
+    #[serde(default)]
+    pub epoch: u32,
     /// It only opens what sets up a second factor.
     #[serde(default)]
     pub setup_only: bool,
@@ -84,4 +87,7 @@ pub struct Staff {
     pub created_at: UnixMillis,
     #[serde(default)]
     pub last_login: Option<UnixMillis>,
+    /// Sessions of an earlier one are over.
+    #[serde(default)]
+    pub session_epoch: u32,
 }

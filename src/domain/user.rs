@@ -157,6 +157,46 @@ pub struct Profile {
     pub preferences: Option<String>,
 }
 
+impl Profile {
+    /// The names of its fields, but for `preferences`.
+    pub const FIELDS: [&str; 13] = [
+        "first_name",
+        "last_name",
+        "display_name",
+        "avatar_url",
+        "phone",
+        "country",
+        "city",
+        "timezone",
+        "language",
+        "organization",
+        "job_title",
+        "specialization",
+        "license_number",
+    ];
+
+    /// A field by its name; `None` for a name that is none.
+    pub fn field_mut(&mut self, name: &str) -> Option<&mut Option<String>> {
+        Some(match name {
+            "first_name" => &mut self.first_name,
+            "last_name" => &mut self.last_name,
+            "display_name" => &mut self.display_name,
+            "avatar_url" => &mut self.avatar_url,
+            "phone" => &mut self.phone,
+            "country" => &mut self.country,
+            "city" => &mut self.city,
+            "timezone" => &mut self.timezone,
+            "language" => &mut self.language,
+            "organization" => &mut self.organization,
+            "job_title" => &mut self.job_title,
+            "specialization" => &mut self.specialization,
+            "license_number" => &mut self.license_number,
+            "preferences" => &mut self.preferences,
+            _ => return None,
+        })
+    }
+}
+
 /// A user's row. Meters are not in here: they belong to the user's actor.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct User {

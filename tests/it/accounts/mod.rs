@@ -5,9 +5,11 @@ mod commands;
 mod exports;
 mod keys;
 mod logs;
+mod matrix;
 mod mfa;
 mod own;
 pub mod process;
+mod support;
 mod users;
 
 use serde_json::Value;
