@@ -7,6 +7,7 @@ pub mod addresses;
 pub mod audit;
 pub mod blocks;
 pub mod books;
+pub mod checks;
 pub mod credits;
 pub mod keys;
 pub mod legacy;
@@ -64,7 +65,12 @@ pub struct Settings {
 impl From<&Config> for Settings {
     fn from(config: &Config) -> Self {
         let given = config.plans.iter().flat_map(|plan| plan.meters.iter().map(|meter| meter.name.clone()));
-        let routes = config.routes.iter().flat_map(|route| &route.cost);
+        let routes = config
+            .routes
+            .iter()
+            .flat_map(|route| &route.cost)
+            .chain(&config.verify_key_cost)
+            .chain(config.forward.iter().flat_map(|rule| &rule.cost));
         let models = config.prices.models.iter().flat_map(|(_, prices)| prices).chain(&config.prices.default);
         Self {
             meters: given.chain(routes.chain(models).map(|(name, _)| name.clone())).collect(),

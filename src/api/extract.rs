@@ -14,6 +14,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 
 use super::render::Refused;
+use crate::accounts::checks::Checked;
 use crate::accounts::passwords::Password;
 use crate::actors::audit::Origin;
 use crate::clock::UnixMillis;
@@ -24,6 +25,8 @@ use crate::error::Reject;
 
 /// The most a request's body may hold.
 pub const MAX_BODY_BYTES: usize = 256 << 10;
+/// The most a conversation that is handed in may hold.
+const MAX_CONVERSATION_BYTES: usize = 16 << 20;
 const DEFAULT_PAGE_SIZE: usize = 50;
 /// Far beyond any list, and far from any overflow.
 const MAX_PAGE: usize = 1 << 40;
@@ -50,7 +53,10 @@ impl<S: Send + Sync> FromRequest<S> for Call {
         let path = path_of(&mut parts, state).await;
         let query = Query::try_from_uri(&parts.uri).map(|Query(map)| map);
         let query = query.map_err(|_| Refused(Reject::BadRequest("The query string cannot be read".into())))?;
-        let body = axum::body::to_bytes(body, MAX_BODY_BYTES).await.map_err(|error| Refused(broken_body(error)))?;
+        // Conversations are handed in by callers who were judged already, and are longer than anything else here.
+        let is_conversation = parts.extensions.get::<Checked>().is_some();
+        let most = if is_conversation { MAX_CONVERSATION_BYTES } else { MAX_BODY_BYTES };
+        let body = axum::body::to_bytes(body, most).await.map_err(|error| Refused(broken_body(error)))?;
         Ok(Self {
             address: parts.extensions.get::<ClientAddress>().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |client| client.0),
             request: parts.extensions.get().copied(),
@@ -289,6 +295,16 @@ impl Fields {
                 None
             }
         }
+    }
+
+    /// A required list, as JSON text; an empty one when it is wrong.
+    pub fn json_list(&mut self, name: &str) -> String {
+        match self.take(name) {
+            Some(list @ Value::Array(_)) => return list.to_string(),
+            Some(_) => self.fault(name, "must be a list"),
+            None => self.fault(name, "is required"),
+        }
+        String::new()
     }
 
     /// Whether the field is there and null: what it names is to be taken away.

@@ -5,6 +5,7 @@
 //! nothing of the gateway: who serves these routers puts the request's id and the client's address into the extensions.
 
 pub mod admin;
+mod checks;
 pub mod credits;
 mod docs;
 pub mod document;

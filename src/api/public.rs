@@ -16,7 +16,7 @@ use super::document::{self, Document};
 use super::extract::{Call, Fields};
 use super::render::{self, Answer};
 use super::shapes::{self, Done, MeterShape, QuotaShape, Time, Tokens, UserBrief, UserDetails};
-use super::{keys, mfa, own};
+use super::{checks, keys, mfa, own};
 use crate::accounts::Accounts;
 use crate::accounts::audit::changes;
 use crate::accounts::keys::DEFAULT_KEY;
@@ -45,6 +45,7 @@ fn paths() -> OpenApiRouter<Arc<Accounts>> {
         .merge(own::paths())
         .merge(keys::paths())
         .merge(mfa::paths())
+        .merge(checks::paths())
 }
 
 /// The router of the public listener's local paths.

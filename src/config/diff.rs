@@ -17,6 +17,8 @@ impl Config {
             listen,
             upstreams,
             routes,
+            verify_key_cost,
+            forward,
             access,
             limits,
             plans,
@@ -44,6 +46,8 @@ impl Config {
             ("plans", format!("{plans:?}") != format!("{:?}", other.plans)),
             ("prices", format!("{prices:?}") != format!("{:?}", other.prices)),
             ("routes", format!("{routes:?}") != format!("{:?}", other.routes)),
+            ("verify_key", format!("{verify_key_cost:?}") != format!("{:?}", other.verify_key_cost)),
+            ("forward", format!("{forward:?}") != format!("{:?}", other.forward)),
             ("upstreams", whole(upstreams) != whole(&other.upstreams)),
         ];
         keys.extend(lists.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key.to_owned()));

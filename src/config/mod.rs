@@ -33,6 +33,8 @@ pub struct Config {
     pub listen: Listen,
     pub upstreams: Vec<UpstreamConfig>,
     pub routes: Vec<RouteConfig>,
+    pub verify_key_cost: Vec<(MeterName, Price)>,
+    pub forward: Vec<ForwardConfig>,
     pub access: Access,
     pub limits: Limits,
     pub plans: Vec<Plan>,
@@ -110,6 +112,37 @@ pub enum PathPattern {
     Exact(String),
     /// All paths that begin so; ends in `/`.
     Prefix(String),
+}
+
+impl PathPattern {
+    /// `path`: without the query.
+    pub fn matches(&self, path: &[u8]) -> bool {
+        match self {
+            Self::Exact(exact) => exact.as_bytes() == path,
+            Self::Prefix(prefix) => path.starts_with(prefix.as_bytes()),
+        }
+    }
+
+    /// Of two that match, the heavier counts.
+    pub fn weight(&self) -> (bool, usize) {
+        match self {
+            Self::Exact(exact) => (true, exact.len()),
+            Self::Prefix(prefix) => (false, prefix.len()),
+        }
+    }
+}
+
+/// A request that a proxy may let through when it asks `/v1/auth/forward`.
+#[derive(Clone, Debug)]
+pub struct ForwardConfig {
+    pub path: PathPattern,
+    /// Empty: all.
+    pub hosts: Vec<String>,
+    /// Empty: all.
+    pub methods: Vec<String>,
+    pub cost: Vec<(MeterName, Price)>,
+    pub scope: Option<String>,
+    pub verified: bool,
 }
 
 /// What models cost.
@@ -230,6 +263,8 @@ impl Config {
             listen: raw.listen,
             upstreams,
             routes,
+            verify_key_cost: check_fixed_cost(&raw.verify_key.cost).map_err(|why| format!("verify_key.cost: {why}"))?,
+            forward: raw.forward.into_iter().map(check_forward).collect::<Result<Vec<_>, _>>()?,
             access: raw.access,
             limits: raw.limits,
             plans,
@@ -451,6 +486,35 @@ fn check_route(raw: raw::RawRoute, upstreams: &HashSet<Arc<str>>) -> Result<Rout
         preserve_host: raw.preserve_host,
         assumed_output_tokens: raw.assumed_output_tokens,
     })
+}
+
+fn check_forward(raw: raw::RawForward) -> Result<ForwardConfig, String> {
+    let named = |key: &str, why: String| format!("forward.{key}: {why} (in the rule for \"{}\")", raw.path);
+    let path = match raw.path.strip_suffix('*') {
+        Some(prefix) if prefix.starts_with('/') && prefix.ends_with('/') => PathPattern::Prefix(prefix.to_owned()),
+        None if raw.path.starts_with('/') => PathPattern::Exact(raw.path.clone()),
+        _ => return Err(named("path", "must begin with / and may end in /*".into())),
+    };
+    if let Some(host) = raw.hosts.iter().find(|host| host.is_empty() || host.contains(['/', ':'])) {
+        return Err(named("hosts", format!("\"{host}\" is not a bare host name; write app.example.com")));
+    }
+    Ok(ForwardConfig {
+        path,
+        cost: check_fixed_cost(&raw.cost).map_err(|why| named("cost", why))?,
+        hosts: raw.hosts,
+        methods: raw.methods.iter().map(|m| m.to_ascii_uppercase()).collect(),
+        scope: raw.scope,
+        verified: raw.verified,
+    })
+}
+
+/// As [`check_cost`], where nothing is known of what will be used.
+fn check_fixed_cost(raw: &BTreeMap<String, raw::RawPrice>) -> Result<Vec<(MeterName, Price)>, String> {
+    let cost = check_cost(raw)?;
+    match cost.iter().find(|(_, price)| price.is_metered()) {
+        Some((meter, _)) => Err(format!("{meter}: tokens and images are not seen here; give a price per call")),
+        None => Ok(cost),
+    }
 }
 
 /// Prices on at most 8 meters.

@@ -109,6 +109,8 @@ pub struct RawConfig {
     pub listen: Listen,
     pub upstreams: Vec<RawUpstream>,
     pub routes: Vec<RawRoute>,
+    pub verify_key: VerifyKey,
+    pub forward: Vec<RawForward>,
     pub access: Access,
     pub limits: Limits,
     pub plans: BTreeMap<String, RawPlan>,
@@ -129,6 +131,8 @@ impl Default for RawConfig {
             listen: Listen::default(),
             upstreams: Vec::new(),
             routes: Vec::new(),
+            verify_key: VerifyKey::default(),
+            forward: Vec::new(),
             access: Access::default(),
             limits: Limits::default(),
             plans: default_plans(),
@@ -303,6 +307,41 @@ pub enum UnknownModel {
     Free,
     /// It costs `prices.default`.
     Default,
+}
+
+/// `POST /v1/auth/verify-key`: what an app behind another proxy pays for looking at a user's key.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VerifyKey {
+    pub cost: BTreeMap<String, RawPrice>,
+}
+
+impl Default for VerifyKey {
+    fn default() -> Self {
+        Self { cost: BTreeMap::from([("conversations".to_owned(), RawPrice::PerCall(1.0))]) }
+    }
+}
+
+/// A request that another proxy may let through when it asks `/v1/auth/forward`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawForward {
+    /// Exact, or a prefix ending in `/*`. The longest match wins.
+    pub path: String,
+    /// Without ports; empty: all.
+    #[serde(default)]
+    pub hosts: Vec<String>,
+    /// Empty: all.
+    #[serde(default)]
+    pub methods: Vec<String>,
+    #[serde(default)]
+    pub cost: BTreeMap<String, RawPrice>,
+    /// A key with scopes must have this one.
+    #[serde(default)]
+    pub scope: Option<String>,
+    /// Only users whose email is verified.
+    #[serde(default)]
+    pub verified: bool,
 }
 
 /// What models cost, besides the routes' own costs. In force when `models` or `default` names a price.

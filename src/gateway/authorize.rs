@@ -201,6 +201,20 @@ pub fn ahead(caller: &Caller, route: &Route, head: &RequestHead) -> Ahead {
 /// # Errors
 /// [`Reject::Forbidden`], [`Reject::AddressDenied`].
 pub fn check_caller(caller: &Caller, client: ClientIp, policy: &Policy, route: &Route) -> Result<(), Reject> {
+    check_standing(caller, client, policy, route.verified, route.scope.as_deref())
+}
+
+/// Judges the caller for anything that asks for an active account, and perhaps for a verified address or a key's scope.
+///
+/// # Errors
+/// [`Reject::Forbidden`], [`Reject::AddressDenied`].
+pub fn check_standing(
+    caller: &Caller,
+    client: ClientIp,
+    policy: &Policy,
+    verified: bool,
+    scope: Option<&str>,
+) -> Result<(), Reject> {
     match caller.standing.status {
         Status::Active => {}
         Status::Suspended => return Err(Reject::Forbidden("This account is suspended")),
@@ -208,7 +222,7 @@ pub fn check_caller(caller: &Caller, client: ClientIp, policy: &Policy, route: &
         Status::Pending => return Err(Reject::Forbidden("This account is not active yet")),
         Status::Deleted => return Err(Reject::Unauthenticated),
     }
-    if (policy.email_verification || route.verified) && !caller.standing.email_verified {
+    if (policy.email_verification || verified) && !caller.standing.email_verified {
         return Err(Reject::Forbidden("The email address of this account is not verified"));
     }
     let Some(limits) = caller.limits() else {
@@ -218,7 +232,7 @@ pub fn check_caller(caller: &Caller, client: ClientIp, policy: &Policy, route: &
     if !limits.allows_address(client.0) {
         return Err(Reject::AddressDenied);
     }
-    if route.scope.as_deref().is_some_and(|scope| !limits.allows_scope(scope)) {
+    if scope.is_some_and(|scope| !limits.allows_scope(scope)) {
         return Err(Reject::Forbidden("This key's scope does not allow this call"));
     }
     Ok(())

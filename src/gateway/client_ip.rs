@@ -30,7 +30,8 @@ pub fn identify(peer: SocketAddr, head: &RequestHead, trusted: &[IpNet]) -> Clie
     ClientIp(client)
 }
 
-fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
+pub fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
+    let address = address.to_canonical();
     trusted.iter().any(|net| net.contains(&address))
 }
 

@@ -25,7 +25,7 @@ pub struct Cost {
 }
 
 impl Cost {
-    fn new<'a>(parts: impl Iterator<Item = &'a (MeterName, Price)>, metrics: &Metrics) -> Arc<Self> {
+    pub(super) fn new<'a>(parts: impl Iterator<Item = &'a (MeterName, Price)>, metrics: &Metrics) -> Arc<Self> {
         let mut meters: Vec<MeterName> = Vec::new();
         let mut prices: Vec<Vec<Price>> = Vec::new();
         for (name, price) in parts {

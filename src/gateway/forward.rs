@@ -31,6 +31,7 @@ use crate::clock::Monotonic;
 use crate::config::Durability;
 use crate::domain::ids::RequestId;
 use crate::domain::meters::Micro;
+use crate::domain::user;
 use crate::error::Reject;
 use crate::failpoint;
 use crate::store::committer::GateTicket;
@@ -327,14 +328,14 @@ fn read_answer_head(
     Ok(None)
 }
 
-#[derive(PartialEq, Eq)]
-enum Waited {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waited {
     Durable,
     ClientGone,
 }
 
 /// Invariant 2: no byte of an answer leaves before the debit that pays for it is on disk.
-async fn wait_durable(worker: &Worker, client: &mut ClientConn, hold: &Hold) -> Result<Waited, Reject> {
+pub(super) async fn wait_durable(worker: &Worker, client: &mut ClientConn, hold: &Hold) -> Result<Waited, Reject> {
     let epoch = hold.epoch();
     if worker.shared.committer.is_durable(epoch) || failpoint::is_on("answer.too_early") {
         return Ok(Waited::Durable);
@@ -591,6 +592,11 @@ fn write_identity(call: &Call<'_>, client_host: &[u8], out: &mut Vec<u8>) {
     let _ = write!(out, "x-forwarded-for: {}\r\n", call.client.0);
     out.extend_from_slice(b"x-forwarded-proto: http\r\n");
     write_field(b"x-forwarded-host", client_host, out);
+    write_user(standing, out);
+}
+
+/// Also for a proxy that asks, and hands them on itself.
+pub(super) fn write_user(standing: &user::Standing, out: &mut Vec<u8>) {
     write_number(b"x-tollgate-user", standing.id.0, out);
     write_field(b"x-tollgate-username", standing.username.as_bytes(), out);
     write_field(b"x-tollgate-plan", standing.plan.as_bytes(), out);

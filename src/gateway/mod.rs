@@ -9,6 +9,7 @@ pub mod authenticate;
 pub mod authorize;
 pub mod body;
 pub mod buffers;
+pub mod checks;
 pub mod client_ip;
 pub mod cost;
 pub mod deadline;

@@ -20,6 +20,7 @@ use super::authenticate::Authenticator;
 use super::authorize::{self, Intake};
 use super::body::Served;
 use super::buffers::{Budget, READ_BYTES};
+use super::checks;
 use super::client_ip;
 use super::deadline::Deadlines;
 use super::forward::{self, Call};
@@ -33,6 +34,7 @@ use super::refusal;
 use super::replay::{self, Repeated};
 use crate::accounts::addresses::AddressBook;
 use crate::accounts::blocks::AddressBlocks;
+use crate::accounts::checks::Checked;
 use crate::actors::user::hold::{Hold, Reserved};
 use crate::actors::writer::Journal;
 use crate::clock::Clock;
@@ -46,7 +48,7 @@ use crate::telemetry::metrics::{Metrics, Outcome, Shard};
 /// Largest body of a local call.
 const MAX_LOCAL_BODY: u64 = 256 << 10;
 /// A refused request's body is received and forgotten up to here, so that its connection can go on.
-const MAX_DISCARD: usize = 256 << 10;
+pub(super) const MAX_DISCARD: usize = 256 << 10;
 /// What a call in flight holds in buffers, besides bodies that are kept.
 const CALL_BYTES: usize = 3 * READ_BYTES;
 
@@ -100,7 +102,7 @@ impl Worker {
         let now = self.shared.clock.now();
         let address = client_ip::identify(peer, head, &policy.trusted_proxies);
         let request = self.next_request_id();
-        let mut record = Record::open(self, head, request, now, address, &policy);
+        let mut record = Record::open(self, head, request, now, peer, address, &policy);
         let mut taken = Taken::default();
         let outcome = {
             let run = pin!(self.run(client, head, &policy, &mut record, &mut taken));
@@ -139,6 +141,12 @@ impl Worker {
             Surface::Proxied(route) => route,
             // On the heap: a proxied call should not carry the room for a local one.
             Surface::Local => return Box::pin(self.local(client, head, policy, record)).await,
+            Surface::Checked(check) => {
+                return Box::pin(self.checked(client, head, policy, check, record, taken)).await;
+            }
+            Surface::ForwardCheck => {
+                return Box::pin(self.forward_check(client, head, &path, policy, record, taken)).await;
+            }
             Surface::NotFound => return Err(Reject::NotFound),
             Surface::WrongMethod(allowed) => return Err(Reject::MethodNotAllowed(allowed)),
         };
@@ -188,7 +196,7 @@ impl Worker {
         forward::forward(self, client, &mut call, record).await
     }
 
-    fn begin_body(
+    pub(super) fn begin_body(
         &self,
         client: &mut ClientConn,
         head: &RequestHead,
@@ -215,15 +223,39 @@ impl Worker {
         let _share = self.shared.budget.take(CALL_BYTES).ok_or(Reject::Overloaded("Too many bytes in flight"))?;
         let max = MAX_LOCAL_BODY.min(policy.limits.max_body_bytes);
         self.begin_body(client, head, max, record)?;
-        let body = read_whole_body(client, policy).await?;
-        let request = local_request(head, body, record)?;
+        let body = read_whole_body(client, max, policy).await?;
+        let response = self.ask_local(head, body, None, record).await?;
+        self.answer_local(client, head, &response, record).await
+    }
+
+    /// `checked`: whose call it is, where that was found out here.
+    pub(super) async fn ask_local(
+        &self,
+        head: &RequestHead,
+        body: Bytes,
+        checked: Option<Checked>,
+        record: &Record<'_>,
+    ) -> Result<http::Response<Bytes>, Reject> {
+        let mut request = local_request(head, body, record)?;
+        if let Some(checked) = checked {
+            request.extensions_mut().insert(checked);
+        }
         let running = self.shared.control.spawn(self.shared.local.call(request));
-        let response = running.await.map_err(|_| Reject::Internal)?;
+        running.await.map_err(|_| Reject::Internal)
+    }
+
+    pub(super) async fn answer_local(
+        &self,
+        client: &mut ClientConn,
+        head: &RequestHead,
+        response: &http::Response<Bytes>,
+        record: &mut Record<'_>,
+    ) -> Result<Served, Reject> {
         record.status = response.status().as_u16();
         record.outcome = Outcome::Local;
         record.bytes_in = client.body_received();
         let close = !head.keep_alive || self.shared.is_draining();
-        let bytes = refusal::encode_local(&response, head, record.request, record.at, close);
+        let bytes = refusal::encode_local(response, head, record.request, record.at, close);
         record.bytes_out = bytes.len() as u64;
         if client.write_all(&bytes).await.is_err() {
             record.outcome = Outcome::ClientGone;
@@ -259,7 +291,11 @@ impl Worker {
         let uncertain = head.expects_continue && !client.body_is_done();
         let close = !head.keep_alive || !rest_is_small || broken || uncertain || self.shared.is_draining();
         let mut bytes = client.rest_of_continue().to_vec();
-        bytes.extend(refusal::encode(reject, Some(head), record.request, record.at, close));
+        if checks::asks_for_nginx(head) {
+            bytes.extend(refusal::encode_for_nginx(reject, head, record.request, record.at, close));
+        } else {
+            bytes.extend(refusal::encode(reject, Some(head), record.request, record.at, close));
+        }
         record.bytes_out = bytes.len() as u64;
         if client.write_all(&bytes).await.is_err() {
             return Served::Abort;
@@ -271,7 +307,7 @@ impl Worker {
     }
 }
 
-async fn read_whole_body(client: &mut ClientConn, policy: &Policy) -> Result<Bytes, Reject> {
+pub(super) async fn read_whole_body(client: &mut ClientConn, max: u64, policy: &Policy) -> Result<Bytes, Reject> {
     let mut body = Vec::new();
     client.deadline.arm(client.limits.body_timeout);
     while !client.body_is_done() {
@@ -281,7 +317,7 @@ async fn read_whole_body(client: &mut ClientConn, policy: &Policy) -> Result<Byt
                 return Poll::Ready(Err(Reject::RequestTimeout));
             }
             client.poll_body(cx, &mut body).map_err(|error| match error {
-                BodyError::TooLarge => Reject::BodyTooLarge { limit: MAX_LOCAL_BODY },
+                BodyError::TooLarge => Reject::BodyTooLarge { limit: max },
                 other => authorize::body_error(&other, policy),
             })
         })

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
-use super::cost::RouteCosts;
+use super::checks::{Check, FORWARD};
+use super::cost::{Cost, RouteCosts};
 use super::http1::conn::ConnLimits;
 use super::rate::{Quota, RateQuotas};
 use super::upstream::{Endpoint, Upstream};
@@ -24,6 +25,7 @@ pub struct Policy {
     pub upstreams: Vec<Arc<Upstream>>,
     pub limits: Limits,
     pub conn_limits: ConnLimits,
+    pub checks: Checks,
     pub rates: RateQuotas,
     pub trusted_proxies: Vec<IpNet>,
     pub email_verification: bool,
@@ -97,6 +99,10 @@ pub struct RouteTable {
 pub enum Surface<'a> {
     Proxied(&'a Arc<Route>),
     Local,
+    /// A local call whose caller is judged, and pays, as one whose call is passed on.
+    Checked(Check),
+    /// A proxy asks about a request of its own.
+    ForwardCheck,
     NotFound,
     /// There are routes, but for these methods only.
     WrongMethod(String),
@@ -104,6 +110,9 @@ pub enum Surface<'a> {
 
 /// Paths that this process answers on the public listener.
 const LOCAL: [&str; 3] = ["/v1/users", "/v1/oauth", "/v1/auth"];
+/// Those of them that are made with a user's key.
+const CHECKED: [(&str, Check); 2] =
+    [("/v1/auth/verify-key", Check::VerifyKey), ("/v1/auth/log-message", Check::LogMessage)];
 /// Paths of the side port: never served, and never passed on, by the public listener.
 const SIDE_ONLY: [&str; 2] = ["/v1/admin-panel", "/v1/support"];
 
@@ -130,6 +139,12 @@ impl RouteTable {
     pub fn surface(&self, path: &[u8], method: &str) -> Surface<'_> {
         if SIDE_ONLY.iter().any(|root| is_under(path, root)) {
             return Surface::NotFound;
+        }
+        if let Some((_, check)) = CHECKED.iter().find(|(known, _)| path.eq_ignore_ascii_case(known.as_bytes())) {
+            return if method == "POST" { Surface::Checked(*check) } else { Surface::WrongMethod("POST".into()) };
+        }
+        if is_under(path, FORWARD) {
+            return Surface::ForwardCheck;
         }
         if LOCAL.iter().any(|root| is_under(path, root)) {
             return Surface::Local;
@@ -205,6 +220,51 @@ pub fn normalize(path: &[u8]) -> Result<Cow<'_, [u8]>, Reject> {
     Ok(Cow::Owned(resolved))
 }
 
+/// What checks cost, and which requests a proxy may let through.
+pub struct Checks {
+    pub key_cost: Arc<Cost>,
+    pub free: Arc<Cost>,
+    /// The first that fits counts: exact paths first, then the longest prefix.
+    pub rules: Vec<ForwardRule>,
+    pub forward_label: Label,
+    pub forward_name: Arc<str>,
+}
+
+pub struct ForwardRule {
+    pub path: PathPattern,
+    pub hosts: Vec<String>,
+    pub methods: Vec<String>,
+    pub cost: Arc<Cost>,
+    pub scope: Option<String>,
+    pub verified: bool,
+}
+
+impl Checks {
+    fn new(config: &Config, metrics: &Metrics) -> Self {
+        let mut rules: Vec<ForwardRule> = config
+            .forward
+            .iter()
+            .map(|rule| ForwardRule {
+                path: rule.path.clone(),
+                hosts: rule.hosts.clone(),
+                methods: rule.methods.clone(),
+                cost: Cost::new(rule.cost.iter(), metrics),
+                scope: rule.scope.clone(),
+                verified: rule.verified,
+            })
+            .collect();
+        // Stable, so that the file's order decides between equals.
+        rules.sort_by_key(|rule| std::cmp::Reverse(rule.path.weight()));
+        Self {
+            key_cost: Cost::new(config.verify_key_cost.iter(), metrics),
+            free: Cost::new([].iter(), metrics),
+            rules,
+            forward_label: metrics.route("(forward)"),
+            forward_name: Arc::from("(forward)"),
+        }
+    }
+}
+
 impl Policy {
     /// `known`: endpoints of the policy before, which keep their connections.
     pub fn new(config: &Config, metrics: &Metrics, workers: usize, known: &[Arc<Endpoint>]) -> Self {
@@ -219,6 +279,7 @@ impl Policy {
         Self {
             routes,
             upstreams,
+            checks: Checks::new(config, metrics),
             conn_limits: ConnLimits {
                 max_head_bytes: limits.max_head_bytes,
                 header_timeout: limits.header_timeout.0,
@@ -289,6 +350,7 @@ mod tests {
             Surface::Proxied(route) => route.pattern.to_string(),
             Surface::Local => "local".into(),
             Surface::NotFound => "not found".into(),
+            Surface::Checked(_) | Surface::ForwardCheck => "checked".into(),
             Surface::WrongMethod(allowed) => format!("only {allowed}"),
         }
     }
@@ -343,5 +405,10 @@ mod tests {
         assert_eq!(matched("/v1/users/login", "POST"), "local");
         assert_eq!(matched("/v1/%75sers/login", "POST"), "local");
         assert_eq!(matched("/v1/users-of-mine", "POST"), "/v1/*");
+        assert_eq!(matched("/v1/%61uth/Verify-Key", "POST"), "checked");
+        assert_eq!(matched("/v1/auth/verify-key", "GET"), "only POST");
+        assert_eq!(matched("/v1/auth/forward", "PATCH"), "checked");
+        assert_eq!(matched("/v1/auth/forward/any/path", "GET"), "checked");
+        assert_eq!(matched("/v1/auth/forwarded", "GET"), "local");
     }
 }

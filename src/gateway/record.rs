@@ -3,6 +3,7 @@
 //! Owns a request's times, its outcome and its line in the access log. Counting happens on drop, so that neither a client
 //! that leaves nor a panic goes uncounted. Never knows of money: that is the hold's.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub struct Record<'a> {
     pub request: RequestId,
     pub at: UnixMillis,
     pub started: Monotonic,
+    /// The socket's other end: the client, or a proxy before it.
+    pub peer: SocketAddr,
     pub client: ClientIp,
     pub route: Label,
     pub route_name: Arc<str>,
@@ -47,6 +50,7 @@ impl<'a> Record<'a> {
         head: &'a RequestHead,
         request: RequestId,
         at: UnixMillis,
+        peer: SocketAddr,
         client: ClientIp,
         policy: &Policy,
     ) -> Self {
@@ -57,6 +61,7 @@ impl<'a> Record<'a> {
             request,
             at,
             started: worker.shared.clock.monotonic(),
+            peer,
             client,
             route: policy.no_route,
             route_name: policy.no_name.clone(),

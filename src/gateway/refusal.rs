@@ -32,6 +32,12 @@ pub fn connection_field(close: bool, version: Version, out: &mut Vec<u8>) {
     }
 }
 
+/// The beginning of an answer without a body.
+pub fn begin_empty(status: u16, now: UnixMillis, out: &mut Vec<u8>) {
+    status_line(status, out);
+    let _ = write!(out, "date: {}\r\ncontent-length: 0\r\n", http_date(now));
+}
+
 /// A refusal, whole. `head` is missing when the request never had a readable one.
 pub fn encode(
     reject: &Reject,
@@ -40,9 +46,36 @@ pub fn encode(
     now: UnixMillis,
     close: bool,
 ) -> Vec<u8> {
+    encode_as(reject.status(), reject, head, request, now, close)
+}
+
+/// A refusal for an nginx that asks: it takes 401 and 403 from its `auth_request`, and makes 500 of everything else. The
+/// real status goes into a header, from which an `error_page` can take it.
+pub fn encode_for_nginx(
+    reject: &Reject,
+    head: &RequestHead,
+    request: RequestId,
+    now: UnixMillis,
+    close: bool,
+) -> Vec<u8> {
+    let status = if reject.status() == 401 { 401 } else { 403 };
+    encode_as(status, reject, Some(head), request, now, close)
+}
+
+fn encode_as(
+    status: u16,
+    reject: &Reject,
+    head: Option<&RequestHead>,
+    request: RequestId,
+    now: UnixMillis,
+    close: bool,
+) -> Vec<u8> {
     let body = reject.body(request, now);
     let mut out = Vec::with_capacity(512 + body.len());
-    status_line(reject.status(), &mut out);
+    status_line(status, &mut out);
+    if status != reject.status() {
+        let _ = write!(out, "x-tollgate-status: {}\r\nx-tollgate-reason: {}\r\n", reject.status(), reject.code());
+    }
     let _ = write!(
         out,
         "date: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nx-request-id: {}\r\n",

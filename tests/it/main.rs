@@ -7,6 +7,7 @@ mod support;
 mod accounts;
 mod audit;
 mod bad_input;
+mod checks;
 mod credits;
 mod fake_upstream;
 mod http_semantics;

@@ -14,6 +14,10 @@ enum Least {
     Anybody,
     /// A user's session.
     User,
+    /// A user's API key, and no session.
+    Key,
+    /// Either.
+    KeyOrUser,
     New,
     Support,
     Advanced,
@@ -21,7 +25,7 @@ enum Least {
     Superadmin,
 }
 
-use Least::{Admin, Advanced, Anybody, New, Superadmin, Support, User};
+use Least::{Admin, Advanced, Anybody, Key, KeyOrUser, New, Superadmin, Support, User};
 
 const PUBLIC: &[(Least, &str)] = &[
     (Anybody, "POST /v1/users/register"),
@@ -53,6 +57,9 @@ const PUBLIC: &[(Least, &str)] = &[
     (User, "POST /v1/users/mfa/enable"),
     (User, "POST /v1/users/mfa/disable"),
     (User, "POST /v1/users/mfa/recovery-codes"),
+    (KeyOrUser, "GET /v1/auth/forward"),
+    (Key, "POST /v1/auth/verify-key"),
+    (Key, "POST /v1/auth/log-message"),
 ];
 
 const SIDE: &[(Least, &str)] = &[
@@ -199,11 +206,16 @@ fn every_route_lets_in_whom_it_should_and_nobody_else() {
             continue;
         }
         shut("anonymous", &route, &call(""), 401);
-        shut("a key", &route, &call(&alice.key), 401);
+        match least {
+            Key | KeyOrUser => open("a key", &route, &call(&alice.key)),
+            _ => shut("a key", &route, &call(&alice.key), 401),
+        }
         for (level, token) in &staff {
             shut(&format!("{level:?}"), &route, &call(token), 401);
         }
-        if !ends_the_caller(&path) {
+        if least == Key {
+            shut("a user", &route, &call(&session), 401);
+        } else if !ends_the_caller(&path) {
             open("a user", &route, &call(&session));
         }
     }
