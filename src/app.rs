@@ -505,6 +505,7 @@ impl App {
                 tracing::error!(%error, "the answers kept for repeated calls could not be counted");
             }
         });
+        control.spawn(self.core.accounts.clone().run_mailer());
         control.spawn(async move {
             let mut ticks = tokio::time::interval(SWEEP);
             loop {
@@ -885,6 +886,30 @@ fn add_probes(core: &Core, shared: &Arc<Shared>) {
         );
     });
     add_audit_probe(core);
+    add_mail_probe(core);
+}
+
+fn add_mail_probe(core: &Core) {
+    let accounts = Arc::downgrade(&core.accounts);
+    core.metrics.probe(move |out: &mut Exposition| {
+        let Some(accounts) = accounts.upgrade() else { return };
+        let counts = accounts.mail_counts();
+        let result = |name: &str, n: &AtomicU64| (vec![("result", name.to_owned())], n.load(Ordering::Relaxed) as f64);
+        out.counters(
+            "tollgate_mail_total",
+            "Letters: put into the outbox, and how they ended.",
+            vec![
+                result("posted", &counts.posted),
+                result("sent", &counts.sent),
+                result("retried", &counts.retried),
+                result("refused", &counts.refused),
+                result("expired", &counts.expired),
+                result("overflowed", &counts.overflowed),
+                result("limited", &counts.limited),
+            ],
+        );
+        out.gauge("tollgate_mail_queue", "Letters that wait to be sent.", accounts.letters_waiting() as f64);
+    });
 }
 
 fn add_audit_probe(core: &Core) {

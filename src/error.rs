@@ -187,7 +187,8 @@ impl Reject {
         }
     }
 
-    fn message(&self) -> String {
+    /// What a client reads.
+    pub fn message(&self) -> String {
         match self {
             Self::Unauthenticated | Self::Replayed { .. } => "Invalid or missing credential".into(),
             Self::WrongPassword => "The password is wrong".into(),

@@ -3,6 +3,7 @@
 //! Owns the rows of keys. A key's text is shown to the one who makes it; in vault mode it is also kept sealed, under a key
 //! that is not in the store, for its owner to see again. It is never kept in the clear.
 
+use super::mail::{Letter, LetterKind};
 use super::seal::Purpose;
 use super::secrets::{self, Minted};
 use super::{Accounts, Forget, Loaded, MAX_TRIES, no_randomness, too_busy};
@@ -175,7 +176,8 @@ impl Accounts {
         let faults = [name_fault(&new.name), expiry_fault(new.expires_at, now)];
         refuse(faults.into_iter().flatten().chain(new.limits.faults()).collect())?;
         let most = self.settings().accounts.keys.max_per_user;
-        self.changing_keys(user, Forget::Credentials, |batch, keys| {
+        let letter = Letter::new(LetterKind::KeyCreated).with("key", &new.name);
+        self.changing_keys(user, Forget::Credentials, Some(letter), |batch, keys| {
             let alive = || keys.iter().filter(|key| !is_over(&key.value, now));
             if alive().count() >= most {
                 return Err(Reject::Conflict(format!("There are {most} keys already; delete one first")));
@@ -197,7 +199,7 @@ impl Accounts {
         let now = self.clock.now();
         let faults = [update.name.as_deref().and_then(name_fault), expiry_fault(update.expires_at.flatten(), now)];
         refuse(faults.into_iter().flatten().collect())?;
-        self.changing_keys(user, Forget::Credentials, |batch, keys| {
+        self.changing_keys(user, Forget::Credentials, None, |batch, keys| {
             let row = keys.iter().find(|key| key.value.id == id).ok_or(Reject::NotFound)?;
             let mut key = row.value.clone();
             if key.name == DEFAULT_KEY {
@@ -229,7 +231,7 @@ impl Accounts {
     /// # Errors
     /// [`Reject::NotFound`]; [`Reject::Conflict`] for the default key.
     pub async fn revoke_key(&self, user: UserId, id: CredentialId) -> Result<KeyView, Reject> {
-        self.changing_keys(user, Forget::Credentials, |batch, keys| {
+        self.changing_keys(user, Forget::Credentials, None, |batch, keys| {
             let row = keys.iter().find(|key| key.value.id == id).ok_or(Reject::NotFound)?;
             if row.value.name == DEFAULT_KEY && row.value.rotated_to.is_none() {
                 return Err(Reject::Conflict("The default key cannot be removed; it can be regenerated".into()));
@@ -258,7 +260,8 @@ impl Accounts {
             return Err(Reject::Invalid(vec![format!("grace_seconds: at most {}", most.as_secs())]));
         }
         let now = self.clock.now();
-        self.changing_keys(user, Forget::Credentials, |batch, keys| {
+        let letter = Letter::new(LetterKind::KeyChanged).with("key", id.0);
+        self.changing_keys(user, Forget::Credentials, Some(letter), |batch, keys| {
             let row =
                 keys.iter().find(|key| key.value.id == id && !is_over(&key.value, now)).ok_or(Reject::NotFound)?;
             if row.value.rotated_to.is_some() {
@@ -308,7 +311,8 @@ impl Accounts {
     /// # Errors
     /// [`Reject::NotFound`] for an unknown or deleted user.
     pub async fn regenerate_key(&self, user: UserId) -> Result<Minted, Reject> {
-        let made = self.changing_keys(user, Forget::Credentials, |batch, keys| {
+        let letter = Letter::new(LetterKind::KeyChanged).with("key", DEFAULT_KEY);
+        let made = self.changing_keys(user, Forget::Credentials, Some(letter), |batch, keys| {
             for old in keys.iter().filter(|key| key.value.name == DEFAULT_KEY) {
                 batch.require_equal(old.key.clone(), old.raw.clone());
                 batch.delete(old.key.clone()).delete(tables::key_of_user(user, old.value.id));
@@ -324,6 +328,7 @@ impl Accounts {
         &self,
         user: UserId,
         forget: Forget,
+        letter: Option<Letter>,
         mut change: impl FnMut(&mut Batch, &[Loaded<ApiKey>]) -> Result<T, Reject> + Send,
     ) -> Result<T, Reject> {
         for _ in 0..MAX_TRIES {
@@ -335,6 +340,9 @@ impl Accounts {
             row.value.keys_changed = row.value.keys_changed.wrapping_add(1);
             batch.put(row.key.clone(), super::encode_bounded(&row.value)?);
             let done = change(&mut batch, &self.load_keys(user)?)?;
+            if let Some(letter) = &letter {
+                self.post(&row.value, letter.clone(), &mut batch)?;
+            }
             match self.commit_for_user(user, batch, forget).await {
                 Ok(()) => return Ok(done),
                 Err(error) => self.judge_conflict(&error)?,

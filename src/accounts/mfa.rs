@@ -12,6 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use totp_rs::{Algorithm, Builder, Secret, Totp};
 
+use super::mail::{Letter, LetterKind};
 use super::seal::Purpose;
 use super::secrets::{self, Minted};
 use super::{Accounts, Forget, LOGIN_TURNS, Loaded, MAX_TRIES, no_randomness, too_busy};
@@ -218,6 +219,9 @@ impl Accounts {
                 return Err(self.wrong_code(subject, address, Reject::WrongCode));
             };
             let mut batch = row.unchanged();
+            if factor.recovery.len() < row.value.recovery.len() {
+                self.tell_of_recovery(whose, &mut batch)?;
+            }
             batch.put(row.key, super::encode_bounded(&factor)?);
             match self.commit_for_factor(whose, batch).await {
                 Ok(()) => {
@@ -323,11 +327,19 @@ impl Accounts {
     }
 
     /// Notes on a user's row whether he has a second factor.
+    fn tell_of_recovery(&self, whose: Principal, batch: &mut Batch) -> Result<(), Reject> {
+        let Principal::User(id) = whose else { return Ok(()) };
+        let Some(user) = self.live_user(Some(id))? else { return Ok(()) };
+        self.post(&user.value, Letter::new(LetterKind::RecoveryCodeUsed), batch)
+    }
+
     fn flag_user(&self, whose: Principal, enabled: bool, batch: &mut Batch) -> Result<(), Reject> {
         let Principal::User(id) = whose else { return Ok(()) };
         let row = self.live_user(Some(id))?.ok_or(Reject::NotFound)?;
         batch.require_equal(row.key.clone(), row.raw.clone());
         let user = User { mfa_enabled: enabled, ..row.value };
+        let kind = if enabled { LetterKind::FactorEnabled } else { LetterKind::FactorDisabled };
+        self.post(&user, Letter::new(kind), batch)?;
         batch.put(row.key, super::encode_bounded(&user)?);
         Ok(())
     }

@@ -11,6 +11,7 @@ pub mod checks;
 pub mod credits;
 pub mod keys;
 pub mod legacy;
+pub mod mail;
 pub mod mfa;
 pub mod operator;
 pub mod own;
@@ -22,7 +23,9 @@ pub mod sessions;
 pub mod staff;
 #[cfg(test)]
 pub(crate) mod tests;
+pub mod tokens;
 pub mod users;
+pub mod verification;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -58,6 +61,8 @@ pub struct Settings {
     pub accounts: config::Accounts,
     pub plans: Vec<Plan>,
     pub access: Access,
+    pub mail: config::Mail,
+    pub base_url: Option<String>,
     /// Every meter that a plan gives, or a route or a model costs.
     pub meters: BTreeSet<MeterName>,
 }
@@ -77,6 +82,8 @@ impl From<&Config> for Settings {
             accounts: config.accounts.clone(),
             plans: config.plans.clone(),
             access: config.access.clone(),
+            mail: config.mail.clone(),
+            base_url: config.public_base_url.clone(),
         }
     }
 }
@@ -127,6 +134,8 @@ pub struct Accounts {
     addresses: Arc<AddressBook>,
     in_force: Arc<InForce>,
     operator: ArcSwapOption<Operator>,
+    mail: mail::MailState,
+    strangers: verification::Strangers,
 }
 
 /// Names whose failures are remembered at once.
@@ -152,6 +161,8 @@ impl Accounts {
             addresses: Arc::new(AddressBook::open(committer.clone(), metrics.clone(), &settings.access)?),
             in_force: Arc::new(InForce::new(committer.clone(), users.clone())),
             operator: ArcSwapOption::empty(),
+            mail: mail::MailState::new(),
+            strangers: verification::Strangers::new(),
             settings: ArcSwap::from_pointee(settings),
             committer,
             users,
@@ -242,7 +253,9 @@ impl Accounts {
             committer.commit(batch).await?;
             in_force.apply(user, forget)
         });
-        task.await.unwrap_or_else(|_| Err(StoreError::Failed("a commit was given up".into())))
+        let done = task.await.unwrap_or_else(|_| Err(StoreError::Failed("a commit was given up".into())));
+        self.mail_posted();
+        done
     }
 
     /// Changes a user's row, trying again when somebody else changed it in between. `edit` may add to the batch what
@@ -272,13 +285,11 @@ impl Accounts {
             StoreError::Conflict { key } if key.starts_with(b"un/") => {
                 Err(Reject::Conflict("This username is already taken".into()))
             }
-            StoreError::Conflict { key } if key.starts_with(b"ue/") => {
-                Err(Reject::Conflict("This email is already registered".into()))
-            }
+            StoreError::Conflict { key } if key.starts_with(b"ue/") => Err(Reject::Conflict(users::EMAIL_TAKEN.into())),
             StoreError::Conflict { key } if key.starts_with(b"sn/") => {
                 Err(Reject::Conflict("This username is already taken".into()))
             }
-            StoreError::Conflict { .. } => Ok(()),
+            StoreError::Conflict { key } => tokens::lost(key).map_or(Ok(()), Err),
             other => Err(self.failed(other)),
         }
     }

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 
+use super::mail::{Letter, LetterKind};
 use super::passwords::{Password, Rule};
 use super::sessions::close_session;
 use super::{Accounts, Forget, MAX_TRIES, too_busy};
@@ -190,6 +191,7 @@ impl Accounts {
             }
             row.password_hash = Some(hash.clone());
             row.must_change_password = false;
+            self.post(row, Letter::new(LetterKind::PasswordChanged).with("address", address), batch)?;
             for (mac, session) in self.load_sessions(user)?.iter().filter(|(mac, _)| *mac != keep) {
                 close_session(mac, &session.value, batch);
             }
@@ -201,7 +203,8 @@ impl Accounts {
         Ok(changed)
     }
 
-    /// Gives a user another email, which is not verified then.
+    /// Gives a user another email. Where mail is sent, the new address is asked first and nothing changes until it answers;
+    /// else the address is not verified then. Answers the user as he is now, and the old address.
     ///
     /// # Errors
     /// [`Reject::Invalid`], [`Reject::Conflict`] for an address that is taken, and those of [`Accounts::prove_password`].
@@ -212,11 +215,16 @@ impl Accounts {
         password: Password,
         address: IpAddr,
     ) -> Result<(User, String), Reject> {
-        let new_email = new_email.trim();
+        let new_email = &*super::users::normalized(new_email);
         if let Some(fault) = super::users::email_fault("new_email", new_email) {
             return Err(Reject::Invalid(vec![fault]));
         }
         self.prove_password(user, password, address).await?;
+        if self.sends_mail() {
+            let row = self.ask_to_confirm(user, new_email).await?;
+            let email = row.email.to_string();
+            return Ok((row, email));
+        }
         let mut old = String::new();
         let edit = |row: &mut User, batch: &mut Batch| {
             super::users::refuse_deleted(row)?;

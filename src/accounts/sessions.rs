@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::mail::{Letter, LetterKind};
 use super::passwords::Password;
 use super::secrets::{self, Minted};
 use super::{Accounts, Forget, LOGIN_TURNS, Loaded, MAX_TRIES, no_randomness, too_busy};
@@ -82,6 +83,7 @@ impl Accounts {
                 user.password_hash = Some(hash.clone());
             }
             batch.put(row.key, super::encode_bounded(&user)?);
+            self.announce_sign_in(&user, address, user_agent.as_deref(), &mut batch)?;
             let forget = self.make_room_for_session(id, &mut batch)?;
             let view = self.open_session(id, address, user_agent.as_deref(), &mut batch)?;
             match self.commit_for_user(id, batch, forget).await {
@@ -93,6 +95,25 @@ impl Accounts {
             }
         }
         Err(too_busy())
+    }
+
+    /// A letter to a user who signs in from where none of his open sessions is; not at his first login.
+    fn announce_sign_in(
+        &self,
+        user: &User,
+        address: IpAddr,
+        agent: Option<&str>,
+        batch: &mut Batch,
+    ) -> Result<(), Reject> {
+        if !self.sends_mail() {
+            return Ok(());
+        }
+        let known = self.load_sessions(user.id)?;
+        if known.is_empty() || known.iter().any(|(_, session)| session.value.address == Some(address)) {
+            return Ok(());
+        }
+        let agent: String = agent.unwrap_or_default().chars().filter(|c| !c.is_control()).take(100).collect();
+        self.post(user, Letter::new(LetterKind::NewSignIn).with("address", address).with("agent", agent), batch)
     }
 
     /// Checks a password and keeps the count of wrong ones.
@@ -126,6 +147,13 @@ impl Accounts {
         let now = self.clock.monotonic();
         if self.lockouts.failed(subject, now) {
             self.note_lockout(space, known, address);
+            if let (Some(id), "user") = (known, space)
+                && let Some(user) = self.live_user(Some(UserId(id)))?
+            {
+                let minutes = self.settings().lockout().as_secs().div_ceil(60);
+                let letter = Letter::new(LetterKind::AccountLocked).with("minutes", minutes).with("address", address);
+                self.post_alone(&user.value, letter).await;
+            }
         }
         self.blocks.failed(address, now);
         self.metrics.login(Login::Failed);
@@ -255,7 +283,12 @@ impl Accounts {
         }
         // Whoever has the newer tokens may be the thief or the robbed: nobody can tell, so both are out.
         match self.revoke_session(spent.user, spent.session).await {
-            Ok(()) => Err(Reject::Replayed { user: spent.user }),
+            Ok(()) => {
+                if let Some(user) = self.live_user(Some(spent.user))? {
+                    self.post_alone(&user.value, Letter::new(LetterKind::SessionReplayed)).await;
+                }
+                Err(Reject::Replayed { user: spent.user })
+            }
             Err(Reject::NotFound) => Err(Reject::Unauthenticated),
             Err(reject) => Err(reject),
         }
@@ -287,8 +320,8 @@ impl Accounts {
     /// # Errors
     /// [`Reject::StoreUnavailable`].
     pub fn find_user(&self, identifier: &str) -> Result<Option<UserId>, Reject> {
-        let key =
-            if identifier.contains('@') { tables::user_by_email(identifier) } else { tables::user_by_name(identifier) };
+        let name = super::users::normalized(identifier);
+        let key = if name.contains('@') { tables::user_by_email(&name) } else { tables::user_by_name(&name) };
         Ok(self.load::<UserId>(key)?.map(|row| row.value))
     }
 

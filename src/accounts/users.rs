@@ -7,11 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use serde::Deserialize;
+use unicode_normalization::UnicodeNormalization;
 
 use super::audit::Change;
 use super::keys::NewKey;
+use super::mail::{Letter, LetterKind};
 use super::passwords::Password;
 use super::secrets::Minted;
+use super::tokens::TokenKind;
 use super::{Accounts, Forget, MAX_TRIES, sessions, too_busy};
 use crate::actors::user::actor::UserActor;
 use crate::actors::user::ledger::{self, Account, Command, Meter, Recovery, Reply};
@@ -28,7 +31,9 @@ use crate::store::{Batch, Order, Store, StoreError, prefix_end, tables};
 
 /// The most a page of any list holds.
 pub const MAX_PAGE_SIZE: usize = 200;
-const MAX_EMAIL: usize = 254;
+/// What a client is told of an address that has an account.
+pub const EMAIL_TAKEN: &str = "This email is already registered";
+pub(super) const MAX_EMAIL: usize = 254;
 const MAX_TEXT: usize = 1000;
 /// Of one field of the profile, in characters; of an address of a picture, in bytes.
 const MAX_FIELD: usize = 100;
@@ -134,7 +139,7 @@ pub struct Statistics {
 }
 
 /// What a name must look like; each returns what is wrong.
-fn username_fault(text: &str) -> Option<String> {
+pub(super) fn username_fault(text: &str) -> Option<String> {
     let fits =
         (3..=50).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     if !fits {
@@ -142,6 +147,11 @@ fn username_fault(text: &str) -> Option<String> {
     }
     // A path may name a user by number or by name.
     text.bytes().all(|b| b.is_ascii_digit()).then(|| "username: must not be a number".into())
+}
+
+/// A name or address as it is kept: compatible spellings of a character (Unicode NFKC) are one.
+pub(super) fn normalized(text: &str) -> String {
+    text.trim().nfkc().collect()
 }
 
 fn name_fault(text: &str) -> Option<String> {
@@ -220,8 +230,9 @@ impl Accounts {
         if !settings.accounts.registration {
             return Err(Reject::Forbidden("Registration is closed"));
         }
-        new.name = new.name.trim().to_owned();
-        new.email = new.email.trim().to_owned();
+        new.name = new.name.trim().nfc().collect();
+        new.email = normalized(&new.email);
+        new.username = normalized(&new.username);
         let faults = [
             username_fault(&new.username),
             name_fault(&new.name),
@@ -244,11 +255,30 @@ impl Accounts {
         };
         // Both before the hash: what is refused anyway should not cost one.
         super::encode_bounded(&user)?;
-        self.refuse_taken(&user)?;
+        if let Err(taken) = self.refuse_taken(&user) {
+            return Err(self.hide_taken(&user, new.password, taken).await?);
+        }
         user.password_hash = Some(self.passwords.enter()?.hash(new.password).await?);
         let meters = self.fresh_account(plan)?;
         let (user, api_key) = self.insert_user(user, &meters).await?;
         Ok(Registered { user, api_key, verification_required })
+    }
+
+    /// In strict mode the owner of an address that is taken is told, and nobody else: the work is the same as for one that
+    /// is free, and so is what the client is told of [`EMAIL_TAKEN`].
+    async fn hide_taken(
+        &self,
+        user: &User,
+        password: super::passwords::Password,
+        taken: Reject,
+    ) -> Result<Reject, Reject> {
+        if self.settings().accounts.strict && taken == Reject::Conflict(EMAIL_TAKEN.into()) {
+            self.passwords.enter()?.hash(password).await?;
+            if let Some(owner) = self.live_user(self.find_user(&user.email)?)? {
+                self.post_alone(&owner.value, Letter::new(LetterKind::AlreadyRegistered)).await;
+            }
+        }
+        Ok(taken)
     }
 
     fn refuse_taken(&self, user: &User) -> Result<(), Reject> {
@@ -274,6 +304,7 @@ impl Accounts {
             batch.put(tables::meters(user.id), account);
             let default = NewKey { name: super::keys::DEFAULT_KEY.into(), ..NewKey::default() };
             let (_, api_key) = self.add_key(user.id, &default, &mut batch)?;
+            self.ask_to_verify(&user, &mut batch)?;
             match self.commit_for_user(user.id, batch, Forget::Nothing).await {
                 Ok(()) => return Ok((user, api_key)),
                 Err(error) => self.judge_conflict(&error)?,
@@ -365,7 +396,7 @@ impl Accounts {
     }
 
     /// Runs a long read where blocking is allowed.
-    async fn reading<T: Send + 'static>(
+    pub(super) async fn reading<T: Send + 'static>(
         &self,
         read: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, Reject> {
@@ -402,7 +433,7 @@ impl Accounts {
     ) -> Result<(User, Vec<Change>), Reject> {
         let settings = self.settings();
         update.profile.name = update.profile.name.map(|name| name.trim().to_owned());
-        update.email = update.email.map(|email| email.trim().to_owned());
+        update.email = update.email.map(|email| normalized(&email));
         let plan = update.plan.as_deref().map(|word| settings.plan(canonical_plan(word)));
         let profile = &update.profile;
         let faults = [
@@ -515,6 +546,7 @@ impl Accounts {
             refuse_deleted(user)?;
             user.password_hash = Some(hash.clone());
             user.must_change_password = true;
+            self.post(user, Letter::new(LetterKind::PasswordSet), batch)?;
             for (mac, session) in self.load_sessions(id)? {
                 sessions::close_session(&mac, &session.value, batch);
             }
@@ -548,7 +580,11 @@ impl Accounts {
             user.status = Status::Deleted;
             user.suspended_reason.clone_from(&reason);
             user.password_hash = None;
+            self.post(user, Letter::new(LetterKind::AccountDeleted).with("days", ""), batch)?;
             batch.delete(tables::user_by_name(&user.username)).delete(tables::user_by_email(&user.email));
+            for kind in [TokenKind::VerifyEmail, TokenKind::ResetPassword, TokenKind::ConfirmEmail] {
+                batch.delete(tables::one_time(id, kind.byte()));
+            }
             self.close_credentials(id, batch)
         };
         let user = self.change_user(id, Forget::Credentials, edit).await?;

@@ -39,6 +39,8 @@ pub struct Call {
     /// Method and path below the port's own prefix, without the query.
     pub line: String,
     pub user_agent: Option<String>,
+    /// A browser asks.
+    pub wants_html: bool,
     credential: Result<Option<String>, Reject>,
     query: HashMap<String, String>,
     path: HashMap<String, String>,
@@ -62,6 +64,11 @@ impl<S: Send + Sync> FromRequest<S> for Call {
             request: parts.extensions.get().copied(),
             line: format!("{} {}", parts.method, parts.uri.path()),
             user_agent: parts.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).map(str::to_owned),
+            wants_html: parts
+                .headers
+                .get(header::ACCEPT)
+                .and_then(|accept| accept.to_str().ok())
+                .is_some_and(|accept| accept.contains("text/html")),
             credential: credential(&parts.headers),
             query,
             path,
@@ -209,6 +216,28 @@ impl Call {
         }
     }
 
+    /// `HEAD` reaches the handlers of `GET`.
+    pub fn is_head(&self) -> bool {
+        self.line.starts_with("HEAD ")
+    }
+
+    /// As [`Call::optional_fields`], also for what a browser's form sends.
+    ///
+    /// # Errors
+    /// As [`Call::fields`].
+    pub fn fields_or_form(&self) -> Result<Fields, Reject> {
+        let text = self.body.trim_ascii();
+        if text.is_empty() || text.starts_with(b"{") || !text.contains(&b'=') {
+            return self.optional_fields();
+        }
+        let unreadable = || Reject::BadRequest("The form cannot be read".into());
+        let uri = [b"/?".as_slice(), text].concat();
+        let uri = http::Uri::try_from(uri).map_err(|_| unreadable())?;
+        let Query(map) = Query::<HashMap<String, String>>::try_from_uri(&uri).map_err(|_| unreadable())?;
+        let map = map.into_iter().map(|(name, value)| (name, Value::String(value))).collect();
+        Ok(Fields { map, path: String::new(), faults: Vec::new() })
+    }
+
     /// As [`Call::fields`]; no body at all is an object without fields.
     ///
     /// # Errors
@@ -305,6 +334,10 @@ impl Fields {
             None => self.fault(name, "is required"),
         }
         String::new()
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.map.get(name).is_some_and(|value| !value.is_null())
     }
 
     /// Whether the field is there and null: what it names is to be taken away.

@@ -12,6 +12,7 @@ pub mod document;
 pub mod extract;
 pub mod health;
 mod keys;
+mod links;
 mod mfa;
 pub mod operations;
 mod own;

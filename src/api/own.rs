@@ -162,11 +162,14 @@ struct EmailChanged {
     #[schema(example = true)]
     success: bool,
     message: &'static str,
+    /// The one in force.
     email: String,
     is_verified: bool,
+    /// The new address has been asked; until it answers the old one stays.
+    pending: bool,
 }
 
-/// Changes the caller's email.
+/// Changes the caller's email. Where mail is sent, the new address must confirm it first.
 #[utoipa::path(put, path = "/v1/users/email", tag = "account", request_body = EmailRequest, security(("session" = [])),
     responses((status = 200, body = EmailChanged)))]
 async fn change_email(State(accounts): Api, call: Call) -> Answer {
@@ -175,7 +178,9 @@ async fn change_email(State(accounts): Api, call: Call) -> Answer {
     let EmailRequest { new_email, password } =
         EmailRequest { new_email: fields.text("new_email"), password: fields.password("password")? };
     fields.done()?;
-    let (record, address) = (own_act(&call, Action::EmailChanged, &user), call.address);
+    let pending = accounts.confirms_addresses();
+    let action = if pending { Action::LinkRequested } else { Action::EmailChanged };
+    let (record, address) = (own_act(&call, action, &user), call.address);
     let act = move |accounts: Arc<Accounts>| async move {
         accounts.change_email(user.id, &new_email, password, address).await
     };
@@ -184,9 +189,10 @@ async fn change_email(State(accounts): Api, call: Call) -> Answer {
         .await?;
     render::ok(EmailChanged {
         success: true,
-        message: "Email changed",
+        message: if pending { "Please confirm the new address by the link sent to it" } else { "Email changed" },
         email: user.email.to_string(),
         is_verified: user.email_verified,
+        pending,
     })
 }
 

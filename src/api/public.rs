@@ -16,13 +16,13 @@ use super::document::{self, Document};
 use super::extract::{Call, Fields};
 use super::render::{self, Answer};
 use super::shapes::{self, Done, MeterShape, QuotaShape, Time, Tokens, UserBrief, UserDetails};
-use super::{checks, keys, mfa, own};
+use super::{checks, keys, links, mfa, own};
 use crate::accounts::Accounts;
 use crate::accounts::audit::changes;
 use crate::accounts::keys::DEFAULT_KEY;
 use crate::accounts::passwords::Password;
 use crate::accounts::sessions::LoginRequest;
-use crate::accounts::users::{ProfileUpdate, Registration};
+use crate::accounts::users::{EMAIL_TAKEN, ProfileUpdate, Registration};
 use crate::actors::audit::{Action, Actor, Record, Target};
 use crate::domain::session::Principal;
 use crate::domain::user::{Profile, User, UserType};
@@ -46,6 +46,7 @@ fn paths() -> OpenApiRouter<Arc<Accounts>> {
         .merge(keys::paths())
         .merge(mfa::paths())
         .merge(checks::paths())
+        .merge(links::paths())
 }
 
 /// The router of the public listener's local paths.
@@ -127,12 +128,14 @@ struct Registered {
     #[schema(example = true)]
     success: bool,
     message: &'static str,
-    user_id: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_id: Option<u64>,
     username: String,
     email: String,
-    /// The user's default key.
+    /// The user's default key. Not there in strict mode, nor is the number: after the login it can be seen.
     #[schema(example = "pe-rqrFLve5ZM63ZL1XtREaiLrlrNreu20Y")]
-    api_key: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    api_key: Option<String>,
     verification_required: bool,
 }
 
@@ -140,17 +143,35 @@ struct Registered {
 #[utoipa::path(post, path = "/v1/users/register", tag = "account", request_body = RegisterRequest, security(()),
     responses((status = 200, body = Registered)))]
 async fn register(State(accounts): Api, call: Call) -> Answer {
-    let new = RegisterRequest::read(&call)?.into();
+    let new: Registration = RegisterRequest::read(&call)?.into();
     let record = stranger(&call, Action::UserRegistered);
+    // What a strict service says, whether the address had an account or not: the mail says the rest.
+    let strict = accounts.settings().accounts.strict.then(|| Registered {
+        success: true,
+        message: "Thank you. Please look into your mail",
+        user_id: None,
+        username: new.username.trim().to_owned(),
+        email: new.email.trim().to_owned(),
+        api_key: None,
+        verification_required: accounts.settings().accounts.email_verification,
+    });
     let act = move |accounts: Arc<Accounts>| async move { accounts.register(new).await };
-    let made = accounts.audited(record, act, |made, record| record.by(&made.user).on(&made.user)).await?;
+    let made = accounts.audited(record, act, |made, record| record.by(&made.user).on(&made.user)).await;
+    if let Some(same) = strict {
+        match made {
+            Ok(_) => return render::ok(same),
+            Err(Reject::Conflict(why)) if why == EMAIL_TAKEN => return render::ok(same),
+            Err(reject) => return Err(reject.into()),
+        }
+    }
+    let made = made?;
     render::ok(Registered {
         success: true,
         message: "User registered successfully",
-        user_id: made.user.id.0,
+        user_id: Some(made.user.id.0),
         username: made.user.username.to_string(),
         email: made.user.email.to_string(),
-        api_key: made.api_key.expose().to_owned(),
+        api_key: Some(made.api_key.expose().to_owned()),
         verification_required: made.verification_required,
     })
 }

@@ -24,6 +24,7 @@ impl Config {
             plans,
             prices,
             accounts,
+            mail,
             ledger,
             journal,
             audit,
@@ -35,6 +36,7 @@ impl Config {
         section("access", access, &other.access, &mut keys);
         section("limits", limits, &other.limits, &mut keys);
         section("accounts", accounts, &other.accounts, &mut keys);
+        section("mail", mail, &other.mail, &mut keys);
         section("ledger", ledger, &other.ledger, &mut keys);
         section("journal", journal, &other.journal, &mut keys);
         section("audit", audit, &other.audit, &mut keys);

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 pub use raw::{
     Access, Accounts, Audit, Backend, Compression, Durability, Journal, KeyMode, Ledger, Limits, Listen, LogFormat,
-    MfaRequired, MissingUsage, OutgrownHold, Overflow, RawConfig, RecoverOpenHolds, Redact, RedactField, SecretSource,
-    Store, Telemetry, TextPattern, UnknownModel,
+    Mail, MailTls, MailTransport, MfaRequired, MissingUsage, OutgrownHold, Overflow, RawConfig, RecoverOpenHolds,
+    Redact, RedactField, SecretSource, Store, Telemetry, TextPattern, UnknownModel,
 };
 
 use crate::domain::meters::{MeterName, Micro, ResetPeriod};
@@ -40,6 +40,7 @@ pub struct Config {
     pub plans: Vec<Plan>,
     pub prices: PriceList,
     pub accounts: Accounts,
+    pub mail: Mail,
     pub ledger: Ledger,
     pub journal: Journal,
     pub audit: Audit,
@@ -270,6 +271,7 @@ impl Config {
             plans,
             prices: check_prices(raw.prices)?,
             accounts: raw.accounts,
+            mail: raw.mail,
             ledger: raw.ledger,
             journal: raw.journal,
             audit: raw.audit,
@@ -321,6 +323,7 @@ impl Config {
         if issuer.is_empty() || issuer.len() > 64 || issuer.contains(':') || issuer.chars().any(char::is_control) {
             return Err("accounts.mfa.issuer: 1 to 64 characters without a colon".into());
         }
+        self.check_mail()?;
         at_least("accounts.keys.max_per_user", self.accounts.keys.max_per_user as u64, 1)?;
         if self.accounts.keys.max_per_user > 1000 {
             return Err("accounts.keys.max_per_user: at most 1000".into());
@@ -347,6 +350,50 @@ impl Config {
         }
         if !(0.0..=8760.0).contains(&self.accounts.lockout_hours) {
             return Err(format!("accounts.lockout_hours: {} is not between 0 and 8760", self.accounts.lockout_hours));
+        }
+        Ok(())
+    }
+
+    fn check_mail(&self) -> Result<(), String> {
+        let (mail, accounts) = (&self.mail, &self.accounts);
+        if !(1..=24 * 365).contains(&accounts.verification_hours) {
+            return Err(format!(
+                "accounts.verification_hours: {} is not between 1 and 8760",
+                accounts.verification_hours
+            ));
+        }
+        if !(1..=24 * 60).contains(&accounts.reset_minutes) {
+            return Err(format!("accounts.reset_minutes: {} is not between 1 and 1440", accounts.reset_minutes));
+        }
+        if mail.transport == MailTransport::None {
+            return match accounts.strict {
+                true => {
+                    Err("accounts.strict: needs mail, which tells people what the answer does not; set mail.transport"
+                        .into())
+                }
+                false => Ok(()),
+            };
+        }
+        let base = self.public_base_url.as_deref().unwrap_or_default();
+        if !(base.starts_with("https://") || base.starts_with("http://")) {
+            return Err("public_base_url: is needed for the links in mails, such as \"https://ai.example.com\"".into());
+        }
+        if mail.from.is_none() {
+            return Err("mail.from: is needed to send mail, such as \"noreply@example.com\"".into());
+        }
+        let missing = match mail.transport {
+            MailTransport::Smtp if mail.host.is_none() && mail.sendgrid_api_key.is_none() => Some("host"),
+            MailTransport::File if mail.folder.is_none() => Some("folder"),
+            _ => None,
+        };
+        if let Some(key) = missing {
+            return Err(format!("mail.{key}: is needed with this mail.transport"));
+        }
+        for (key, secret) in [("password", &mail.password), ("sendgrid_api_key", &mail.sendgrid_api_key)] {
+            secret
+                .as_ref()
+                .map_or(Ok(String::new()), SecretSource::read)
+                .map_err(|why| format!("mail.{key}: {why}"))?;
         }
         Ok(())
     }

@@ -116,6 +116,7 @@ pub struct RawConfig {
     pub plans: BTreeMap<String, RawPlan>,
     pub prices: RawPrices,
     pub accounts: Accounts,
+    pub mail: Mail,
     pub ledger: Ledger,
     pub journal: Journal,
     pub audit: Audit,
@@ -138,6 +139,7 @@ impl Default for RawConfig {
             plans: default_plans(),
             prices: RawPrices::default(),
             accounts: Accounts::default(),
+            mail: Mail::default(),
             ledger: Ledger::default(),
             journal: Journal::default(),
             audit: Audit::default(),
@@ -555,8 +557,89 @@ pub struct Accounts {
     pub pepper: Option<SecretSource>,
     /// How long a refresh token that was used answers the same new tokens again; after that it ends its session.
     pub refresh_grace: Span,
+    /// How long a link that proves an address is good.
+    pub verification_hours: u64,
+    /// How long a link that sets a forgotten password is good.
+    pub reset_minutes: u64,
+    /// Says nothing of which addresses have accounts, also when somebody registers.
+    pub strict: bool,
+    /// Questions of one address whether a name is free.
+    pub availability_per_minute: u32,
     pub keys: Keys,
     pub mfa: Mfa,
+}
+
+/// How mail goes out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MailTransport {
+    /// It does not.
+    #[default]
+    None,
+    /// Into the log, links and all: for development.
+    Log,
+    /// As files in `mail.folder`: for development.
+    File,
+    Smtp,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MailTls {
+    /// Begun in clear and required (RFC 3207), usually on port 587.
+    #[default]
+    Starttls,
+    /// From the first byte (RFC 8314), usually on port 465.
+    Tls,
+    /// None: for a relay on this machine.
+    None,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Mail {
+    pub transport: MailTransport,
+    pub host: Option<String>,
+    pub port: u16,
+    pub tls: MailTls,
+    pub username: Option<String>,
+    pub password: Option<SecretSource>,
+    /// Means `smtp.sendgrid.net` and its user.
+    pub sendgrid_api_key: Option<SecretSource>,
+    pub from: Option<String>,
+    pub from_name: Option<String>,
+    pub folder: Option<PathBuf>,
+    /// An operator's own templates: `NAME.txt`, `NAME.html`, `layout.html`.
+    pub templates: Option<PathBuf>,
+    /// Letters waiting at most; more are not sent.
+    pub queue: usize,
+    /// How long a letter that does not go is tried again.
+    pub retry_for: Span,
+    pub timeout: Span,
+    /// Letters to one address in an hour; more are not sent.
+    pub per_address_per_hour: u32,
+}
+
+impl Default for Mail {
+    fn default() -> Self {
+        Self {
+            transport: MailTransport::default(),
+            host: None,
+            port: 587,
+            tls: MailTls::default(),
+            username: None,
+            password: None,
+            sendgrid_api_key: None,
+            from: None,
+            from_name: None,
+            folder: None,
+            templates: None,
+            queue: 10_000,
+            retry_for: Span::secs(2 * 86_400),
+            timeout: Span::secs(30),
+            per_address_per_hour: 20,
+        }
+    }
 }
 
 /// Who must have a second factor.
@@ -630,6 +713,10 @@ impl Default for Accounts {
             hash_queue: 64,
             pepper: None,
             refresh_grace: Span::secs(10),
+            verification_hours: 24,
+            reset_minutes: 60,
+            strict: false,
+            availability_per_minute: 20,
             keys: Keys::default(),
             mfa: Mfa::default(),
         }

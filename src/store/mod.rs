@@ -69,6 +69,10 @@ impl Batch {
         self
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.preconditions.is_empty() && self.ops.is_empty()
+    }
+
     pub fn require_absent(&mut self, key: Vec<u8>) -> &mut Self {
         self.preconditions.push(Precondition::Absent { key });
         self

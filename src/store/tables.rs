@@ -15,6 +15,8 @@
 //! | `sp/` MAC of a refresh token that was used | [`Spent`](crate::domain::session::Spent) |
 //! | `us/` user id, session id | MAC of the session token |
 //! | `mf/` `u` or `s`, id | the second factor of a user or a member of the staff |
+//! | `ot/` user id, kind | a one-time token that was mailed |
+//! | `ob/` due time, id | a sealed letter that waits to be sent |
 //! | `m/` user id | the user's meters, written by his actor alone |
 //! | `st/` id · `sn/` username, folded | staff · staff id |
 //! | `ip/` id | an address rule made by an admin |
@@ -39,6 +41,8 @@ const ROW_FORMAT: u8 = 1;
 pub const USERS: &[u8] = b"u/";
 pub const METERS: &[u8] = b"m/";
 pub const STAFF: &[u8] = b"st/";
+pub const ONE_TIME: &[u8] = b"ot/";
+pub const LETTERS: &[u8] = b"ob/";
 pub const ADDRESS_RULES: &[u8] = b"ip/";
 pub const ONCE_EXPIRIES: &[u8] = b"oe/";
 /// Before all other keys.
@@ -106,6 +110,25 @@ pub fn factor(whose: Principal) -> Vec<u8> {
         Principal::User(id) => key(b"mf/u", &id.0.to_be_bytes()),
         Principal::Staff(id) => key(b"mf/s", &id.0.to_be_bytes()),
     }
+}
+
+pub fn one_time(user: UserId, kind: u8) -> Vec<u8> {
+    [ONE_TIME, user.0.to_be_bytes().as_slice(), &[kind]].concat()
+}
+
+pub fn letter(due: UnixMillis, id: &[u8; 16]) -> Vec<u8> {
+    [LETTERS, due.0.to_be_bytes().as_slice(), id].concat()
+}
+
+/// The end of the range of all letters that are due at `now`.
+pub fn letters_until(now: UnixMillis) -> Vec<u8> {
+    key(LETTERS, &now.0.saturating_add(1).to_be_bytes())
+}
+
+/// The parts of a key that [`letter`] made.
+pub fn parse_letter(key: &[u8]) -> Option<(UnixMillis, [u8; 16])> {
+    let (due, id) = key.strip_prefix(LETTERS)?.split_first_chunk::<8>()?;
+    Some((UnixMillis(u64::from_be_bytes(*due)), id.try_into().ok()?))
 }
 
 pub fn staff(id: StaffId) -> Vec<u8> {

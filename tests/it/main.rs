@@ -5,6 +5,7 @@
 mod support;
 
 mod accounts;
+mod attacks;
 mod audit;
 mod bad_input;
 mod checks;
@@ -14,6 +15,7 @@ mod http_semantics;
 mod journal;
 mod layers;
 mod lifecycle;
+mod mail;
 mod openai_client;
 mod openapi;
 mod passing_time;

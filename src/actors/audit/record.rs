@@ -96,6 +96,11 @@ acts! {
     LimitsReset = "limits.reset", Info;
     PasswordChanged = "password.changed", Warning;
     EmailChanged = "email.changed", Warning;
+    EmailVerified = "email.verified", Info;
+    /// A link for another address, or a new password, was asked for.
+    LinkRequested = "link.requested", Info;
+    /// A letter that could not be sent.
+    MailGivenUp = "mail.given_up", Warning;
     KeyCreated = "key.created", Info;
     KeyUpdated = "key.updated", Info;
     KeyRotated = "key.rotated", Info;

@@ -42,6 +42,13 @@ fn token(session: &Value) -> &str {
     session["session"]["session_token"].as_str().unwrap()
 }
 
+/// Gives the owner of a session a second factor; the clock must stand at noon.
+pub fn switch_on(app: &TestApp, session: &str) {
+    let call = |path: &str, body: Value| app.call("POST", &format!("/v1/users/mfa/{path}"), session, Some(&body));
+    let secret = call("setup", json!({"password": PASSWORD})).json()["secret"].as_str().unwrap().to_owned();
+    assert_eq!(call("enable", json!({"code": code(&secret, 0)})).status, 200);
+}
+
 /// A user with a second factor: his session, its secret and the recovery codes.
 fn enrolled(app: &TestApp) -> (String, String, Vec<String>) {
     let user = app.register("alice");

@@ -6,7 +6,7 @@ mod exports;
 mod keys;
 mod logs;
 mod matrix;
-mod mfa;
+pub mod mfa;
 mod own;
 pub mod process;
 mod support;

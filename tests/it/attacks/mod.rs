@@ -1,0 +1,3 @@
+//! The attacks that every release must stand: each is tried over real sockets, with its exact outcome.
+
+mod links;
