@@ -36,7 +36,7 @@ pub struct Call {
     pub address: IpAddr,
     /// The request's id, as the answer names it.
     pub request: Option<RequestId>,
-    /// Method and path below the port's own prefix, without the query.
+    /// Method and path, without the query.
     pub line: String,
     pub user_agent: Option<String>,
     /// A browser asks.

@@ -29,6 +29,9 @@ pub struct Rendered {
 /// A sentence that names the template.
 pub fn render(kind: LetterKind, facts: &BTreeMap<String, String>, own: Option<&Path>) -> Result<Rendered, String> {
     let name = kind.as_str();
+    // Some come from users: a line break in one must not end the subject.
+    let one_line = |text: &String| text.chars().filter(|c| !c.is_control()).collect::<String>();
+    let facts: BTreeMap<&str, String> = facts.iter().map(|(name, fact)| (name.as_str(), one_line(fact))).collect();
     let text = file(own, &format!("{name}.txt"))?;
     let source = text.as_deref().unwrap_or_else(|| kind.template());
     let mut engine = Environment::new();
@@ -37,13 +40,13 @@ pub fn render(kind: LetterKind, facts: &BTreeMap<String, String>, own: Option<&P
     engine.set_auto_escape_callback(|name| if name.ends_with(".html") { AutoEscape::Html } else { AutoEscape::None });
     let wrong = |what: &str, error: minijinja::Error| format!("mail.templates: {what}: {error}");
     let rendered =
-        engine.render_named_str("letter.txt", source, facts).map_err(|e| wrong(&format!("{name}.txt"), e))?;
+        engine.render_named_str("letter.txt", source, &facts).map_err(|e| wrong(&format!("{name}.txt"), e))?;
     let (subject, text) = rendered.split_once('\n').unwrap_or((rendered.as_str(), ""));
     let subject: String = subject.chars().filter(|c| !c.is_control()).take(MAX_SUBJECT).collect();
     let text = text.trim().to_owned();
     let html = match file(own, &format!("{name}.html"))? {
         Some(whole) => {
-            engine.render_named_str("letter.html", &whole, facts).map_err(|e| wrong(&format!("{name}.html"), e))?
+            engine.render_named_str("letter.html", &whole, &facts).map_err(|e| wrong(&format!("{name}.html"), e))?
         }
         None => {
             let layout = file(own, "layout.html")?;

@@ -132,7 +132,10 @@ fn every_act_leaves_its_record_and_no_secret() {
     let login = scene.public("POST", "refresh", None, body.clone());
     scene.left(&login, ("user 1 johndoe", "session.refreshed", "user 1 johndoe", "ok", None));
     let used = scene.public("POST", "refresh", None, body);
-    scene.left(&used, ("anonymous", "session.refreshed", "nobody", "denied", Some("UNAUTHENTICATED")));
+    // Within the grace, for whom the first answer did not reach.
+    scene.left(&used, ("user 1 johndoe", "session.refreshed", "user 1 johndoe", "ok", None));
+    let unknown = scene.public("POST", "refresh", None, json!({"refresh_token": "tr-unknown"}));
+    scene.left(&unknown, ("anonymous", "session.refreshed", "nobody", "denied", Some("UNAUTHENTICATED")));
     let session = token_of(&login);
     let update = json!({"name": "John Smith", "about_me": "a private matter"});
     let updated = scene.public("PUT", "profile", Some(&session), update);
@@ -164,7 +167,7 @@ fn every_act_leaves_its_record_and_no_secret() {
     let second = token_of(&second);
     let denied = scene.side(&second, "DELETE", "users/1", null());
     let record = scene.left(&denied, ("staff 2 second", "access.denied", "nobody", "denied", Some("FORBIDDEN")));
-    assert_eq!(record["details"]["call"], "DELETE /users/1");
+    assert_eq!(record["details"]["call"], "DELETE /v1/admin-panel/users/1");
     let denied = scene.side(&key, "GET", "users", null());
     scene.left(&denied, ("anonymous", "access.denied", "nobody", "denied", Some("UNAUTHENTICATED")));
 
