@@ -21,6 +21,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tower::ServiceExt;
 
+use crate::accounts::jwt::TokenMint;
 use crate::accounts::passwords::Password;
 use crate::accounts::seal::Sealer;
 use crate::accounts::secrets::{MIN_PEPPER_BYTES, Pepper};
@@ -173,6 +174,8 @@ impl Core {
             settings: Settings::from(config),
             pepper: pepper.clone(),
             sealer: load_sealer(config)?,
+            tokens: TokenMint::open(&config.accounts.tokens, &config.data_dir)
+                .map_err(io_error("cannot load or create the key that signs session tokens"))?,
         })
         .map_err(StartError::Store)?;
         Ok(Self { accounts: Arc::new(accounts), users, journal, audit, committer, metrics, clock, pepper })
@@ -652,6 +655,7 @@ async fn make_first_admin(accounts: &Arc<Accounts>, admin: FirstAdmin) -> Result
 fn share(core: &Core, config: &Config, policy: Arc<Policy>, control: tokio::runtime::Handle) -> Shared {
     let auth = Authenticator::new(
         core.pepper.clone(),
+        core.accounts.tokens().clone(),
         core.users.clone(),
         core.accounts.blocks().clone(),
         config.limits.max_cached_credentials,

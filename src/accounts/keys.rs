@@ -3,6 +3,7 @@
 //! Owns the rows of keys. A key's text is shown to the one who makes it; in vault mode it is also kept sealed, under a key
 //! that is not in the store, for its owner to see again. It is never kept in the clear.
 
+use super::jwt::{TokenMint, TokenUse};
 use super::mail::{Letter, LetterKind};
 use super::seal::Purpose;
 use super::secrets::{self, Minted};
@@ -39,13 +40,15 @@ pub struct FoundCredential {
     pub expires_at: Option<UnixMillis>,
 }
 
-/// Finds a user's key or session by the MAC of its text. What is unknown, revoked or expired is equally not there; a
-/// session of the staff never opens the public side.
+/// Finds a user's key or session by the MAC of its text. What is unknown, revoked or expired is equally not there, and
+/// so is a token that does not say what its session's row does; a session of the staff never opens the public side.
 ///
 /// # Errors
 /// The store cannot be read.
 pub fn find_credential(
     store: &dyn Store,
+    tokens: &TokenMint,
+    secret: &[u8],
     mac: &SecretMac,
     now: UnixMillis,
 ) -> Result<Option<FoundCredential>, StoreError> {
@@ -58,7 +61,11 @@ pub fn find_credential(
             expires_at: key.expires_at,
             kind: CredentialKind::ApiKey { id: key.id, limits: key.limits },
         },
-        (None, Some(Session { principal: Principal::User(user), id, expires_at, .. })) => {
+        (None, Some(session)) => {
+            let Session { principal: Principal::User(user), id, expires_at, .. } = session else { return Ok(None) };
+            if !tokens.agrees(secret, TokenUse::Access, &session) {
+                return Ok(None);
+            }
             FoundCredential { user, expires_at: Some(expires_at), kind: CredentialKind::Session { id } }
         }
         _ => return Ok(None),

@@ -9,6 +9,7 @@ pub mod blocks;
 pub mod books;
 pub mod checks;
 pub mod credits;
+pub mod jwt;
 pub mod keys;
 pub mod legacy;
 pub mod mail;
@@ -50,6 +51,7 @@ use crate::telemetry::metrics::Metrics;
 
 use addresses::AddressBook;
 use blocks::{AddressBlocks, Failures};
+use jwt::TokenMint;
 use operator::Operator;
 use passwords::PasswordPool;
 use seal::Sealer;
@@ -109,6 +111,7 @@ pub struct AccountsParts {
     pub settings: Settings,
     pub pepper: Pepper,
     pub sealer: Sealer,
+    pub tokens: TokenMint,
 }
 
 /// The service. Shared by the public API, the side port and, for its lookups, the request path.
@@ -122,6 +125,7 @@ pub struct Accounts {
     settings: ArcSwap<Settings>,
     pepper: Pepper,
     sealer: Sealer,
+    tokens: Arc<TokenMint>,
     passwords: PasswordPool,
     /// Wrong passwords per account, or rather per name that was tried: names that do not exist lock just the same.
     lockouts: Failures<SecretMac>,
@@ -148,7 +152,8 @@ impl Accounts {
     /// # Errors
     /// [`StoreError`] when the address rules cannot be read.
     pub fn new(parts: AccountsParts) -> Result<Self, StoreError> {
-        let AccountsParts { committer, users, journal, audit, metrics, clock, settings, pepper, sealer } = parts;
+        let AccountsParts { committer, users, journal, audit, metrics, clock, settings, pepper, sealer, tokens } =
+            parts;
         let accounts = &settings.accounts;
         users.audit_to(audit.clone());
         Ok(Self {
@@ -172,6 +177,7 @@ impl Accounts {
             clock,
             pepper,
             sealer,
+            tokens: Arc::new(tokens),
         })
     }
 
@@ -212,6 +218,11 @@ impl Accounts {
 
     pub fn pepper(&self) -> &Pepper {
         &self.pepper
+    }
+
+    /// What makes and checks the tokens of sessions.
+    pub fn tokens(&self) -> &Arc<TokenMint> {
+        &self.tokens
     }
 
     /// Addresses that sent wrong credentials.

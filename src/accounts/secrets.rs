@@ -22,8 +22,8 @@ pub const MIN_PEPPER_BYTES: usize = 32;
 pub const MAX_CREDENTIAL_BYTES: usize = 512;
 
 const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
-const SESSION_PREFIX: &str = "ts-";
-const REFRESH_PREFIX: &str = "tr-";
+pub(super) const SESSION_PREFIX: &str = "ts-";
+pub(super) const REFRESH_PREFIX: &str = "tr-";
 /// 43 × 5.95 bits: as much as SHA-256 keeps.
 const TOKEN_RANDOM_LEN: usize = 43;
 

@@ -1,12 +1,13 @@
 //! Sessions of users: login, refresh, logout.
 //!
-//! Owns the rows of sessions and the count of wrong passwords that locks an account. Tokens are opaque and stored as MACs;
-//! the row is the truth, so that a logout works at once. A refresh token is good for one use; shown again, it ends its
+//! Owns the rows of sessions and the count of wrong passwords that locks an account. Tokens are stored as MACs, signed or
+//! not ([`super::jwt`]); the row is the truth, so that a logout works at once. A refresh token is good for one use; shown again, it ends its
 //! session, because one of the two who have it is a thief. Never opens the side port; staff has [`super::staff`].
 
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::jwt::{Lineage, TokenUse};
 use super::mail::{Letter, LetterKind};
 use super::passwords::Password;
 use super::secrets::{self, Minted};
@@ -232,6 +233,9 @@ impl Accounts {
             let Some(ends) = session.value.refresh_expires_at.filter(|at| now < *at) else {
                 return Err(Reject::Unauthenticated);
             };
+            if !self.tokens.agrees(refresh_token.as_bytes(), TokenUse::Refresh, &session.value) {
+                return Err(Reject::Unauthenticated);
+            }
             let row = self.live_user(Some(id))?.ok_or(Reject::Unauthenticated)?;
             may_enter(&row.value)?;
             let mut batch = row.unchanged();
@@ -239,7 +243,7 @@ impl Accounts {
             let mut renewed = Session { refresh_expires_at: Some(ends), ..session.value.clone() };
             self.spend(&mac, &mut renewed, now, &mut batch)?;
             drop_tokens(&session_mac, &session.value, &mut batch);
-            let view = self.write_session(renewed, secrets::successors_of(&self.pepper, refresh_token), &mut batch)?;
+            let view = self.write_session(renewed, Lineage::After(refresh_token), &mut batch)?;
             match self.commit_for_user(id, batch, Forget::Credentials).await {
                 Ok(()) => return Ok(view),
                 Err(error) => self.judge_conflict(&error)?,
@@ -269,8 +273,16 @@ impl Accounts {
         let spent = self.load::<Spent>(tables::spent_refresh(mac))?.ok_or(Reject::Unauthenticated)?.value;
         let now = self.clock.now();
         if now < spent.at.plus(self.settings().accounts.refresh_grace.0) {
-            let (session_token, refresh_token) = secrets::successors_of(&self.pepper, refresh_token);
-            let (session, _) = self.session_of_token(session_token.expose())?;
+            let pointer = self.load::<String>(tables::session_of_user(spent.user, spent.session))?;
+            let mac = pointer.and_then(|row| secrets::mac_from_hex(&row.value)).ok_or(Reject::Unauthenticated)?;
+            let session = self.load::<Session>(tables::session(&mac))?.filter(|row| now < row.value.expires_at);
+            let session = session.ok_or(Reject::Unauthenticated)?;
+            let (session_token, refresh_token) =
+                self.tokens.mint(&self.pepper, &session.value, Lineage::After(refresh_token))?;
+            // Refreshed once more since: its successors are used up too.
+            if self.pepper.mac(session_token.expose().as_bytes()) != mac {
+                return Err(Reject::Unauthenticated);
+            }
             let user = self.live_user(Some(spent.user))?.ok_or(Reject::Unauthenticated)?;
             may_enter(&user.value)?;
             return Ok(SessionView {
@@ -306,7 +318,8 @@ impl Accounts {
     pub(super) fn session_of_token(&self, token: &str) -> Result<(Loaded<Session>, SecretMac), Reject> {
         let mac = self.credential_mac(token)?;
         let session = self.load::<Session>(tables::session(&mac))?.filter(|s| self.clock.now() < s.value.expires_at);
-        Ok((session.ok_or(Reject::Unauthenticated)?, mac))
+        let agrees = |row: &Loaded<Session>| self.tokens.agrees(token.as_bytes(), TokenUse::Access, &row.value);
+        Ok((session.filter(agrees).ok_or(Reject::Unauthenticated)?, mac))
     }
 
     /// The row of a user who is not deleted.
@@ -347,22 +360,22 @@ impl Accounts {
             setup_only: false,
             refreshed_at: None,
             spent: Vec::new(),
+            used_at: None,
         };
-        let token = secrets::mint_session_token().map_err(|error| no_randomness(&error))?;
-        let refresh = secrets::mint_refresh_token().map_err(|error| no_randomness(&error))?;
-        self.write_session(session, (token, refresh), batch)
+        self.write_session(session, Lineage::Fresh, batch)
     }
 
-    /// Gives a user's session these tokens and adds its rows to a batch.
+    /// Gives a user's session new tokens and adds its rows to a batch.
     fn write_session(
         &self,
         mut session: Session,
-        (token, refresh): (Minted, Minted),
+        lineage: Lineage<'_>,
         batch: &mut Batch,
     ) -> Result<SessionView, Reject> {
+        session.expires_at = self.clock.now().plus(hours(self.settings.load().accounts.session_hours));
+        let (token, refresh) = self.tokens.mint(&self.pepper, &session, lineage)?;
         let mac = self.pepper.mac(token.expose().as_bytes());
         let refresh_mac = self.pepper.mac(refresh.expose().as_bytes());
-        session.expires_at = self.clock.now().plus(hours(self.settings.load().accounts.session_hours));
         session.refresh_mac = Some(secrets::mac_to_hex(&refresh_mac));
         let encoded = (|| Ok((tables::encode(&session)?, tables::encode(&secrets::mac_to_hex(&mac))?)))();
         let (row, pointer) = encoded.map_err(|error: StoreError| self.failed(&error))?;

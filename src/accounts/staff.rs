@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 
+use super::jwt::Lineage;
 use super::passwords::Password;
 use super::secrets;
 use super::sessions::{SessionView, hours};
@@ -190,7 +191,6 @@ impl Accounts {
         } else {
             settings.accounts.support_session_hours
         };
-        let token = secrets::mint_session_token().map_err(|error| no_randomness(&error))?;
         let now = self.clock.now();
         let session = Session {
             id: secrets::mint_credential_id().map_err(|error| no_randomness(&error))?,
@@ -205,7 +205,9 @@ impl Accounts {
             setup_only: self.must_set_up_factor(staff)?,
             refreshed_at: None,
             spent: Vec::new(),
+            used_at: None,
         };
+        let (token, _) = self.tokens.mint(&self.pepper, &session, Lineage::Fresh)?;
         let row = tables::encode(&session).map_err(|error| self.failed(&error))?;
         batch.put(tables::session(&self.pepper.mac(token.expose().as_bytes())), row);
         let expires_at = session.expires_at;

@@ -79,6 +79,7 @@ pub(crate) fn world(toml: &str) -> World {
         settings: Settings::from(&config),
         pepper: Pepper::new(&[7; 32]).unwrap(),
         sealer: super::seal::Sealer::new(&[8; 32]).unwrap(),
+        tokens: super::jwt::TokenMint::eddsa(&config.accounts.tokens, &[&[9; 32]]).unwrap(),
     };
     World { accounts: Arc::new(Accounts::new(parts).unwrap()), users, store, hands, journal, dir }
 }
@@ -114,7 +115,8 @@ impl World {
 
     fn finds(&self, credential: &str) -> Option<CredentialKind> {
         let mac = self.accounts.pepper().mac(credential.as_bytes());
-        find_credential(&*self.store, &mac, self.accounts.clock().now()).unwrap().map(|found| found.kind)
+        let (tokens, now) = (self.accounts.tokens(), self.accounts.clock().now());
+        find_credential(&*self.store, tokens, credential.as_bytes(), &mac, now).unwrap().map(|found| found.kind)
     }
 
     fn standing(&self, id: UserId) -> Status {

@@ -11,6 +11,7 @@ mod docs;
 pub mod document;
 pub mod extract;
 pub mod health;
+mod jwks;
 mod keys;
 mod links;
 mod mfa;

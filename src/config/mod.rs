@@ -7,6 +7,7 @@ mod env;
 pub use env::foreign_names;
 mod journal;
 pub mod raw;
+mod sessions;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -18,6 +19,8 @@ pub use raw::{
     Mail, MailTls, MailTransport, MfaRequired, MissingUsage, OutgrownHold, Overflow, RawConfig, RecoverOpenHolds,
     Redact, RedactField, SecretSource, Store, Telemetry, TextPattern, UnknownModel,
 };
+
+pub use sessions::{CommonPasswords, Passwords, TokenAlgorithm, TokenForm, Tokens};
 
 use crate::domain::meters::{MeterName, Micro, ResetPeriod};
 use crate::domain::price::{Price, Rates, Tier, TokenRate};
@@ -333,6 +336,15 @@ impl Config {
                 "accounts.refresh_grace: at most 5 minutes: so long a stolen refresh token goes unnoticed".into()
             );
         }
+        check_tokens(&self.accounts.tokens)?;
+        at_least("accounts.staff_idle_minutes", self.accounts.staff_idle_minutes, 1)?;
+        at_least("accounts.staff_sessions", self.accounts.staff_sessions as u64, 1)?;
+        if self.accounts.staff_sessions > 1000 {
+            return Err("accounts.staff_sessions: at most 1000".into());
+        }
+        if self.accounts.known_device_days > 3650 {
+            return Err("accounts.known_device_days: at most 3650; 0 knows no devices".into());
+        }
         at_least("accounts.hash_concurrency", self.accounts.hash_concurrency as u64, 1)?;
         for (key, span) in [
             ("limits.header_timeout", self.limits.header_timeout),
@@ -427,6 +439,21 @@ pub fn effective_toml(
     env::apply(&mut table, variables).map_err(&fail)?;
     let raw: RawConfig = table.try_into().map_err(|e: toml::de::Error| fail(e.message().to_owned()))?;
     toml::to_string_pretty(&raw).map_err(|e| fail(e.to_string()))
+}
+
+fn check_tokens(tokens: &Tokens) -> Result<(), String> {
+    // Short enough that a whole token stays within what is looked at as a credential.
+    let fits = |text: &str, most: usize| (1..=most).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+    if !fits(&tokens.issuer, 64) {
+        return Err("accounts.tokens.issuer: 1 to 64 characters without spaces".into());
+    }
+    if !fits(&tokens.audience, 32) {
+        return Err("accounts.tokens.audience: 1 to 32 characters without spaces".into());
+    }
+    if tokens.algorithm == TokenAlgorithm::HS256 && tokens.hs256_key.is_none() {
+        return Err("accounts.tokens.algorithm: HS256 needs accounts.tokens.hs256_key with at least 32 bytes".into());
+    }
+    Ok(())
 }
 
 fn check_upstream(raw: raw::RawUpstream) -> Result<UpstreamConfig, String> {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::sessions::{Passwords, Tokens};
 use crate::domain::meters::{ResetHour, ResetPeriod};
 
 /// A length of time: `"250ms"`, `"10s"`, `"1h 30m"`, or a bare number of seconds.
@@ -565,6 +566,14 @@ pub struct Accounts {
     pub strict: bool,
     /// Questions of one address whether a name is free.
     pub availability_per_minute: u32,
+    /// A session of the staff that is not used for so long is over.
+    pub staff_idle_minutes: u64,
+    /// Sessions that a member of the staff may have; a further login ends the oldest.
+    pub staff_sessions: usize,
+    /// How long a device that somebody has logged in from is known as his.
+    pub known_device_days: u64,
+    pub tokens: Tokens,
+    pub passwords: Passwords,
     pub keys: Keys,
     pub mfa: Mfa,
 }
@@ -717,6 +726,11 @@ impl Default for Accounts {
             reset_minutes: 60,
             strict: false,
             availability_per_minute: 20,
+            staff_idle_minutes: 60,
+            staff_sessions: 10,
+            known_device_days: 90,
+            tokens: Tokens::default(),
+            passwords: Passwords::default(),
             keys: Keys::default(),
             mfa: Mfa::default(),
         }

@@ -40,6 +40,9 @@ pub struct Session {
     /// Hex of the MACs of refresh tokens that were used, newest last: whoever shows one of them again ends the session.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub spent: Vec<String>,
+    /// Of staff: when it was last used, roughly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_at: Option<UnixMillis>,
 }
 
 /// That a refresh token was used: found by its MAC.

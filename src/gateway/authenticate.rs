@@ -13,6 +13,7 @@ use moka::sync::Cache;
 use super::client_ip::ClientIp;
 use super::http1::head::{Name, RequestHead};
 use crate::accounts::blocks::AddressBlocks;
+use crate::accounts::jwt::TokenMint;
 use crate::accounts::keys::{self, CredentialKind};
 use crate::accounts::secrets::Pepper;
 use crate::actors::user::actor::UserActor;
@@ -74,6 +75,7 @@ impl Caller {
 
 pub struct Authenticator {
     pepper: Pepper,
+    tokens: Arc<TokenMint>,
     users: Arc<Registry>,
     blocks: Arc<AddressBlocks>,
     known: Cache<SecretMac, Arc<Credential>, BuildHasherDefault<MacHasher>>,
@@ -81,9 +83,16 @@ pub struct Authenticator {
 }
 
 impl Authenticator {
-    pub fn new(pepper: Pepper, users: Arc<Registry>, blocks: Arc<AddressBlocks>, max_cached: u64) -> Self {
+    pub fn new(
+        pepper: Pepper,
+        tokens: Arc<TokenMint>,
+        users: Arc<Registry>,
+        blocks: Arc<AddressBlocks>,
+        max_cached: u64,
+    ) -> Self {
         Self {
             pepper,
+            tokens,
             users,
             blocks,
             known: Cache::builder().max_capacity(max_cached).build_with_hasher(BuildHasherDefault::default()),
@@ -133,13 +142,13 @@ impl Authenticator {
         } else {
             shard.cache(CacheResult::Miss);
         }
-        self.read(mac, now)
+        self.read(secret, mac, now)
     }
 
-    fn read(&self, mac: SecretMac, now: UnixMillis) -> Result<Option<Caller>, Reject> {
+    fn read(&self, secret: &[u8], mac: SecretMac, now: UnixMillis) -> Result<Option<Caller>, Reject> {
         let store = self.users.around().committer.store();
         let lookup = || {
-            keys::find_credential(store, &mac, now).map_err(|error| {
+            keys::find_credential(store, &self.tokens, secret, &mac, now).map_err(|error| {
                 tracing::error!(%error, "a credential could not be read");
                 self.users.around().metrics.store_error();
                 Reject::StoreUnavailable

@@ -109,7 +109,7 @@ pub enum Surface<'a> {
 }
 
 /// Paths that this process answers on the public listener.
-const LOCAL: [&str; 3] = ["/v1/users", "/v1/oauth", "/v1/auth"];
+const LOCAL: [&str; 4] = ["/v1/users", "/v1/oauth", "/v1/auth", "/.well-known/jwks.json"];
 /// Those of them that are made with a user's key.
 const CHECKED: [(&str, Check); 2] =
     [("/v1/auth/verify-key", Check::VerifyKey), ("/v1/auth/log-message", Check::LogMessage)];

@@ -67,6 +67,7 @@ const PUBLIC: &[(Least, &str)] = &[
     (Anybody, "POST /v1/users/confirm-email"),
     (Anybody, "GET /v1/users/check-email/{email}"),
     (Anybody, "GET /v1/users/check-username/{username}"),
+    (Anybody, "GET /.well-known/jwks.json"),
     (KeyOrUser, "GET /v1/auth/forward"),
     (Key, "POST /v1/auth/verify-key"),
     (Key, "POST /v1/auth/log-message"),
