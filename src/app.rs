@@ -27,6 +27,7 @@ use crate::accounts::seal::Sealer;
 use crate::accounts::secrets::{MIN_PEPPER_BYTES, Pepper};
 use crate::accounts::{Accounts, AccountsParts, Settings, credits};
 use crate::actors::audit::{Action, Actor, Audit, AuditConfig, ChainKey, Outcome, Record, Target, audit_dir};
+use crate::actors::scheduler::{Scheduler, TaskState, When};
 use crate::actors::user::actor::Surroundings;
 use crate::actors::user::ledger::Recovery;
 use crate::actors::user::once::{KeptBytes, OnceLimits};
@@ -57,6 +58,7 @@ use crate::telemetry::metrics::{Exposition, Metrics};
 
 /// How often states that have run out are cleared away.
 const SWEEP: Duration = Duration::from_secs(5);
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// Why the process cannot start.
 #[derive(Debug)]
@@ -437,7 +439,9 @@ impl App {
         let (stop_accepting, stopped) = watch::channel(false);
         let (end_workers, ended) = watch::channel(false);
         let (end_side_port, side_ended) = watch::channel(false);
-        let admin = start_side_port(&control, &core, &config, ready.clone(), side_ended)?;
+        let scheduler = timed_work(&core);
+        add_task_probe(&core, scheduler.states());
+        let admin = start_side_port(&control, &core, &config, (ready.clone(), scheduler.states()), side_ended)?;
         core.accounts
             .open_operator(&config.data_dir, admin)
             .map_err(io_error("cannot write the operator's file into data_dir/run"))?;
@@ -457,6 +461,9 @@ impl App {
         };
         app.start_workers(&stopped, &ended)?;
         app.start_sweeper();
+        if let Some(control) = &app.control {
+            control.spawn(scheduler.run());
+        }
         let started = app.core.audit.started().with("version", env!("CARGO_PKG_VERSION"));
         audited(&app.core.audit, started.with("public", app.public.to_string()).with("admin", app.admin.to_string()))?;
         app.ready.store(true, Ordering::Release);
@@ -500,7 +507,7 @@ impl App {
 
     fn start_sweeper(&self) {
         let Some(control) = &self.control else { return };
-        let (shared, accounts) = (self.shared.clone(), self.core.accounts.clone());
+        let shared = self.shared.clone();
         let (users, committer) = (self.core.users.clone(), self.core.committer.clone());
         let started = self.core.clock.now();
         control.spawn_blocking(move || {
@@ -511,12 +518,11 @@ impl App {
         control.spawn(self.core.accounts.clone().run_mailer());
         control.spawn(async move {
             let mut ticks = tokio::time::interval(SWEEP);
+            // What is only in memory; timed work on what lasts is the scheduler's.
             loop {
                 ticks.tick().await;
                 shared.users.sweep();
                 shared.rates.sweep(shared.clock.monotonic());
-                accounts.sweep().await;
-                shared.users.forget_old_keys().await;
             }
         });
     }
@@ -737,7 +743,7 @@ fn start_side_port(
     control: &Runtime,
     core: &Core,
     config: &Config,
-    ready: Arc<AtomicBool>,
+    (ready, tasks): (Arc<AtomicBool>, Vec<Arc<TaskState>>),
     ended: watch::Receiver<bool>,
 ) -> Result<SocketAddr, StartError> {
     let (committer, audit) = (core.committer.clone(), core.audit.clone());
@@ -756,7 +762,7 @@ fn start_side_port(
         clock: core.clock.clone(),
     });
     let router =
-        api::side_router(api::SideState { accounts: core.accounts.clone(), readiness, backups: Some(backups) });
+        api::side_router(api::SideState { accounts: core.accounts.clone(), tasks, readiness, backups: Some(backups) });
     let listener = control
         .block_on(tokio::net::TcpListener::bind(config.listen.admin))
         .map_err(io_error(format!("cannot listen on listen.admin {}", config.listen.admin)))?;
@@ -891,6 +897,67 @@ fn add_probes(core: &Core, shared: &Arc<Shared>) {
     });
     add_audit_probe(core);
     add_mail_probe(core);
+}
+
+/// What is done now and then.
+fn timed_work(core: &Core) -> Scheduler {
+    let counted = |what: &'static str, n: u64| if n == 0 { String::new() } else { format!("{n} {what}") };
+    let told = |reject: Reject| format!("{reject:?}");
+    let with = |core: &Core| core.accounts.clone();
+    let (rules, tokens, deleted, sessions) = (with(core), with(core), with(core), with(core));
+    let users = core.users.clone();
+    Scheduler::new(core.clock.clone())
+        .with("address_rules", When::Every(SWEEP), move || {
+            let accounts = rules.clone();
+            async move {
+                accounts.sweep().await;
+                Ok(String::new())
+            }
+        })
+        .with("idempotency_keys", When::Every(SWEEP), move || {
+            let users = users.clone();
+            async move {
+                users.forget_old_keys().await;
+                Ok(String::new())
+            }
+        })
+        .with("one_time_tokens", When::Every(HOUR), move || {
+            let accounts = tokens.clone();
+            async move { accounts.purge_one_time().await.map(|n| counted("tokens removed", n)).map_err(told) }
+        })
+        .with("deleted_users", When::Every(HOUR), move || {
+            let accounts = deleted.clone();
+            async move { accounts.purge_deleted().await.map(|n| counted("deleted users' data removed", n)).map_err(told) }
+        })
+        .with("sessions", When::Every(6 * HOUR), move || {
+            let accounts = sessions.clone();
+            async move { accounts.purge_sessions().await.map(|n| counted("expired sessions removed", n)).map_err(told) }
+        })
+}
+
+fn add_task_probe(core: &Core, tasks: Vec<Arc<TaskState>>) {
+    core.metrics.probe(move |out: &mut Exposition| {
+        let read = |n: &AtomicU64| n.load(Ordering::Relaxed) as f64;
+        let runs = |task: &TaskState| {
+            let run = |result: &str, n: &AtomicU64| {
+                (vec![("task", task.name.to_owned()), ("result", result.to_owned())], read(n))
+            };
+            [run("ok", &task.ok), run("failed", &task.failed)]
+        };
+        out.counters(
+            "tollgate_task_runs_total",
+            "Runs of timed work.",
+            tasks.iter().flat_map(|task| runs(task)).collect(),
+        );
+        out.labelled_gauges(
+            "tollgate_task_last_success_timestamp_seconds",
+            "When timed work last went well; 0: not since the start.",
+            tasks
+                .iter()
+                .map(|task| (vec![("task", task.name.to_owned())], read(&task.last_success) / 1000.0))
+                .collect(),
+        );
+    });
 }
 
 fn add_mail_probe(core: &Core) {

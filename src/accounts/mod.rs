@@ -9,6 +9,7 @@ pub mod blocks;
 pub mod books;
 pub mod checks;
 pub mod credits;
+pub mod deletion;
 pub mod jwt;
 pub mod keys;
 pub mod legacy;

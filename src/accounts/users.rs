@@ -14,7 +14,6 @@ use super::keys::NewKey;
 use super::mail::{Letter, LetterKind};
 use super::passwords::Password;
 use super::secrets::Minted;
-use super::tokens::TokenKind;
 use super::{Accounts, Forget, MAX_TRIES, sessions, too_busy};
 use crate::actors::user::actor::UserActor;
 use crate::actors::user::ledger::{self, Account, Command, Meter, Recovery, Reply};
@@ -23,7 +22,6 @@ use crate::clock::UnixMillis;
 use crate::config::Plan;
 use crate::domain::ids::UserId;
 use crate::domain::meters::{MeterName, Micro, ResetHour};
-use crate::domain::session::Principal;
 use crate::domain::user::{Role, Status, User, UserType, Verification, Vetting};
 use crate::error::Reject;
 use crate::store::committer::Epoch;
@@ -568,47 +566,6 @@ impl Accounts {
             Ok(())
         };
         self.change_user(id, Forget::Nothing, edit).await
-    }
-
-    /// Deletes a user: his credentials are dead and his names free before this returns. The row stays, marked.
-    ///
-    /// # Errors
-    /// [`Reject::NotFound`], also for one who is deleted already.
-    pub async fn delete_user(&self, id: UserId, reason: Option<String>) -> Result<User, Reject> {
-        let edit = |user: &mut User, batch: &mut Batch| {
-            refuse_deleted(user)?;
-            user.status = Status::Deleted;
-            user.suspended_reason.clone_from(&reason);
-            user.password_hash = None;
-            self.post(user, Letter::new(LetterKind::AccountDeleted).with("days", ""), batch)?;
-            batch.delete(tables::user_by_name(&user.username)).delete(tables::user_by_email(&user.email));
-            for kind in [TokenKind::VerifyEmail, TokenKind::ResetPassword, TokenKind::ConfirmEmail] {
-                batch.delete(tables::one_time(id, kind.byte()));
-            }
-            self.close_credentials(id, batch)
-        };
-        let user = self.change_user(id, Forget::Credentials, edit).await?;
-        // What was made while the deletion was on its way. Nothing can be made any more: it would need a live user's row.
-        let mut leftover = Batch::default();
-        self.close_credentials(id, &mut leftover)?;
-        if !leftover.ops.is_empty() {
-            let done = self.commit_for_user(id, leftover, Forget::Credentials).await;
-            done.map_err(|error| self.failed(&error))?;
-        }
-        Ok(user)
-    }
-
-    fn close_credentials(&self, id: UserId, batch: &mut Batch) -> Result<(), Reject> {
-        if self.load::<serde_json::Value>(tables::factor(Principal::User(id)))?.is_some() {
-            batch.delete(tables::factor(Principal::User(id)));
-        }
-        for key in self.load_keys(id)? {
-            batch.delete(key.key).delete(tables::key_of_user(id, key.value.id));
-        }
-        for (mac, session) in self.load_sessions(id)? {
-            sessions::close_session(&mac, &session.value, batch);
-        }
-        Ok(())
     }
 
     /// Counts over all users.

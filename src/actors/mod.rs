@@ -4,5 +4,6 @@
 //! Owns state and its serial turns. Never speaks HTTP and never decides who may call.
 
 pub mod audit;
+pub mod scheduler;
 pub mod user;
 pub mod writer;

@@ -30,6 +30,7 @@ use crate::accounts::audit::changes;
 use crate::accounts::staff::{NewStaff, StaffIdentity};
 use crate::accounts::users::{AdminUpdate, MeterUpdate, Page};
 use crate::actors::audit::{Action, ActionFilter, Actor, Query, Record, Severity, Target, UserFilter};
+use crate::actors::scheduler::TaskState;
 use crate::actors::writer::Filter;
 use crate::backup::source::Source;
 use crate::clock::UnixMillis;
@@ -43,6 +44,8 @@ use crate::error::Reject;
 #[derive(Clone)]
 pub struct SideState {
     pub accounts: Arc<Accounts>,
+    /// How timed work is doing.
+    pub tasks: Vec<Arc<TaskState>>,
     pub readiness: Readiness,
     /// What backups are taken of; without it there are none.
     pub backups: Option<Arc<Source>>,
@@ -60,6 +63,7 @@ fn paths() -> OpenApiRouter<SideState> {
         .routes(routes!(create_admin))
         .routes(routes!(list_users))
         .routes(routes!(get_user, put_user, delete_user))
+        .routes(routes!(restore_user))
         .routes(routes!(suspend))
         .routes(routes!(activate))
         .routes(routes!(ban))
@@ -270,6 +274,18 @@ async fn delete_user(State(side): Side, call: Call) -> Answer {
     let user = side.accounts.audited(record, act, on_user).await?;
     tracing::info!(user = %user.id, by = %by.username, "user deleted");
     render::ok(UserGone { success: true, message: "User deleted", user_id: user.id.0 })
+}
+
+/// Brings a deleted user back, as long as his data is kept. His keys and sessions stay dead.
+#[utoipa::path(post, path = "/v1/admin-panel/users/{id}/restore", tag = "users", security(("staff" = ["superadmin"])),
+    responses((status = 200, body = OneUser)))]
+async fn restore_user(State(side): Side, call: Call) -> Answer {
+    let by = staff(&side, &call, StaffRole::Superadmin)?;
+    let id = user_in_path(&side, &call)?;
+    let record = act_on(&side, &by, &call, Action::UserRestored, id);
+    let act = move |accounts: Arc<Accounts>| async move { accounts.restore_user(id).await };
+    let user = side.accounts.audited(record, act, on_user).await?;
+    changed(&side, "User restored; a new API key has to be made", user)
 }
 
 fn reason(call: &Call) -> Result<Option<String>, Reject> {

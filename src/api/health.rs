@@ -3,6 +3,7 @@
 //! Owns these three answers. They need no credential: the side port itself is the fence.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -11,6 +12,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::admin::SideState;
+use super::shapes::Time;
+use crate::actors::scheduler::TaskState;
+use crate::clock::UnixMillis;
 
 /// Says whether calls can be served, or why not.
 pub type Readiness = Arc<dyn Fn() -> Result<(), &'static str> + Send + Sync>;
@@ -20,6 +24,26 @@ struct Alive {
     #[schema(example = "ok")]
     status: &'static str,
     version: &'static str,
+    /// Timed work since the start.
+    tasks: Vec<TaskHealth>,
+    /// Letters that wait to be sent.
+    mail_queue: u64,
+}
+
+#[derive(Serialize, ToSchema)]
+struct TaskHealth {
+    name: &'static str,
+    runs: u64,
+    failures: u64,
+    last_success: Option<Time>,
+}
+
+impl From<&TaskState> for TaskHealth {
+    fn from(task: &TaskState) -> Self {
+        let (ok, failures) = (task.ok.load(Ordering::Relaxed), task.failed.load(Ordering::Relaxed));
+        let last = Some(task.last_success.load(Ordering::Relaxed)).filter(|at| *at > 0);
+        Self { name: task.name, runs: ok + failures, failures, last_success: last.map(|at| UnixMillis(at).into()) }
+    }
 }
 
 #[derive(Serialize, ToSchema)]
@@ -32,8 +56,14 @@ struct Ready {
 
 /// The process lives, whatever else is wrong.
 #[utoipa::path(get, path = "/health", tag = "machines", security(()), responses((status = 200, body = Alive)))]
-pub async fn health() -> Response {
-    axum::Json(Alive { status: "ok", version: env!("CARGO_PKG_VERSION") }).into_response()
+pub async fn health(State(side): State<SideState>) -> Response {
+    axum::Json(Alive {
+        status: "ok",
+        version: env!("CARGO_PKG_VERSION"),
+        tasks: side.tasks.iter().map(|task| (&**task).into()).collect(),
+        mail_queue: side.accounts.letters_waiting(),
+    })
+    .into_response()
 }
 
 /// Whether calls can be served.

@@ -24,7 +24,12 @@ struct Api {
 
 fn api(toml: &str) -> Api {
     let world = world(toml);
-    let side = SideState { accounts: world.accounts.clone(), readiness: Arc::new(|| Ok(())), backups: None };
+    let side = SideState {
+        accounts: world.accounts.clone(),
+        tasks: Vec::new(),
+        readiness: Arc::new(|| Ok(())),
+        backups: None,
+    };
     Api { public: public_router(world.accounts.clone()), side: side_router(side), world }
 }
 
@@ -490,6 +495,7 @@ async fn the_operator_acts_as_superadmin_and_machines_need_no_token() {
     assert_eq!(call(&api.side, "GET", "/ready", None, None).await.status(), 200);
     let unready = SideState {
         accounts: api.world.accounts.clone(),
+        tasks: Vec::new(),
         readiness: Arc::new(|| Err("the store has failed")),
         backups: None,
     };

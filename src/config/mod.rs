@@ -326,6 +326,9 @@ impl Config {
         if issuer.is_empty() || issuer.len() > 64 || issuer.contains(':') || issuer.chars().any(char::is_control) {
             return Err("accounts.mfa.issuer: 1 to 64 characters without a colon".into());
         }
+        if self.accounts.deletion.keep_days > 3650 {
+            return Err("accounts.deletion.keep_days: at most 3650".into());
+        }
         self.check_mail()?;
         at_least("accounts.keys.max_per_user", self.accounts.keys.max_per_user as u64, 1)?;
         if self.accounts.keys.max_per_user > 1000 {

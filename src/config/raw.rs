@@ -576,6 +576,7 @@ pub struct Accounts {
     pub passwords: Passwords,
     pub keys: Keys,
     pub mfa: Mfa,
+    pub deletion: Deletion,
 }
 
 /// How mail goes out.
@@ -677,6 +678,20 @@ impl Default for Mfa {
     }
 }
 
+/// What becomes of deleted users.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Deletion {
+    /// How long an admin can bring a deleted user back; 0: never, and his data is gone at once.
+    pub keep_days: u64,
+}
+
+impl Default for Deletion {
+    fn default() -> Self {
+        Self { keep_days: 30 }
+    }
+}
+
 /// How API keys are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -733,6 +748,7 @@ impl Default for Accounts {
             passwords: Passwords::default(),
             keys: Keys::default(),
             mfa: Mfa::default(),
+            deletion: Deletion::default(),
         }
     }
 }

@@ -17,6 +17,8 @@
 //! | `mf/` `u` or `s`, id | the second factor of a user or a member of the staff |
 //! | `ot/` user id, kind | a one-time token that was mailed |
 //! | `ob/` due time, id | a sealed letter that waits to be sent |
+//! | `bk/` user id, count | a sealed piece of a deleted user's data |
+//! | `dp/` time, user id | when a deleted user's data is to be removed |
 //! | `m/` user id | the user's meters, written by his actor alone |
 //! | `st/` id · `sn/` username, folded | staff · staff id |
 //! | `ip/` id | an address rule made by an admin |
@@ -41,6 +43,8 @@ const ROW_FORMAT: u8 = 1;
 pub const USERS: &[u8] = b"u/";
 pub const METERS: &[u8] = b"m/";
 pub const STAFF: &[u8] = b"st/";
+pub const SESSIONS: &[u8] = b"s/";
+pub const PURGES: &[u8] = b"dp/";
 pub const ONE_TIME: &[u8] = b"ot/";
 pub const LETTERS: &[u8] = b"ob/";
 pub const ADDRESS_RULES: &[u8] = b"ip/";
@@ -110,6 +114,34 @@ pub fn factor(whose: Principal) -> Vec<u8> {
         Principal::User(id) => key(b"mf/u", &id.0.to_be_bytes()),
         Principal::Staff(id) => key(b"mf/s", &id.0.to_be_bytes()),
     }
+}
+
+pub fn kept_users(user: UserId) -> Vec<u8> {
+    key(b"bk/", &user.0.to_be_bytes())
+}
+
+pub fn kept_user(user: UserId, piece: u8) -> Vec<u8> {
+    [kept_users(user), vec![piece]].concat()
+}
+
+pub fn purge_due(at: UnixMillis, user: UserId) -> Vec<u8> {
+    [PURGES, at.0.to_be_bytes().as_slice(), &user.0.to_be_bytes()].concat()
+}
+
+/// The end of the range of all purges that are due at `now`.
+pub fn purges_until(now: UnixMillis) -> Vec<u8> {
+    key(PURGES, &now.0.saturating_add(1).to_be_bytes())
+}
+
+/// Whose purge a key is that [`purge_due`] made.
+pub fn parse_purge(key: &[u8]) -> Option<UserId> {
+    let (_, user) = key.strip_prefix(PURGES)?.split_first_chunk::<8>()?;
+    Some(UserId(u64::from_be_bytes(user.try_into().ok()?)))
+}
+
+/// The MAC in a key that [`session`] made.
+pub fn parse_session(key: &[u8]) -> Option<SecretMac> {
+    Some(SecretMac(key.strip_prefix(SESSIONS)?.try_into().ok()?))
 }
 
 pub fn one_time(user: UserId, kind: u8) -> Vec<u8> {

@@ -133,7 +133,8 @@ const MAX_TRACKED_ADDRESSES: u64 = 100_000;
 
 /// What the outbox knows without reading the store.
 pub(super) struct MailState {
-    /// Rows in the outbox; counted anew now and then.
+    /// Rows in the outbox, for its bound and its metric alone: counted anew now and then, so that a commit that failed
+    /// leaves no trace for long.
     waiting: AtomicI64,
     wake: Notify,
     /// Letters of the last hour, by the MAC of their address.
@@ -229,7 +230,7 @@ impl Accounts {
 
     /// Has the outbox looked at, after a commit that may have put something into it.
     pub(super) fn mail_posted(&self) {
-        if self.letters_waiting() > 0 {
+        if self.sends_mail() {
             self.mail.wake.notify_one();
         }
     }

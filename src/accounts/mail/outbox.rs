@@ -25,6 +25,8 @@ const PAUSE_FIRST: Duration = Duration::from_secs(30);
 const PAUSE_LONGEST: Duration = Duration::from_secs(3600);
 /// How often the outbox is looked at without being woken.
 const TICK: Duration = Duration::from_secs(1);
+/// How often the outbox is looked at before it is counted again.
+const TURNS_BETWEEN_COUNTS: u32 = 60;
 /// Letters under way at once.
 const AT_ONCE: usize = 4;
 
@@ -67,13 +69,14 @@ impl Accounts {
     /// Sends what is in the outbox, for as long as it is polled.
     pub async fn run_mailer(self: Arc<Self>) {
         self.count_letters().await;
+        let mut turns = 0u32;
         let mut transport: Option<(String, Arc<Transport>)> = None;
         loop {
             tokio::select! {
                 () = self.mail.wake.notified() => {}
                 () = tokio::time::sleep(TICK) => {}
             }
-            if self.letters_waiting() == 0 || !self.sends_mail() {
+            if !self.sends_mail() {
                 continue;
             }
             let config = self.settings().mail.clone();
@@ -90,6 +93,10 @@ impl Accounts {
                 },
             };
             while self.send_due(&ready).await {}
+            turns = turns.wrapping_add(1);
+            if turns.is_multiple_of(TURNS_BETWEEN_COUNTS) {
+                self.count_letters().await;
+            }
         }
     }
 
@@ -100,10 +107,7 @@ impl Accounts {
         let read = move || committer.store().range(&from, &to, AT_ONCE, Order::Ascending);
         let rows = match self.reading(read).await {
             Ok(rows) if !rows.is_empty() => rows,
-            _ => {
-                self.count_letters().await;
-                return false;
-            }
+            _ => return false,
         };
         let mut under_way = tokio::task::JoinSet::new();
         for row in rows {

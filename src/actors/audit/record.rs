@@ -90,6 +90,7 @@ acts! {
     UserSuspended = "user.suspended", Warning;
     UserBanned = "user.banned", Warning;
     UserDeleted = "user.deleted", Warning;
+    UserRestored = "user.restored", Warning;
     ProfileUpdated = "profile.updated", Info;
     PlanChanged = "plan.changed", Info;
     CreditsAdjusted = "credits.adjusted", Info;

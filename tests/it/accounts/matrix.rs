@@ -98,6 +98,7 @@ const SIDE: &[(Least, &str)] = &[
     (Admin, "GET /v1/admin-panel/users/{id}"),
     (Admin, "PUT /v1/admin-panel/users/{id}"),
     (Superadmin, "DELETE /v1/admin-panel/users/{id}"),
+    (Superadmin, "POST /v1/admin-panel/users/{id}/restore"),
     (Admin, "POST /v1/admin-panel/users/{id}/suspend"),
     (Admin, "POST /v1/admin-panel/users/{id}/activate"),
     (Admin, "POST /v1/admin-panel/users/{id}/ban"),
