@@ -829,6 +829,18 @@ fn add_probes(core: &Core, shared: &Arc<Shared>) {
                 "Addresses blocked for failed credentials.",
                 accounts.blocks().blocked() as f64,
             );
+            let (argon2id, bcrypt) = accounts.passwords().computed();
+            let kind = |name: &str, n: u64| (vec![("kind", name.to_owned())], n as f64);
+            out.counters(
+                "tollgate_password_hashes_total",
+                "Password hashes computed.",
+                vec![kind("argon2id", argon2id), kind("bcrypt", bcrypt)],
+            );
+            out.gauge(
+                "tollgate_password_hashes_waiting",
+                "Password hashes being computed or waited for.",
+                accounts.passwords().inside() as f64,
+            );
             out.gauge(
                 "tollgate_address_failures_tracked",
                 "Addresses whose failures are remembered.",

@@ -20,6 +20,21 @@ fn is_bcrypt(hash: &str) -> bool {
     ["$2a$", "$2b$", "$2x$", "$2y$"].iter().any(|prefix| hash.starts_with(prefix))
 }
 
+/// The cost of a bcrypt hash that can be verified.
+pub fn bcrypt_cost(hash: &str) -> Option<u32> {
+    if is_bcrypt(hash) && is_sound(hash) { hash.get(4..6)?.parse().ok() } else { None }
+}
+
+/// A hash of a password that nobody has.
+fn nobodys(cost: u32) -> String {
+    format!("$2b${cost:02}$abcdefghijklmnopqrstuu5s2v8.iXieOjg/.AySBTTZIIVFJeBui")
+}
+
+/// Computes a bcrypt for nothing but its time.
+pub fn waste_bcrypt(cost: u32, password: &[u8]) -> bool {
+    bcrypt::verify(&password[..password.len().min(BCRYPT_BYTES)], &nobodys(cost)).unwrap_or(false)
+}
+
 /// Whether a hash that somebody brings can be verified later.
 pub fn is_sound(hash: &str) -> bool {
     if is_bcrypt(hash) {
@@ -107,5 +122,7 @@ mod tests {
         let hash = bcrypt::hash(&long, 4).unwrap();
         assert_eq!(verify(&hash, format!("{long}b").as_bytes()), Some(true));
         assert_eq!(verify(&hash, "a".repeat(71).as_bytes()), Some(false));
+        assert!(bcrypt::verify("x", &nobodys(4)).is_ok(), "it is computed, not refused for its form");
+        assert_eq!((bcrypt_cost(&hash), bcrypt_cost("sha256$a$b")), (Some(4), None));
     }
 }

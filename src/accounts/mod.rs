@@ -8,8 +8,10 @@ pub mod audit;
 pub mod blocks;
 pub mod books;
 pub mod checks;
+mod common;
 pub mod credits;
 pub mod deletion;
+pub mod devices;
 pub mod jwt;
 pub mod keys;
 pub mod legacy;
@@ -158,7 +160,7 @@ impl Accounts {
         let accounts = &settings.accounts;
         users.audit_to(audit.clone());
         Ok(Self {
-            passwords: PasswordPool::new(accounts.hash_concurrency, accounts.hash_queue),
+            passwords: PasswordPool::new(accounts.hash_concurrency, accounts.hash_queue, &pepper),
             lockouts: Failures::new(accounts.max_failed_logins, settings.lockout(), MAX_TRACKED_NAMES),
             login_turns: (0..LOGIN_TURNS).map(|_| tokio::sync::Mutex::default()).collect(),
             factor_failures: Failures::new(mfa::FACTOR_FAILURES, mfa::FACTOR_LOCK, MAX_TRACKED_NAMES),
@@ -219,6 +221,11 @@ impl Accounts {
 
     pub fn pepper(&self) -> &Pepper {
         &self.pepper
+    }
+
+    /// Where passwords are hashed, for its figures.
+    pub fn passwords(&self) -> &PasswordPool {
+        &self.passwords
     }
 
     /// What makes and checks the tokens of sessions.

@@ -173,7 +173,8 @@ impl Accounts {
         new: Password,
         address: IpAddr,
     ) -> Result<User, Reject> {
-        let faults = new.faults_in(Rule::Composition, "new_password");
+        let row = self.user(user)?;
+        let faults = self.password_faults(&new, Rule::Composition, "new_password", &[&row.username, &row.email]);
         if !faults.is_empty() {
             return Err(Reject::Invalid(faults));
         }

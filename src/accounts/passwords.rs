@@ -5,14 +5,16 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use argon2::password_hash::{PasswordHasher, PasswordVerifier};
-use argon2::{Algorithm, Argon2, Params, PasswordHash, Version};
+use argon2::{Algorithm, Argon2, KeyId, Params, ParamsBuilder, PasswordHash, Version};
 use tokio::sync::Semaphore;
 
-use super::legacy;
+use super::secrets::Pepper;
+use super::{Accounts, common, legacy};
 use crate::clock;
+use crate::config::CommonPasswords;
 use crate::error::Reject;
 
 /// Longer ones are refused before anything is computed.
@@ -24,6 +26,7 @@ const MEMORY_KIB: u32 = 19 * 1024;
 const PASSES: u32 = 2;
 const LANES: u32 = 1;
 const SALT_BYTES: usize = 16;
+const KEY_ID_BYTES: usize = 4;
 
 /// A password as a client sent it.
 pub struct Password(String);
@@ -77,19 +80,48 @@ impl fmt::Debug for Password {
     }
 }
 
+impl Accounts {
+    /// What is wrong with a new password: the rule, and where the config says so, that others use it too or that it holds
+    /// one of the account's own `names`.
+    pub(super) fn password_faults(&self, password: &Password, rule: Rule, field: &str, names: &[&str]) -> Vec<String> {
+        let mut faults = password.faults_in(rule, field);
+        if self.settings().accounts.passwords.common == CommonPasswords::Enforce {
+            faults.extend(guessable(password, field, names));
+        }
+        faults
+    }
+
+    /// What somebody is told of a new password that is taken all the same.
+    pub fn password_warnings(&self, password: &Password, field: &str, names: &[&str]) -> Vec<String> {
+        match self.settings().accounts.passwords.common {
+            CommonPasswords::Warn => guessable(password, field, names),
+            CommonPasswords::Off | CommonPasswords::Enforce => Vec::new(),
+        }
+    }
+}
+
+fn guessable(password: &Password, field: &str, names: &[&str]) -> Vec<String> {
+    let found = [
+        (common::is_common(&password.0), "many people use it or one like it; choose another"),
+        (common::contains_name(&password.0, names), "contains the username or the email; choose another"),
+    ];
+    found.iter().filter(|(is, _)| *is).map(|(_, what)| format!("{field}: {what}")).collect()
+}
+
 /// Computes hashes, a few at once.
 pub struct PasswordPool {
     permits: Arc<Semaphore>,
     /// Computing and waiting.
     inside: AtomicUsize,
     max_inside: usize,
+    hasher: Arc<Hasher>,
 }
 
 /// What came of a verification.
 #[derive(Debug)]
 pub struct Verdict {
     pub matches: bool,
-    /// The password hashed as we do it, when it matched an older system's hash.
+    /// The password hashed as we do it now, when it matched a hash of another kind.
     pub upgraded: Option<String>,
 }
 
@@ -103,12 +135,14 @@ impl Drop for Place<'_> {
 }
 
 impl PasswordPool {
-    pub fn new(concurrency: usize, queue: usize) -> Self {
+    /// `pepper` is argon2's secret: without it, hashes from a stolen store cannot even be guessed at.
+    pub fn new(concurrency: usize, queue: usize, pepper: &Pepper) -> Self {
         let concurrency = concurrency.max(1);
         Self {
             permits: Arc::new(Semaphore::new(concurrency)),
             inside: AtomicUsize::new(0),
             max_inside: concurrency.saturating_add(queue),
+            hasher: Arc::new(Hasher::new(pepper)),
         }
     }
 
@@ -129,6 +163,11 @@ impl PasswordPool {
     pub fn inside(&self) -> usize {
         self.inside.load(Ordering::Relaxed)
     }
+
+    /// Hashes computed so far: argon2id, and bcrypt of older systems.
+    pub fn computed(&self) -> (u64, u64) {
+        (self.hasher.argon2.load(Ordering::Relaxed), self.hasher.bcrypt.load(Ordering::Relaxed))
+    }
 }
 
 impl Place<'_> {
@@ -137,7 +176,7 @@ impl Place<'_> {
     /// # Errors
     /// [`Reject::Internal`] without randomness or memory.
     pub async fn hash(&self, password: Password) -> Result<String, Reject> {
-        self.compute(move || hash_now(&password)).await
+        self.compute(move |hasher| hasher.hash(&password)).await
     }
 
     /// Whether the password is the one of `hash`. Without a hash the answer is no, after the same work.
@@ -145,57 +184,109 @@ impl Place<'_> {
     /// # Errors
     /// [`Reject::Internal`] when the hash cannot be read.
     pub async fn verify(&self, password: Password, hash: Option<String>) -> Result<Verdict, Reject> {
-        self.compute(move || {
-            let Some(hash) = hash else {
-                waste(&password);
-                return Ok(Verdict { matches: false, upgraded: None });
-            };
-            match legacy::verify(&hash, password.0.as_bytes()) {
-                Some(true) => Ok(Verdict { matches: true, upgraded: Some(hash_now(&password)?) }),
-                // As much work as for a hash of ours, so that nobody can tell an account that was taken over.
-                Some(false) => {
-                    waste(&password);
-                    Ok(Verdict { matches: false, upgraded: None })
-                }
-                None => {
-                    let parsed = PasswordHash::new(&hash).map_err(|_| Reject::Internal)?;
-                    let matches = Argon2::default().verify_password(password.0.as_bytes(), &parsed).is_ok();
-                    Ok(Verdict { matches, upgraded: None })
-                }
-            }
-        })
-        .await
+        self.compute(move |hasher| hasher.verify(&password, hash.as_deref())).await
     }
 
     async fn compute<T: Send + 'static>(
         &self,
-        work: impl FnOnce() -> Result<T, Reject> + Send + 'static,
+        work: impl FnOnce(&Hasher) -> Result<T, Reject> + Send + 'static,
     ) -> Result<T, Reject> {
         let permit = self.0.permits.clone().acquire_owned().await.map_err(|_| Reject::Internal)?;
+        let hasher = self.0.hasher.clone();
         // The permit goes with the work: a client that leaves does not make room while its hash is still computed.
         let task = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            work()
+            work(&hasher)
         });
         task.await.unwrap_or(Err(Reject::Internal))
     }
 }
 
-fn hash_now(password: &Password) -> Result<String, Reject> {
-    let mut salt = [0u8; SALT_BYTES];
-    clock::random_bytes(&mut salt).map_err(|error| super::no_randomness(&error))?;
-    let hash = argon2().and_then(|a| a.hash_password_with_salt(password.0.as_bytes(), &salt).ok());
-    hash.map(|hash| hash.to_string()).ok_or(Reject::Internal)
+/// Computes one hash.
+struct Hasher {
+    secret: [u8; 32],
+    /// Stands in hashes made with the secret, and says with which.
+    key_id: [u8; KEY_ID_BYTES],
+    argon2: AtomicU64,
+    bcrypt: AtomicU64,
+    /// The dearest bcrypt that has been met; 0: none. From then on every wrong password costs one, whosever it is.
+    bcrypt_cost: AtomicU32,
 }
 
-fn waste(password: &Password) {
-    let wasted = argon2().and_then(|a| a.hash_password_with_salt(password.0.as_bytes(), &[0; SALT_BYTES]).ok());
-    std::hint::black_box(wasted);
-}
+impl Hasher {
+    fn new(pepper: &Pepper) -> Self {
+        let [a, b, c, d, ..] = pepper.mac_in("password key id", b"").0;
+        Self {
+            secret: pepper.mac_in("password secret", b"").0,
+            key_id: [a, b, c, d],
+            argon2: AtomicU64::new(0),
+            bcrypt: AtomicU64::new(0),
+            bcrypt_cost: AtomicU32::new(0),
+        }
+    }
 
-fn argon2() -> Option<Argon2<'static>> {
-    let params = Params::new(MEMORY_KIB, PASSES, LANES, None).ok()?;
-    Some(Argon2::new(Algorithm::Argon2id, Version::V0x13, params))
+    fn hash(&self, password: &Password) -> Result<String, Reject> {
+        let mut salt = [0u8; SALT_BYTES];
+        clock::random_bytes(&mut salt).map_err(|error| super::no_randomness(&error))?;
+        self.hash_with(password, &salt).ok_or(Reject::Internal)
+    }
+
+    fn hash_with(&self, password: &Password, salt: &[u8]) -> Option<String> {
+        self.argon2.fetch_add(1, Ordering::Relaxed);
+        let key_id = KeyId::new(&self.key_id).ok()?;
+        let params = ParamsBuilder::new().m_cost(MEMORY_KIB).t_cost(PASSES).p_cost(LANES).keyid(key_id).build().ok()?;
+        let argon2 = Argon2::new_with_secret(&self.secret, Algorithm::Argon2id, Version::V0x13, params).ok()?;
+        Some(argon2.hash_password_with_salt(password.0.as_bytes(), salt).ok()?.to_string())
+    }
+
+    fn verify(&self, password: &Password, hash: Option<&str>) -> Result<Verdict, Reject> {
+        let no = Verdict { matches: false, upgraded: None };
+        let Some(hash) = hash else {
+            self.waste(password, true, true);
+            return Ok(no);
+        };
+        if legacy::is_legacy(hash) {
+            let cost = legacy::bcrypt_cost(hash);
+            if let Some(cost) = cost {
+                self.bcrypt.fetch_add(1, Ordering::Relaxed);
+                self.bcrypt_cost.fetch_max(cost, Ordering::Relaxed);
+            }
+            if legacy::verify(hash, password.0.as_bytes()) == Some(true) {
+                return Ok(Verdict { matches: true, upgraded: Some(self.hash(password)?) });
+            }
+            // As much work as for a hash of ours, so that nobody can tell an account that was taken over.
+            self.waste(password, true, cost.is_none());
+            return Ok(no);
+        }
+        let parsed = PasswordHash::new(hash).map_err(|_| Reject::Internal)?;
+        let made_with = Params::try_from(&parsed.params).map_err(|_| Reject::Internal)?;
+        // Of before, or brought along from elsewhere: made without a secret.
+        let foreign = made_with.keyid().is_empty();
+        let argon2 = if foreign {
+            Argon2::default()
+        } else {
+            Argon2::new_with_secret(&self.secret, Algorithm::Argon2id, Version::V0x13, made_with)
+                .map_err(|_| Reject::Internal)?
+        };
+        self.argon2.fetch_add(1, Ordering::Relaxed);
+        if argon2.verify_password(password.0.as_bytes(), &parsed).is_err() {
+            self.waste(password, false, true);
+            return Ok(no);
+        }
+        Ok(Verdict { matches: true, upgraded: if foreign { Some(self.hash(password)?) } else { None } })
+    }
+
+    /// Work for a wrong password that other accounts would have cost.
+    fn waste(&self, password: &Password, argon2: bool, bcrypt: bool) {
+        if argon2 {
+            std::hint::black_box(self.hash_with(password, &[0; SALT_BYTES]));
+        }
+        let cost = self.bcrypt_cost.load(Ordering::Relaxed);
+        if bcrypt && cost > 0 {
+            self.bcrypt.fetch_add(1, Ordering::Relaxed);
+            std::hint::black_box(legacy::waste_bcrypt(cost, password.0.as_bytes()));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -208,10 +299,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_hash_verifies_its_password_alone() {
-        let pool = PasswordPool::new(1, 4);
+        let pool = PasswordPool::new(1, 4, &Pepper::new(&[7; 32]).unwrap());
         let place = pool.enter().unwrap();
         let hash = place.hash(password("SecurePass123")).await.unwrap();
-        assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
+        assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1,keyid="), "{hash}");
         assert!(place.verify(password("SecurePass123"), Some(hash.clone())).await.unwrap().matches);
         assert!(!place.verify(password("SecurePass124"), Some(hash)).await.unwrap().matches);
         assert!(!place.verify(password("SecurePass123"), None).await.unwrap().matches);
@@ -219,9 +310,45 @@ mod tests {
         assert_eq!(pool.inside(), 0);
     }
 
+    #[tokio::test]
+    async fn a_hash_needs_its_pepper_and_one_without_is_made_anew() {
+        let pool = |byte: u8| PasswordPool::new(1, 4, &Pepper::new(&[byte; 32]).unwrap());
+        let (ours, theirs) = (pool(7), pool(8));
+        let hash = ours.enter().unwrap().hash(password("x")).await.unwrap();
+        let verify = async |pool: &PasswordPool, hash: &str| {
+            pool.enter().unwrap().verify(password("x"), Some(hash.to_owned())).await.unwrap()
+        };
+        assert!(!verify(&theirs, &hash).await.matches, "a stolen store without its pepper");
+        assert_eq!(verify(&ours, &hash).await.upgraded, None);
+        let params = Params::new(MEMORY_KIB, PASSES, LANES, None).unwrap();
+        let plain = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
+        let of_before = plain.hash_password_with_salt(b"x", &[1; SALT_BYTES]).unwrap().to_string();
+        let verdict = verify(&ours, &of_before).await;
+        assert!(verdict.matches && verify(&ours, &verdict.upgraded.unwrap()).await.matches);
+    }
+
+    #[tokio::test]
+    async fn a_wrong_password_costs_the_same_whatever_is_behind_the_name() {
+        let pool = PasswordPool::new(1, 4, &Pepper::new(&[7; 32]).unwrap());
+        let place = pool.enter().unwrap();
+        let ours = place.hash(password("right")).await.unwrap();
+        let bcrypted = bcrypt::hash("right", 4).unwrap();
+        let sha = format!("sha256$salt${}", "0".repeat(64));
+        // Once, so that there is such a hash to the pool's knowledge.
+        place.verify(password("wrong"), Some(bcrypted.clone())).await.unwrap();
+        let mut costs = Vec::new();
+        for hash in [None, Some(ours), Some(bcrypted), Some(sha)] {
+            let before = pool.computed();
+            assert!(!place.verify(password("wrong"), hash).await.unwrap().matches);
+            let after = pool.computed();
+            costs.push((after.0 - before.0, after.1 - before.1));
+        }
+        assert_eq!(costs, [(1, 1); 4]);
+    }
+
     #[test]
     fn past_the_queue_is_refused_at_once() {
-        let pool = PasswordPool::new(1, 2);
+        let pool = PasswordPool::new(1, 2, &Pepper::new(&[7; 32]).unwrap());
         let places: Vec<_> = (0..3).map(|_| pool.enter().unwrap()).collect();
         assert!(matches!(pool.enter(), Err(Reject::Overloaded(_))));
         drop(places);

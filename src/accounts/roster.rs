@@ -110,7 +110,8 @@ impl Accounts {
         id: StaffId,
         password: Password,
     ) -> Result<Staff, Reject> {
-        let faults = password.faults_in(Rule::Composition, "new_password");
+        let (name, email) = self.staff(id).map(|staff| (staff.username, staff.email))?;
+        let faults = self.password_faults(&password, Rule::Composition, "new_password", &[&name, &email]);
         if !faults.is_empty() {
             return Err(Reject::Invalid(faults));
         }

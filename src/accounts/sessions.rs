@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::devices::DeviceView;
 use super::jwt::{Lineage, TokenUse};
 use super::mail::{Letter, LetterKind};
 use super::passwords::Password;
@@ -36,6 +37,8 @@ pub struct LoginRequest {
     pub code: Option<String>,
     pub address: IpAddr,
     pub user_agent: Option<String>,
+    /// What an earlier login has left on the device.
+    pub device: Option<String>,
 }
 
 /// Tokens of a new session, shown once.
@@ -46,6 +49,8 @@ pub struct SessionView {
     pub refresh_token: Option<Minted>,
     pub expires_at: UnixMillis,
     pub refresh_expires_at: Option<UnixMillis>,
+    /// For the device to keep, of a user who has logged in with his password.
+    pub device: Option<DeviceView>,
 }
 
 /// A password that was right.
@@ -64,11 +69,18 @@ impl Accounts {
     /// [`Reject::Unauthenticated`], the same for an unknown name and a wrong password; [`Reject::Locked`] after too many of
     /// them; [`Reject::Forbidden`] for an account that may not come in; [`Reject::Overloaded`] in a flood.
     pub async fn login(&self, request: LoginRequest) -> Result<(User, SessionView), Reject> {
-        let LoginRequest { identifier, password, code, address, user_agent } = request;
+        let LoginRequest { identifier, password, code, address, user_agent, device } = request;
         let id = self.find_user(&identifier)?;
         let hash = || Ok(self.live_user(id)?.and_then(|row| row.value.password_hash));
+        let subject = match self.live_user(id)? {
+            // Guesses of others do not lock out a device of his; its own are counted apart.
+            Some(row) if device.as_deref().is_some_and(|text| self.knows_device(&row.value, text)) => {
+                self.pepper.mac_in("device", device.unwrap_or_default().as_bytes())
+            }
+            _ => self.login_subject("user", &identifier, id.map(|id| id.0)),
+        };
         let Proven { hash: verified, upgraded } =
-            self.check_password("user", &identifier, id.map(|id| id.0), address, password, hash).await?;
+            self.check_password_as(subject, "user", id.map(|id| id.0), address, password, hash).await?;
         let Some(id) = id else { return Err(Reject::Unauthenticated) };
         self.second_factor(Principal::User(id), code.as_deref(), address).await?;
         for _ in 0..MAX_TRIES {
@@ -86,7 +98,8 @@ impl Accounts {
             batch.put(row.key, super::encode_bounded(&user)?);
             self.announce_sign_in(&user, address, user_agent.as_deref(), &mut batch)?;
             let forget = self.make_room_for_session(id, &mut batch)?;
-            let view = self.open_session(id, address, user_agent.as_deref(), &mut batch)?;
+            let mut view = self.open_session(id, address, user_agent.as_deref(), &mut batch)?;
+            view.device = self.mint_device(&user)?;
             match self.commit_for_user(id, batch, forget).await {
                 Ok(()) => {
                     self.metrics.login(Login::Ok);
@@ -127,11 +140,28 @@ impl Accounts {
         password: Password,
         hash: impl FnOnce() -> Result<Option<String>, Reject> + Send,
     ) -> Result<Proven, Reject> {
-        // An account is counted under its number, whichever of its names was tried; other names under themselves.
-        let subject = match known {
+        let subject = self.login_subject(space, identifier, known);
+        self.check_password_as(subject, space, known, address, password, hash).await
+    }
+
+    /// Under what wrong passwords are counted: an account under its number, whichever of its names was tried; other names
+    /// under themselves.
+    fn login_subject(&self, space: &'static str, identifier: &str, known: Option<u64>) -> SecretMac {
+        match known {
             Some(id) => self.pepper.mac_in(space, &id.to_be_bytes()),
             None => self.pepper.mac_in(space, identifier.trim().to_lowercase().as_bytes()),
-        };
+        }
+    }
+
+    async fn check_password_as(
+        &self,
+        subject: SecretMac,
+        space: &'static str,
+        known: Option<u64>,
+        address: IpAddr,
+        password: Password,
+        hash: impl FnOnce() -> Result<Option<String>, Reject> + Send,
+    ) -> Result<Proven, Reject> {
         self.refuse_locked(&subject)?;
         let place = self.passwords.enter()?;
         let turn = usize::from(subject.0[0]) % LOGIN_TURNS;
@@ -291,6 +321,7 @@ impl Accounts {
                 refresh_token: Some(refresh_token),
                 expires_at: session.value.expires_at,
                 refresh_expires_at: session.value.refresh_expires_at,
+                device: None,
             });
         }
         // Whoever has the newer tokens may be the thief or the robbed: nobody can tell, so both are out.
@@ -389,6 +420,7 @@ impl Accounts {
             refresh_token: Some(refresh),
             expires_at: session.expires_at,
             refresh_expires_at: session.refresh_expires_at,
+            device: None,
         })
     }
 
@@ -421,9 +453,10 @@ pub(super) fn close_session(mac: &SecretMac, session: &Session, batch: &mut Batc
     for spent in session.spent.iter().filter_map(|hex| secrets::mac_from_hex(hex)) {
         batch.delete(tables::spent_refresh(&spent));
     }
-    if let Principal::User(user) = session.principal {
-        batch.delete(tables::session_of_user(user, session.id));
-    }
+    match session.principal {
+        Principal::User(user) => batch.delete(tables::session_of_user(user, session.id)),
+        Principal::Staff(staff) => batch.delete(tables::session_of_staff(staff, session.id)),
+    };
 }
 
 /// Removes the rows of a session's present tokens.

@@ -4,11 +4,12 @@
 //! from the next one on. Never opens the public side; users have [`super::sessions`].
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::jwt::Lineage;
-use super::passwords::Password;
+use super::passwords::{Password, Rule};
 use super::secrets;
-use super::sessions::{SessionView, hours};
+use super::sessions::{Proven, SessionView, close_session, hours};
 use super::{Accounts, MAX_TRIES, no_randomness, too_busy};
 use crate::config::MfaRequired;
 use crate::domain::ids::StaffId;
@@ -19,6 +20,10 @@ use crate::telemetry::metrics::Login;
 
 /// Sequence of the numbers of staff; while it is not there, there never was any staff.
 const COUNTER: &str = "staff";
+/// Rows of one member's sessions that are read at once: more than the config allows.
+const MAX_STAFF_SESSION_ROWS: usize = 2048;
+/// How often in the idle time a session's use is written down at most.
+const USE_STEPS: u32 = 12;
 /// What the log and the rows call who acts through the operator's file.
 const OPERATOR: &str = "operator";
 
@@ -96,7 +101,11 @@ impl Accounts {
             (email.len() > 254 || (!email.is_empty() && !email.contains('@')))
                 .then(|| "email: not a valid email address".to_owned()),
         ];
-        let faults: Vec<String> = faults.into_iter().flatten().chain(password.faults()).collect();
+        let faults: Vec<String> = faults
+            .into_iter()
+            .flatten()
+            .chain(self.password_faults(&password, Rule::Composition, "password", &[&username, &email]))
+            .collect();
         if !faults.is_empty() {
             return Err(Reject::Invalid(faults));
         }
@@ -161,7 +170,8 @@ impl Accounts {
             None => Ok(None),
         };
         let hash = || Ok(read()?.filter(|row| row.value.active).map(|row| row.value.password_hash));
-        let verified = self.check_password("staff", username, id.map(|id| id.0), address, password, hash).await?.hash;
+        let Proven { hash: verified, upgraded } =
+            self.check_password("staff", username, id.map(|id| id.0), address, password, hash).await?;
         let whose = Principal::Staff(id.ok_or(Reject::Unauthenticated)?);
         self.second_factor(whose, code, address).await?;
         for _ in 0..MAX_TRIES {
@@ -171,6 +181,10 @@ impl Accounts {
             }
             let (mut staff, mut batch) = (row.value.clone(), row.unchanged());
             staff.last_login = Some(self.clock.now());
+            if let Some(hash) = &upgraded {
+                staff.password_hash.clone_from(hash);
+            }
+            self.make_room_for_staff_session(&staff, &mut batch)?;
             batch.put(row.key, tables::encode(&staff).map_err(|error| self.failed(&error))?);
             let view = self.open_staff_session(&staff, address, &mut batch)?;
             match self.committer.commit(batch).await {
@@ -208,11 +222,20 @@ impl Accounts {
             used_at: None,
         };
         let (token, _) = self.tokens.mint(&self.pepper, &session, Lineage::Fresh)?;
-        let row = tables::encode(&session).map_err(|error| self.failed(&error))?;
-        batch.put(tables::session(&self.pepper.mac(token.expose().as_bytes())), row);
+        let mac = self.pepper.mac(token.expose().as_bytes());
+        let encoded = (|| Ok((tables::encode(&session)?, tables::encode(&secrets::mac_to_hex(&mac))?)))();
+        let (row, pointer) = encoded.map_err(|error: StoreError| self.failed(&error))?;
+        batch.put(tables::session(&mac), row).put(tables::session_of_staff(staff.id, session.id), pointer);
         let expires_at = session.expires_at;
         let principal = session.principal;
-        Ok(SessionView { principal, session_token: token, refresh_token: None, expires_at, refresh_expires_at: None })
+        Ok(SessionView {
+            principal,
+            session_token: token,
+            refresh_token: None,
+            expires_at,
+            refresh_expires_at: None,
+            device: None,
+        })
     }
 
     /// Who a token of the side port belongs to, if his role reaches `least`. The operator's token is a superadmin's.
@@ -236,6 +259,7 @@ impl Accounts {
             return Ok((StaffIdentity { id: None, username: OPERATOR.into(), role: StaffRole::Superadmin }, false));
         }
         let (session, _) = self.session_of_token(token)?;
+        self.refuse_idle(&session.value)?;
         let Principal::Staff(id) = session.value.principal else { return Err(Reject::Unauthenticated) };
         let staff =
             self.load::<Staff>(tables::staff(id))?.filter(|row| row.value.active).ok_or(Reject::Unauthenticated)?.value;
@@ -245,8 +269,61 @@ impl Accounts {
         if staff.role < least {
             return Err(Reject::Forbidden("Your role does not allow this"));
         }
+        self.note_use(session.key, session.raw, &session.value);
         let who = StaffIdentity { id: Some(id), username: staff.username, role: staff.role };
         Ok((who, session.value.setup_only && !self.factor_status(Principal::Staff(id))?.enabled))
+    }
+
+    /// A session that nobody has used for `accounts.staff_idle_minutes` is over.
+    fn refuse_idle(&self, session: &Session) -> Result<(), Reject> {
+        let used = session.used_at.unwrap_or(session.created_at);
+        if self.clock.now() < used.plus(self.staff_idle()) { Ok(()) } else { Err(Reject::Unauthenticated) }
+    }
+
+    fn staff_idle(&self) -> Duration {
+        Duration::from_secs(self.settings().accounts.staff_idle_minutes.saturating_mul(60))
+    }
+
+    /// Notes that a session is in use, a twelfth of the idle time late at most: so it may be over that much early, and
+    /// never late. Nobody waits for it.
+    fn note_use(&self, key: Vec<u8>, raw: Vec<u8>, session: &Session) {
+        let now = self.clock.now();
+        let used = session.used_at.unwrap_or(session.created_at);
+        if now < used.plus(self.staff_idle() / USE_STEPS) {
+            return;
+        }
+        let Ok(row) = tables::encode(&Session { used_at: Some(now), ..session.clone() }) else { return };
+        let mut batch = Batch::default();
+        // Ended meanwhile, it is not brought back.
+        batch.require_equal(key.clone(), raw).put(key, row);
+        let committer = self.committer.clone();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { committer.commit(batch).await });
+        }
+    }
+
+    /// Ends a member's dead sessions, and his oldest ones when he has too many.
+    fn make_room_for_staff_session(&self, staff: &Staff, batch: &mut Batch) -> Result<(), Reject> {
+        let most = self.settings().accounts.staff_sessions;
+        let now = self.clock.now();
+        let mut sessions = Vec::new();
+        for (key, mac) in self.credential_macs(&tables::sessions_of_staff(staff.id), MAX_STAFF_SESSION_ROWS)? {
+            match self.load::<Session>(tables::session(&mac))? {
+                Some(row) => sessions.push((mac, row.value)),
+                None => {
+                    batch.delete(key);
+                }
+            }
+        }
+        sessions.sort_by_key(|(_, session)| session.created_at);
+        let is_dead =
+            |s: &Session| s.expires_at <= now || s.epoch != staff.session_epoch || self.refuse_idle(s).is_err();
+        let (dead, alive): (Vec<_>, Vec<_>) = sessions.into_iter().partition(|(_, session)| is_dead(session));
+        let too_many = (alive.len() + 1).saturating_sub(most);
+        for (mac, session) in dead.iter().chain(alive.iter().take(too_many)) {
+            close_session(mac, session, batch);
+        }
+        Ok(())
     }
 
     fn must_set_up_factor(&self, staff: &Staff) -> Result<bool, Reject> {

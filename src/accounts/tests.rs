@@ -109,6 +109,7 @@ impl World {
             code: None,
             address: HERE,
             user_agent: Some("test".into()),
+            device: None,
         };
         Ok(self.accounts.login(request).await?.1.session_token.expose().to_owned())
     }
@@ -195,6 +196,7 @@ async fn refreshing_rotates_both_tokens_and_does_not_prolong() {
         code: None,
         address: HERE,
         user_agent: None,
+        device: None,
     };
     let (_, first) = world.accounts.login(request).await.unwrap();
     let old_refresh = first.refresh_token.as_ref().unwrap().expose();

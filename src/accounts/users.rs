@@ -12,7 +12,7 @@ use unicode_normalization::UnicodeNormalization;
 use super::audit::Change;
 use super::keys::NewKey;
 use super::mail::{Letter, LetterKind};
-use super::passwords::Password;
+use super::passwords::{Password, Rule};
 use super::secrets::Minted;
 use super::{Accounts, Forget, MAX_TRIES, sessions, too_busy};
 use crate::actors::user::actor::UserActor;
@@ -238,7 +238,11 @@ impl Accounts {
             text_fault("about_me", &new.about_me),
             text_fault("hobbies", &new.hobbies),
         ];
-        let faults: Vec<String> = faults.into_iter().flatten().chain(new.password.faults()).collect();
+        let faults: Vec<String> = faults
+            .into_iter()
+            .flatten()
+            .chain(self.password_faults(&new.password, Rule::Composition, "password", &[&new.username, &new.email]))
+            .collect();
         if !faults.is_empty() {
             return Err(Reject::Invalid(faults));
         }
@@ -534,11 +538,12 @@ impl Accounts {
     /// # Errors
     /// [`Reject::Invalid`], [`Reject::NotFound`].
     pub async fn set_password(&self, id: UserId, password: super::passwords::Password) -> Result<User, Reject> {
-        let faults = password.faults_in(super::passwords::Rule::Composition, "new_password");
+        let user = self.user(id)?;
+        refuse_deleted(&user)?;
+        let faults = self.password_faults(&password, Rule::Composition, "new_password", &[&user.username, &user.email]);
         if !faults.is_empty() {
             return Err(Reject::Invalid(faults));
         }
-        refuse_deleted(&self.user(id)?)?;
         let hash = self.passwords.enter()?.hash(password).await?;
         let edit = |user: &mut User, batch: &mut Batch| {
             refuse_deleted(user)?;

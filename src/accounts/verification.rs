@@ -156,6 +156,11 @@ impl Accounts {
         }
         // Before the hash: a wrong token must not cost one.
         let (id, row) = self.find_one_time(TokenKind::ResetPassword, token)?;
+        let owner = self.user(id)?;
+        let faults = self.password_faults(&password, Rule::Composition, "password", &[&owner.username, &owner.email]);
+        if !faults.is_empty() {
+            return Err(Reject::Invalid(faults));
+        }
         let hash = self.passwords.enter()?.hash(password).await?;
         let edit = |user: &mut User, batch: &mut Batch| {
             refuse_deleted(user)?;

@@ -39,6 +39,8 @@ pub struct Call {
     /// Method and path, without the query.
     pub line: String,
     pub user_agent: Option<String>,
+    /// What an earlier login has left on the client's device.
+    pub device: Option<String>,
     /// A browser asks.
     pub wants_html: bool,
     credential: Result<Option<String>, Reject>,
@@ -69,6 +71,7 @@ impl<S: Send + Sync> FromRequest<S> for Call {
                 .get(header::ACCEPT)
                 .and_then(|accept| accept.to_str().ok())
                 .is_some_and(|accept| accept.contains("text/html")),
+            device: super::device::shown(&parts.headers),
             credential: credential(&parts.headers),
             query,
             path,

@@ -207,10 +207,13 @@ async fn reset_password(State(accounts): Api, call: Call) -> Answer {
         false => fields.password("password")?,
     };
     fields.done()?;
+    let warnings = accounts.password_warnings(&password, "password", &[]);
     let record = stranger(&call, Action::PasswordChanged).with("by", "mailed link");
     let act = move |accounts: Arc<Accounts>| async move { accounts.reset_password(&token, password).await };
     let done = accounts.audited(record, act, |user, record| record.by(user).on(user)).await;
-    let answer = done.map_err(Into::into).and_then(|_| render::ok(Done::new("Password set; all sessions have ended")));
+    let answer = done
+        .map_err(Into::into)
+        .and_then(|_| render::ok(Done::new("Password set; all sessions have ended").warning(warnings)));
     in_its_form(&call, answer, "Your password is set", "You can sign in with it now. All sessions have ended.")
 }
 

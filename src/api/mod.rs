@@ -7,6 +7,7 @@
 pub mod admin;
 mod checks;
 pub mod credits;
+mod device;
 mod docs;
 pub mod document;
 pub mod extract;

@@ -141,12 +141,13 @@ async fn change_password(State(accounts): Api, call: Call) -> Answer {
     let token = call.token()?.to_owned();
     let user = accounts.user_to_change_password(&token)?;
     let PasswordRequest { current_password, new_password } = PasswordRequest::read(&call)?;
+    let warnings = accounts.password_warnings(&new_password, "new_password", &[&user.username, &user.email]);
     let (record, address) = (own_act(&call, Action::PasswordChanged, &user), call.address);
     let act = move |accounts: Arc<Accounts>| async move {
         accounts.change_password(user.id, &token, current_password, new_password, address).await
     };
     accounts.audited(record, act, |_, record| record).await?;
-    render::ok(Done::new("Password changed; other sessions have ended"))
+    render::ok(Done::new("Password changed; other sessions have ended").warning(warnings))
 }
 
 #[derive(ToSchema)]

@@ -16,7 +16,7 @@ use super::document::{self, Document};
 use super::extract::{Call, Fields};
 use super::render::{self, Answer};
 use super::shapes::{self, Done, MeterShape, QuotaShape, Time, Tokens, UserBrief, UserDetails};
-use super::{checks, jwks, keys, links, mfa, own};
+use super::{checks, device, jwks, keys, links, mfa, own};
 use crate::accounts::Accounts;
 use crate::accounts::audit::changes;
 use crate::accounts::keys::DEFAULT_KEY;
@@ -138,6 +138,9 @@ struct Registered {
     #[serde(skip_serializing_if = "Option::is_none")]
     api_key: Option<String>,
     verification_required: bool,
+    /// What speaks against the password, which was taken all the same.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
 }
 
 /// Makes an account and its API key.
@@ -146,6 +149,7 @@ struct Registered {
 async fn register(State(accounts): Api, call: Call) -> Answer {
     let new: Registration = RegisterRequest::read(&call)?.into();
     let record = stranger(&call, Action::UserRegistered);
+    let warnings = accounts.password_warnings(&new.password, "password", &[&new.username, &new.email]);
     // What a strict service says, whether the address had an account or not: the mail says the rest.
     let strict = accounts.settings().accounts.strict.then(|| Registered {
         success: true,
@@ -155,6 +159,7 @@ async fn register(State(accounts): Api, call: Call) -> Answer {
         email: new.email.trim().to_owned(),
         api_key: None,
         verification_required: accounts.settings().accounts.email_verification,
+        warnings: warnings.clone(),
     });
     let act = move |accounts: Arc<Accounts>| async move { accounts.register(new).await };
     let made = accounts.audited(record, act, |made, record| record.by(&made.user).on(&made.user)).await;
@@ -174,6 +179,7 @@ async fn register(State(accounts): Api, call: Call) -> Answer {
         email: made.user.email.to_string(),
         api_key: Some(made.api_key.expose().to_owned()),
         verification_required: made.verification_required,
+        warnings,
     })
 }
 
@@ -209,24 +215,33 @@ struct LoggedIn {
     session: Tokens,
 }
 
-/// Opens a session.
+/// Opens a session. The answer's header `X-Tollgate-Device` (for browsers: a cookie) is for the device to keep: sent along
+/// at later logins, it lets its owner try while others have locked the account.
 #[utoipa::path(post, path = "/v1/users/login", tag = "sessions", request_body = LoginBody, security(()),
-    responses((status = 200, body = LoggedIn)))]
+    params(("X-Tollgate-Device" = Option<String>, Header, description = "What an earlier login has left here")),
+    responses((status = 200, body = LoggedIn, headers(("X-Tollgate-Device" = String)))))]
 async fn login(State(accounts): Api, call: Call) -> Answer {
     let LoginBody { email, username, password, code } = LoginBody::read(&call)?;
     let identifier = username.or(email).unwrap_or_default();
-    let request =
-        LoginRequest { identifier, password, code, address: call.address, user_agent: call.user_agent.clone() };
+    let request = LoginRequest {
+        identifier,
+        password,
+        code,
+        address: call.address,
+        user_agent: call.user_agent.clone(),
+        device: call.device.clone(),
+    };
     let record = stranger(&call, Action::LoginSucceeded).or(Action::LoginFailed);
     let record = record.on_any(accounts.login_target(&request.identifier)?);
     let act = move |accounts: Arc<Accounts>| async move { accounts.login(request).await };
     let (user, session) = accounts.audited(record, act, |(user, _), record| record.by(user).on(user)).await?;
-    render::ok(LoggedIn {
+    let answer = render::ok(LoggedIn {
         success: true,
         message: "Login successful",
         user: (&user).into(),
         session: (&session).into(),
-    })
+    })?;
+    Ok(device::remember(answer, session.device.as_ref(), accounts.clock().now()))
 }
 
 #[derive(ToSchema)]

@@ -45,11 +45,19 @@ pub struct Done {
     #[schema(example = true)]
     pub success: bool,
     pub message: &'static str,
+    /// What speaks against a new password that was taken all the same.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 impl Done {
     pub fn new(message: &'static str) -> Self {
-        Self { success: true, message }
+        Self { success: true, message, warnings: Vec::new() }
+    }
+
+    #[must_use]
+    pub fn warning(self, warnings: Vec<String>) -> Self {
+        Self { warnings, ..self }
     }
 }
 

@@ -14,6 +14,7 @@
 //! | `sr/` MAC of the refresh token | MAC of the session token |
 //! | `sp/` MAC of a refresh token that was used | [`Spent`](crate::domain::session::Spent) |
 //! | `us/` user id, session id | MAC of the session token |
+//! | `ss/` staff id, session id | MAC of the session token |
 //! | `mf/` `u` or `s`, id | the second factor of a user or a member of the staff |
 //! | `ot/` user id, kind | a one-time token that was mailed |
 //! | `ob/` due time, id | a sealed letter that waits to be sent |
@@ -103,6 +104,14 @@ pub fn sessions_of_user(user: UserId) -> Vec<u8> {
 
 pub fn session_of_user(user: UserId, id: CredentialId) -> Vec<u8> {
     [sessions_of_user(user), id.0.to_be_bytes().to_vec()].concat()
+}
+
+pub fn sessions_of_staff(staff: StaffId) -> Vec<u8> {
+    key(b"ss/", &staff.0.to_be_bytes())
+}
+
+pub fn session_of_staff(staff: StaffId, id: CredentialId) -> Vec<u8> {
+    [sessions_of_staff(staff), id.0.to_be_bytes().to_vec()].concat()
 }
 
 pub fn meters(user: UserId) -> Vec<u8> {

@@ -1,4 +1,9 @@
 //! The attacks that every release must stand: each is tried over real sockets, with its exact outcome.
+//! `README.md` here says which test stands for which.
 
+mod common;
 mod deletion;
+mod jwt;
 mod links;
+mod passwords;
+mod sessions;

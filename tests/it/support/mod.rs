@@ -218,7 +218,8 @@ fn config(options: &Options, upstream: SocketAddr, dir: &std::path::Path) -> Con
         route = options.route,
     );
     let mut table: toml::Table = toml::from_str(&base).unwrap();
-    let defaults = "[limits]\nper_ip_per_minute = 0\n[access]\nblock_after_failures = 0\n[telemetry]\naccess_log = \"off\"\nlog = \"error\"\n";
+    let defaults = "[limits]\nper_ip_per_minute = 0\n[access]\nblock_after_failures = 0\n[accounts]\nstaff_sessions = 1000\n\
+        staff_idle_minutes = 525600\n[telemetry]\naccess_log = \"off\"\nlog = \"error\"\n";
     merge(&mut table, toml::from_str(defaults).unwrap());
     merge(&mut table, toml::from_str(&options.toml).unwrap_or_else(|e| panic!("{e}")));
     if options.manual_clock.is_some() {
