@@ -176,16 +176,19 @@ impl Accounts {
     /// # Errors
     /// [`Reject::Unauthenticated`] for a token that opens nothing.
     pub async fn staff_logout(&self, token: &str) -> Result<(), Reject> {
-        let (session, mac) = self.session_of_token(token)?;
-        if !matches!(session.value.principal, Principal::Staff(_)) {
-            return Err(Reject::Unauthenticated);
+        for _ in 0..MAX_TRIES {
+            let (session, mac) = self.session_of_token(token)?;
+            if !matches!(session.value.principal, Principal::Staff(_)) {
+                return Err(Reject::Unauthenticated);
+            }
+            let mut batch = session.unchanged();
+            super::sessions::close_session(&mac, &session.value, &mut batch);
+            match self.committer.commit(batch).await {
+                Ok(()) => return Ok(()),
+                // That it is in use may have been noted at this moment; then it is still there, and ends now.
+                Err(error) => self.judge_conflict(&error)?,
+            }
         }
-        let mut batch = session.unchanged();
-        super::sessions::close_session(&mac, &session.value, &mut batch);
-        match self.committer.commit(batch).await {
-            Ok(()) => Ok(()),
-            Err(StoreError::Conflict { .. }) => Err(Reject::Unauthenticated),
-            Err(error) => Err(self.failed(&error)),
-        }
+        Err(too_busy())
     }
 }

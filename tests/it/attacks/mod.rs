@@ -7,3 +7,4 @@ mod jwt;
 mod links;
 mod passwords;
 mod sessions;
+mod table;
