@@ -128,13 +128,11 @@ fn a_forged_token_opens_nothing_even_with_a_row_of_its_own() {
     ];
     for (what, forged) in &forgeries {
         assert_ne!(forged, real, "{what}");
-        for _ in 0..2 {
-            assert_eq!(opens(&app, forged), 401, "{what}");
-            assert_eq!(app.chat(forged, json!({})).status, 401, "{what}, to an upstream");
-            // The second time with a row; the clock moves on, past what the workers remember as unknown.
-            plant(&app, &store, real, forged);
-            crate::passing_time::advance(&app, Duration::from_secs(1));
-        }
+        assert_eq!(opens(&app, forged), 401, "{what}");
+        // To an upstream only with the row: what the workers have seen fail, they remember as unknown for a while.
+        plant(&app, &store, real, forged);
+        assert_eq!(opens(&app, forged), 401, "{what}, planted");
+        assert_eq!(app.chat(forged, json!({})).status, 401, "{what}, planted, to an upstream");
     }
     // The same in order, and signed: so it is the forgery that is refused, and not the planting.
     let twin = signed(&header, &with(&claims, json!({"jti": "twin"})), &ours);
