@@ -36,7 +36,7 @@ use crate::actors::writer::{Disk, Journal, JournalConfig, JournalKeys, LocalDisk
 use crate::api;
 use crate::backup;
 use crate::clock::Clock;
-use crate::config::{Backend, Compression, Config, Durability, RecoverOpenHolds, Redact, SecretSource};
+use crate::config::{Backend, Compression, Config, Durability, RecoverOpenHolds, Redact, SecretSource, TokenAlgorithm};
 use crate::domain::ids::StaffId;
 use crate::error::Reject;
 use crate::gateway::authenticate::Authenticator;
@@ -176,8 +176,7 @@ impl Core {
             settings: Settings::from(config),
             pepper: pepper.clone(),
             sealer: load_sealer(config)?,
-            tokens: TokenMint::open(&config.accounts.tokens, &config.data_dir)
-                .map_err(io_error("cannot load or create the key that signs session tokens"))?,
+            tokens: load_tokens(config)?,
         })
         .map_err(StartError::Store)?;
         Ok(Self { accounts: Arc::new(accounts), users, journal, audit, committer, metrics, clock, pepper })
@@ -356,6 +355,20 @@ fn load_sealer(config: &Config) -> Result<Sealer, StartError> {
     match &config.accounts.keys.vault_key {
         Some(source) => Sealer::new(source.read().map_err(refused)?.as_bytes()).map_err(refused),
         None => Sealer::load_or_create(&config.data_dir).map_err(io_error("cannot load or create the vault's key")),
+    }
+}
+
+/// What signs the tokens of sessions: the config's shared secret, or the data directory's own keys, made when there are none.
+fn load_tokens(config: &Config) -> Result<TokenMint, StartError> {
+    let tokens = &config.accounts.tokens;
+    let refused = |why: String| StartError::Config(format!("accounts.tokens.hs256_key: {why}"));
+    match (tokens.algorithm, &tokens.hs256_key) {
+        (TokenAlgorithm::HS256, Some(source)) => {
+            TokenMint::hs256(tokens, source.read().map_err(refused)?.as_bytes()).map_err(refused)
+        }
+        (TokenAlgorithm::HS256, None) => Err(refused("is missing".into())),
+        (TokenAlgorithm::EdDSA, _) => TokenMint::load_or_create(tokens, &config.data_dir)
+            .map_err(io_error("cannot load or create the keys that sign session tokens")),
     }
 }
 

@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 use super::secrets::{self, Minted, Pepper};
 use crate::clock;
 use crate::clock::UnixMillis;
-use crate::config::{TokenAlgorithm, TokenForm, Tokens as TokensConfig};
+use crate::config::{TokenForm, Tokens as TokensConfig};
 use crate::domain::session::{Principal, Session};
 use crate::error::Reject;
 
@@ -106,25 +106,16 @@ impl fmt::Debug for TokenMint {
 }
 
 impl TokenMint {
-    /// With the secret of the config, or with the data directory's own keys, which are made on the first start.
+    /// With the keys of a data directory, which are made there on the first start.
     ///
     /// # Errors
-    /// A key cannot be read or made, or is too short.
-    pub fn open(config: &TokensConfig, data_dir: &Path) -> io::Result<Self> {
-        let refused = |why: String| io::Error::other(format!("accounts.tokens.hs256_key: {why}"));
-        match (config.algorithm, &config.hs256_key) {
-            (TokenAlgorithm::HS256, Some(source)) => {
-                Self::hs256(config, source.read().map_err(refused)?.as_bytes()).map_err(refused)
-            }
-            (TokenAlgorithm::HS256, None) => Err(refused("is missing".into())),
-            (TokenAlgorithm::EdDSA, _) => {
-                let text = secrets::load_or_create_key(data_dir, "session-signing")?;
-                let lines: Vec<&[u8]> =
-                    text.split(|b| *b == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty()).collect();
-                let file = data_dir.join("secrets/session-signing");
-                Self::eddsa(config, &lines).map_err(|why| io::Error::other(format!("{}: {why}", file.display())))
-            }
-        }
+    /// The file cannot be read or made, or holds too much or too little.
+    pub fn load_or_create(config: &TokensConfig, data_dir: &Path) -> io::Result<Self> {
+        let text = secrets::load_or_create_key(data_dir, "session-signing")?;
+        let lines: Vec<&[u8]> =
+            text.split(|b| *b == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty()).collect();
+        let file = data_dir.join("secrets/session-signing");
+        Self::eddsa(config, &lines).map_err(|why| io::Error::other(format!("{}: {why}", file.display())))
     }
 
     /// # Errors
@@ -433,8 +424,8 @@ mod tests {
         assert!(TokenMint::eddsa(&TokensConfig::default(), &[]).is_err());
         assert!(TokenMint::hs256(&TokensConfig::default(), b"short").is_err());
         let dir = tempfile::tempdir().unwrap();
-        let made = TokenMint::open(&TokensConfig::default(), dir.path()).unwrap();
-        let again = TokenMint::open(&TokensConfig::default(), dir.path()).unwrap();
+        let made = TokenMint::load_or_create(&TokensConfig::default(), dir.path()).unwrap();
+        let again = TokenMint::load_or_create(&TokensConfig::default(), dir.path()).unwrap();
         assert_eq!(made.public_keys(), again.public_keys());
         let text = std::fs::read_to_string(dir.path().join("secrets/session-signing")).unwrap();
         assert!(!format!("{made:?}").contains(text.trim()));

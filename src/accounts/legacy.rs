@@ -9,7 +9,7 @@ use subtle::ConstantTimeEq;
 /// The most that bcrypt looks at, in bytes; what comes after never counted in the older system.
 const BCRYPT_BYTES: usize = 72;
 /// The dearest bcrypt that is computed for a login: 2¹⁴ rounds take about a second.
-const MAX_BCRYPT_COST: u32 = 14;
+pub const MAX_BCRYPT_COST: u32 = 14;
 
 /// Whether a hash is of a kind that is replaced at the next login.
 pub fn is_legacy(hash: &str) -> bool {

@@ -33,6 +33,7 @@ pub mod verification;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -130,6 +131,8 @@ pub struct Accounts {
     sealer: Sealer,
     tokens: Arc<TokenMint>,
     passwords: PasswordPool,
+    /// What the store says of the cost of bcrypt among its hashes.
+    bcrypt_noted: AtomicU32,
     /// Wrong passwords per account, or rather per name that was tried: names that do not exist lock just the same.
     lockouts: Failures<SecretMac>,
     /// Password checks of one name come one after the other, so that parallel guesses cannot outrun the count.
@@ -159,8 +162,12 @@ impl Accounts {
             parts;
         let accounts = &settings.accounts;
         users.audit_to(audit.clone());
+        let passwords = PasswordPool::new(accounts.hash_concurrency, accounts.hash_queue, &pepper);
+        let bcrypt_cost = tables::read(committer.store(), &tables::counter(sessions::BCRYPT_COUNTER))?.unwrap_or(0);
+        passwords.expect_bcrypt(bcrypt_cost);
         Ok(Self {
-            passwords: PasswordPool::new(accounts.hash_concurrency, accounts.hash_queue, &pepper),
+            passwords,
+            bcrypt_noted: AtomicU32::new(bcrypt_cost),
             lockouts: Failures::new(accounts.max_failed_logins, settings.lockout(), MAX_TRACKED_NAMES),
             login_turns: (0..LOGIN_TURNS).map(|_| tokio::sync::Mutex::default()).collect(),
             factor_failures: Failures::new(mfa::FACTOR_FAILURES, mfa::FACTOR_LOCK, MAX_TRACKED_NAMES),

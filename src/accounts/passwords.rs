@@ -164,6 +164,16 @@ impl PasswordPool {
         self.inside.load(Ordering::Relaxed)
     }
 
+    /// The dearest bcrypt that has been met; 0: none.
+    pub(super) fn bcrypt_cost(&self) -> u32 {
+        self.hasher.bcrypt_cost.load(Ordering::Relaxed)
+    }
+
+    /// From now on a wrong password costs such a bcrypt, whosever it is.
+    pub(super) fn expect_bcrypt(&self, cost: u32) {
+        self.hasher.bcrypt_cost.fetch_max(cost.min(legacy::MAX_BCRYPT_COST), Ordering::Relaxed);
+    }
+
     /// Hashes computed so far: argon2id, and bcrypt of older systems.
     pub fn computed(&self) -> (u64, u64) {
         (self.hasher.argon2.load(Ordering::Relaxed), self.hasher.bcrypt.load(Ordering::Relaxed))

@@ -5,6 +5,7 @@
 //! session, because one of the two who have it is a thief. Never opens the side port; staff has [`super::staff`].
 
 use std::net::IpAddr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::devices::DeviceView;
@@ -24,6 +25,8 @@ use crate::telemetry::metrics::Login;
 /// Sessions a user may have; a further login ends the oldest.
 pub const MAX_SESSIONS: usize = 64;
 const MAX_AGENT_BYTES: usize = 256;
+/// The dearest bcrypt among the users' hashes.
+pub(super) const BCRYPT_COUNTER: &str = "bcrypt-cost";
 /// Used refresh tokens of one session that are remembered as such; with the lifetimes of the seeds a session uses thirty.
 const MAX_SPENT: usize = 40;
 
@@ -170,6 +173,7 @@ impl Accounts {
         self.refuse_locked(&subject)?;
         let hash = hash()?;
         let verdict = place.verify(password, hash.clone()).await?;
+        self.remember_bcrypt().await;
         if verdict.matches {
             self.lockouts.succeeded(&subject);
             // The address's failures stay: who has one account of his own must not buy guesses at others with it.
@@ -189,6 +193,21 @@ impl Accounts {
         self.blocks.failed(address, now);
         self.metrics.login(Login::Failed);
         Err(Reject::Unauthenticated)
+    }
+
+    /// Keeps in mind, also for the next start, that the store has hashes of bcrypt: else the first wrong password for one of
+    /// them would take longer than others, and tell that it is one.
+    async fn remember_bcrypt(&self) {
+        let cost = self.passwords.bcrypt_cost();
+        if self.bcrypt_noted.fetch_max(cost, Ordering::Relaxed) >= cost {
+            return;
+        }
+        let Ok(row) = tables::encode(&cost) else { return };
+        let mut batch = Batch::default();
+        batch.put(tables::counter(BCRYPT_COUNTER), row);
+        if let Err(error) = self.committer.commit(batch).await {
+            tracing::warn!(%error, "that there are hashes of bcrypt could not be written down");
+        }
     }
 
     fn refuse_locked(&self, subject: &SecretMac) -> Result<(), Reject> {

@@ -26,7 +26,7 @@ pub(super) fn shown(headers: &HeaderMap) -> Option<String> {
 pub(super) fn remember(mut answer: Response, device: Option<&DeviceView>, now: UnixMillis) -> Response {
     let Some(device) = device else { return answer };
     let text = device.token.expose();
-    let seconds = device.expires_at.0.saturating_sub(now.0) / 1000;
+    let seconds = device.expires_at.0.saturating_sub(now.0).div_ceil(1000);
     let cookie = format!("{COOKIE}={text}; Path=/; Max-Age={seconds}; Secure; HttpOnly; SameSite=Lax");
     if let (Ok(cookie), Ok(text)) = (HeaderValue::from_str(&cookie), HeaderValue::from_str(text)) {
         answer.headers_mut().append(header::SET_COOKIE, cookie);

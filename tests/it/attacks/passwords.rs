@@ -68,6 +68,27 @@ fn nothing_tells_a_name_that_exists_from_one_that_does_not() {
     assert_eq!(without_time(seen(&users[0].email)), locked);
 }
 
+#[test]
+fn that_there_is_bcrypt_is_known_after_a_start_too() {
+    let (mut app, store) = on_store(FREE);
+    let alice = app.register("alice");
+    give_hash(&store, alice.id, Some(&bcrypt::hash(PASSWORD, 4).unwrap()));
+    assert_eq!(try_login(&app, &alice.email, WRONG).status, 401);
+    app.stop();
+    let again = Options {
+        toml: FREE.to_owned(),
+        store: Some(store),
+        dir: Some(app.dir.clone()),
+        manual_clock: Some("2026-01-15T13:00:00Z"),
+        ..Options::default()
+    };
+    let app = TestApp::with(again);
+    let before = computed(&app);
+    assert_eq!(try_login(&app, "nobody@example.com", WRONG).status, 401);
+    let after = computed(&app);
+    assert_eq!((after.0 - before.0, after.1 - before.1), (1.0, 1.0));
+}
+
 /// Attack 6.
 #[test]
 fn a_locked_account_stays_shut_but_for_a_device_of_its_owner() {
