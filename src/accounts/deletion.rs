@@ -55,7 +55,7 @@ impl Accounts {
             let days = if days == 0 { String::new() } else { days.to_string() };
             self.post(user, Letter::new(LetterKind::AccountDeleted).with("days", days), batch)?;
             batch.delete(tables::user_by_name(&user.username)).delete(tables::user_by_email(&user.email));
-            for kind in [TokenKind::VerifyEmail, TokenKind::ResetPassword, TokenKind::ConfirmEmail] {
+            for kind in TokenKind::ALL {
                 batch.delete(tables::one_time(id, kind.byte()));
             }
             if !lasts.is_zero() {
@@ -78,7 +78,8 @@ impl Accounts {
         before.ok_or(Reject::Internal)
     }
 
-    fn close_credentials(&self, id: UserId, batch: &mut Batch) -> Result<(), Reject> {
+    pub(super) fn close_credentials(&self, id: UserId, batch: &mut Batch) -> Result<(), Reject> {
+        self.drop_identities(id, batch)?;
         if self.load::<serde_json::Value>(tables::factor(Principal::User(id)))?.is_some() {
             batch.delete(tables::factor(Principal::User(id)));
         }

@@ -17,6 +17,7 @@ pub mod keys;
 pub mod legacy;
 pub mod mail;
 pub mod mfa;
+pub mod oauth;
 pub mod operator;
 pub mod own;
 pub mod passwords;
@@ -68,6 +69,7 @@ pub struct Settings {
     pub plans: Vec<Plan>,
     pub access: Access,
     pub mail: config::Mail,
+    pub oauth: std::collections::BTreeMap<String, config::OauthProvider>,
     pub base_url: Option<String>,
     /// Every meter that a plan gives, or a route or a model costs.
     pub meters: BTreeSet<MeterName>,
@@ -89,6 +91,7 @@ impl From<&Config> for Settings {
             plans: config.plans.clone(),
             access: config.access.clone(),
             mail: config.mail.clone(),
+            oauth: config.oauth.clone(),
             base_url: config.public_base_url.clone(),
         }
     }
@@ -145,6 +148,7 @@ pub struct Accounts {
     in_force: Arc<InForce>,
     operator: ArcSwapOption<Operator>,
     mail: mail::MailState,
+    oauth: oauth::OauthState,
     strangers: verification::Strangers,
 }
 
@@ -177,6 +181,7 @@ impl Accounts {
             in_force: Arc::new(InForce::new(committer.clone(), users.clone())),
             operator: ArcSwapOption::empty(),
             mail: mail::MailState::new(),
+            oauth: oauth::OauthState::new(&settings.oauth, &clock),
             strangers: verification::Strangers::new(),
             settings: ArcSwap::from_pointee(settings),
             committer,
@@ -196,6 +201,7 @@ impl Accounts {
         self.lockouts.reconfigure(settings.accounts.max_failed_logins, settings.lockout(), MAX_TRACKED_NAMES);
         self.blocks.reconfigure(&settings.access);
         self.addresses.reconfigure(&settings.access);
+        self.oauth.reconfigure(&settings.oauth, &self.clock);
         self.settings.store(Arc::new(settings));
     }
 

@@ -31,6 +31,19 @@ pub struct SessionListed {
     pub current: bool,
 }
 
+/// How long after its login a session counts as its owner himself, where there is no password to ask for.
+const FRESH: std::time::Duration = std::time::Duration::from_secs(600);
+
+/// What somebody who is logged in shows for being the owner.
+#[derive(Debug)]
+pub struct Proof {
+    pub password: Option<Password>,
+    /// The request's field that had it.
+    pub field: String,
+    /// Of his session.
+    pub token: String,
+}
+
 /// What kind of thing a session was opened from, as far as its `User-Agent` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
@@ -138,21 +151,22 @@ impl Accounts {
         Err(too_busy())
     }
 
-    /// The password of a user who is logged in, once more: wrong ones count as at a login. Answers the hash that it matched.
+    /// The owner of an account who is logged in, once more: by his password, of which wrong ones count as at a login, or,
+    /// where there is none, by having come in moments ago. Answers the hash that the password matched.
     ///
     /// # Errors
-    /// [`Reject::WrongPassword`], [`Reject::Locked`], [`Reject::Overloaded`]; [`Reject::Conflict`] for an account without a
-    /// password.
-    pub async fn prove_password(
-        &self,
-        user: UserId,
-        password: Password,
-        address: IpAddr,
-    ) -> Result<Option<String>, Reject> {
+    /// [`Reject::WrongPassword`], [`Reject::Locked`], [`Reject::Overloaded`]; [`Reject::Invalid`] without a password;
+    /// [`Reject::Forbidden`] for an account that has none and a session that is not fresh.
+    pub async fn prove_password(&self, user: UserId, proof: Proof, address: IpAddr) -> Result<Option<String>, Reject> {
         let row = self.live_user(Some(user))?.ok_or(Reject::Unauthenticated)?;
         if row.value.password_hash.is_none() {
-            return Err(Reject::Conflict("This account has no password".into()));
+            let (session, _) = self.session_of_token(&proof.token)?;
+            let is_fresh = self.clock.now() < session.value.created_at.plus(FRESH);
+            let why = "This account has no password to ask for: sign in again, and come within ten minutes";
+            return if is_fresh { Ok(None) } else { Err(Reject::Forbidden(why)) };
         }
+        let Proof { password, field, .. } = proof;
+        let password = password.ok_or_else(|| Reject::Invalid(vec![format!("{field}: is required")]))?;
         let hash = || Ok(self.live_user(Some(user))?.and_then(|row| row.value.password_hash));
         let verified = self.check_password("user", &row.value.username, Some(user.0), address, password, hash).await;
         verified.map(|proven| proven.hash).map_err(|reject| match reject {
@@ -161,15 +175,14 @@ impl Accounts {
         })
     }
 
-    /// Gives a user a new password. All his sessions but the one of `token` end; his API keys go on.
+    /// Gives a user a new password. All his sessions but the one of the proof end; his API keys go on.
     ///
     /// # Errors
     /// [`Reject::Invalid`] for a password that does not meet the rule, and those of [`Accounts::prove_password`].
     pub async fn change_password(
         &self,
         user: UserId,
-        token: &str,
-        current: Password,
+        current: Proof,
         new: Password,
         address: IpAddr,
     ) -> Result<User, Reject> {
@@ -178,12 +191,12 @@ impl Accounts {
         if !faults.is_empty() {
             return Err(Reject::Invalid(faults));
         }
-        if new.is_same(&current) {
+        if current.password.as_ref().is_some_and(|old| new.is_same(old)) {
             return Err(Reject::Invalid(vec!["new_password: is the old one".into()]));
         }
+        let keep = self.credential_mac(&current.token)?;
         let verified = self.prove_password(user, current, address).await?;
         let hash = self.passwords.enter()?.hash(new).await?;
-        let keep = self.credential_mac(token)?;
         let edit = |row: &mut User, batch: &mut Batch| {
             super::users::refuse_deleted(row)?;
             // Changed by somebody else since: the password that was proven is not this account's any more.
@@ -213,14 +226,14 @@ impl Accounts {
         &self,
         user: UserId,
         new_email: &str,
-        password: Password,
+        proof: Proof,
         address: IpAddr,
     ) -> Result<(User, String), Reject> {
         let new_email = &*super::users::normalized(new_email);
         if let Some(fault) = super::users::email_fault("new_email", new_email) {
             return Err(Reject::Invalid(vec![fault]));
         }
-        self.prove_password(user, password, address).await?;
+        self.prove_password(user, proof, address).await?;
         if self.sends_mail() {
             let row = self.ask_to_confirm(user, new_email).await?;
             let email = row.email.to_string();
@@ -243,8 +256,8 @@ impl Accounts {
     ///
     /// # Errors
     /// Those of [`Accounts::prove_password`].
-    pub async fn delete_own(&self, user: UserId, password: Password, address: IpAddr) -> Result<User, Reject> {
-        self.prove_password(user, password, address).await?;
+    pub async fn delete_own(&self, user: UserId, proof: Proof, address: IpAddr) -> Result<User, Reject> {
+        self.prove_password(user, proof, address).await?;
         self.delete_user(user, Some("deleted by its owner".into())).await
     }
 }

@@ -115,7 +115,7 @@ impl Accounts {
     }
 
     /// A letter to a user who signs in from where none of his open sessions is; not at his first login.
-    fn announce_sign_in(
+    pub(super) fn announce_sign_in(
         &self,
         user: &User,
         address: IpAddr,
@@ -388,7 +388,7 @@ impl Accounts {
         Ok(self.load::<UserId>(key)?.map(|row| row.value))
     }
 
-    fn open_session(
+    pub(super) fn open_session(
         &self,
         user: UserId,
         address: IpAddr,
@@ -444,7 +444,7 @@ impl Accounts {
     }
 
     /// Ends a user's dead sessions, and his oldest ones when he has too many.
-    fn make_room_for_session(&self, user: UserId, batch: &mut Batch) -> Result<Forget, Reject> {
+    pub(super) fn make_room_for_session(&self, user: UserId, batch: &mut Batch) -> Result<Forget, Reject> {
         let now = self.clock.now();
         let mut sessions = self.load_sessions(user)?;
         sessions.sort_by_key(|(_, row)| row.value.created_at);
@@ -487,7 +487,7 @@ fn drop_tokens(mac: &SecretMac, session: &Session, batch: &mut Batch) {
 }
 
 /// Whether the standing of an account lets its owner use his own pages.
-fn may_enter(user: &User) -> Result<(), Reject> {
+pub(super) fn may_enter(user: &User) -> Result<(), Reject> {
     match user.status {
         Status::Active | Status::Pending => Ok(()),
         Status::Suspended => Err(Reject::Forbidden("This account is suspended")),

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::jwt::Lineage;
+use super::own::Proof;
 use super::passwords::{Password, Rule};
 use super::secrets;
 use super::sessions::{Proven, SessionView, close_session, hours};
@@ -339,7 +340,9 @@ impl Accounts {
     ///
     /// # Errors
     /// As [`Accounts::prove_password`].
-    pub async fn prove_staff_password(&self, id: StaffId, password: Password, address: IpAddr) -> Result<(), Reject> {
+    pub async fn prove_staff_password(&self, id: StaffId, proof: Proof, address: IpAddr) -> Result<(), Reject> {
+        let Proof { password, field, .. } = proof;
+        let password = password.ok_or_else(|| Reject::Invalid(vec![format!("{field}: is required")]))?;
         let row = self.load::<Staff>(tables::staff(id))?.ok_or(Reject::Unauthenticated)?;
         let hash = || Ok(Some(row.value.password_hash.clone()));
         match self.check_password("staff", &row.value.username, Some(id.0), address, password, hash).await {

@@ -24,6 +24,8 @@ pub enum TokenKind {
 }
 
 impl TokenKind {
+    pub const ALL: [Self; 3] = [Self::VerifyEmail, Self::ResetPassword, Self::ConfirmEmail];
+
     pub fn byte(self) -> u8 {
         match self {
             Self::VerifyEmail => b'v',

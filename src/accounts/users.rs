@@ -262,7 +262,7 @@ impl Accounts {
         }
         user.password_hash = Some(self.passwords.enter()?.hash(new.password).await?);
         let meters = self.fresh_account(plan)?;
-        let (user, api_key) = self.insert_user(user, &meters).await?;
+        let (user, api_key) = self.insert_user(user, &meters, |user, batch| self.ask_to_verify(user, batch)).await?;
         Ok(Registered { user, api_key, verification_required })
     }
 
@@ -292,7 +292,13 @@ impl Accounts {
         Ok(())
     }
 
-    async fn insert_user(&self, mut user: User, meters: &Account) -> Result<(User, Minted), Reject> {
+    /// `more` puts what belongs to the user into the same batch.
+    pub(super) async fn insert_user(
+        &self,
+        mut user: User,
+        meters: &Account,
+        more: impl Fn(&User, &mut Batch) -> Result<(), Reject> + Send,
+    ) -> Result<(User, Minted), Reject> {
         for _ in 0..MAX_TRIES {
             let mut batch = Batch::default();
             let (by_name, by_email) = (tables::user_by_name(&user.username), tables::user_by_email(&user.email));
@@ -306,7 +312,7 @@ impl Accounts {
             batch.put(tables::meters(user.id), account);
             let default = NewKey { name: super::keys::DEFAULT_KEY.into(), ..NewKey::default() };
             let (_, api_key) = self.add_key(user.id, &default, &mut batch)?;
-            self.ask_to_verify(&user, &mut batch)?;
+            more(&user, &mut batch)?;
             match self.commit_for_user(user.id, batch, Forget::Nothing).await {
                 Ok(()) => return Ok((user, api_key)),
                 Err(error) => self.judge_conflict(&error)?,
@@ -315,7 +321,7 @@ impl Accounts {
         Err(too_busy())
     }
 
-    fn fresh_account(&self, plan: &Plan) -> Result<Account, Reject> {
+    pub(super) fn fresh_account(&self, plan: &Plan) -> Result<Account, Reject> {
         let mut account = Account::born_after(self.users.around().resets.load(Ordering::SeqCst));
         for meter in &plan.meters {
             let set = Command::Set {

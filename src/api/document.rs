@@ -57,6 +57,17 @@ fn finish(paths: OpenApi, title: &str, about: &str) -> Document {
             "description": "The `session_token` of a login on the side port. The role named is the least that is let in.",
         },
     });
+    // What one caller sees is part of what another sees, so more than one may fit.
+    for schema in document["components"]["schemas"].as_object_mut().into_iter().flat_map(|all| all.values_mut()) {
+        let Some(schema) = schema.as_object_mut() else { continue };
+        let of_schemas = schema
+            .get("oneOf")
+            .and_then(Value::as_array)
+            .is_some_and(|all| all.iter().all(|one| !one["$ref"].is_null()));
+        if of_schemas && let Some(all) = schema.remove("oneOf") {
+            schema.insert("anyOf".to_owned(), all);
+        }
+    }
     document["components"]["responses"] = refusals();
     if let Some(paths) = document["paths"].as_object_mut() {
         for (path, item) in paths {

@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 
 use super::render::Refused;
 use crate::accounts::checks::Checked;
+use crate::accounts::own::Proof;
 use crate::accounts::passwords::Password;
 use crate::actors::audit::Origin;
 use crate::clock::UnixMillis;
@@ -285,6 +286,15 @@ impl Fields {
             self.fault(name, "is required");
         }
         self.optional_text(name).unwrap_or_default()
+    }
+
+    /// The password that an act asks for again, with the session it goes with. Accounts without a password leave it out.
+    ///
+    /// # Errors
+    /// [`Reject::Unauthenticated`] without a session.
+    pub fn proof(&mut self, name: &str, call: &Call) -> Result<Proof, Reject> {
+        let password = if self.has(name) { Some(self.password(name)?) } else { None };
+        Ok(Proof { password, field: name.to_owned(), token: call.token()?.to_owned() })
     }
 
     /// A password; empty when it is missing, which [`Fields::done`] refuses.

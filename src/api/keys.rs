@@ -19,7 +19,7 @@ use super::render::{self, Answer};
 use super::shapes::{Done, Time};
 use crate::accounts::Accounts;
 use crate::accounts::keys::{KeyUpdate, KeyView, NewKey};
-use crate::accounts::passwords::Password;
+use crate::accounts::own::Proof;
 use crate::actors::audit::{Action, Record};
 use crate::clock::UnixMillis;
 use crate::domain::addresses::parse_network;
@@ -260,8 +260,9 @@ async fn rotate(State(accounts): Api, call: Call) -> Answer {
 
 #[derive(ToSchema)]
 struct RevealRequest {
-    #[schema(value_type = String, format = Password)]
-    password: Password,
+    /// Of accounts that have one.
+    #[schema(value_type = Option<String>, format = Password)]
+    password: Proof,
 }
 
 /// Shows a key's text once more.
@@ -282,7 +283,7 @@ async fn reveal_default(State(accounts): Api, call: Call) -> Answer {
 async fn revealed(accounts: Arc<Accounts>, call: Call, id: Option<CredentialId>) -> Answer {
     let user = accounts.user_of_session(call.token()?)?;
     let mut fields = call.fields()?;
-    let RevealRequest { password } = RevealRequest { password: fields.password("password")? };
+    let RevealRequest { password } = RevealRequest { password: fields.proof("password", &call)? };
     fields.done()?;
     let (record, address) = (own_act(&call, Action::KeyRevealed, &user), call.address);
     let act = move |accounts: Arc<Accounts>| async move {

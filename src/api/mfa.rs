@@ -18,7 +18,7 @@ use super::render::{self, Answer};
 use super::shapes::Done;
 use crate::accounts::Accounts;
 use crate::accounts::mfa::{FactorSetup, FactorStatus};
-use crate::accounts::passwords::Password;
+use crate::accounts::own::Proof;
 use crate::accounts::secrets::Minted;
 use crate::accounts::staff::StaffIdentity;
 use crate::actors::audit::{Action, Record};
@@ -107,14 +107,15 @@ impl Codes {
 
 #[derive(ToSchema)]
 struct PasswordOnly {
-    #[schema(value_type = String, format = Password)]
-    password: Password,
+    /// Of accounts that have one.
+    #[schema(value_type = Option<String>, format = Password)]
+    password: Proof,
 }
 
 impl PasswordOnly {
     fn read(call: &Call) -> Result<Self, Reject> {
         let mut fields = call.fields()?;
-        let request = Self { password: fields.password("password")? };
+        let request = Self { password: fields.proof("password", call)? };
         fields.done()?;
         Ok(request)
     }
@@ -137,8 +138,9 @@ impl CodeOnly {
 
 #[derive(ToSchema)]
 struct PasswordAndCode {
-    #[schema(value_type = String, format = Password)]
-    password: Password,
+    /// Of accounts that have one.
+    #[schema(value_type = Option<String>, format = Password)]
+    password: Proof,
     /// Of the second factor, or a recovery code.
     #[schema(example = "123456")]
     code: String,
@@ -147,7 +149,7 @@ struct PasswordAndCode {
 impl PasswordAndCode {
     fn read(call: &Call) -> Result<Self, Reject> {
         let mut fields = call.fields()?;
-        let request = Self { password: fields.password("password")?, code: fields.text("code") };
+        let request = Self { password: fields.proof("password", call)?, code: fields.text("code") };
         fields.done()?;
         Ok(request)
     }

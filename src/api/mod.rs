@@ -16,6 +16,7 @@ mod jwks;
 mod keys;
 mod links;
 mod mfa;
+mod oauth;
 pub mod operations;
 mod own;
 pub mod public;

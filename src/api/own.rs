@@ -15,6 +15,7 @@ use super::public::{Api, own_act};
 use super::render::{self, Answer};
 use super::shapes::{Done, Time};
 use crate::accounts::Accounts;
+use crate::accounts::own::Proof;
 use crate::accounts::own::SessionListed;
 use crate::accounts::passwords::Password;
 use crate::actors::audit::Action;
@@ -115,8 +116,9 @@ async fn revoke_session(State(accounts): Api, call: Call) -> Answer {
 
 #[derive(ToSchema)]
 struct PasswordRequest {
-    #[schema(value_type = String, format = Password)]
-    current_password: Password,
+    /// Of accounts that have one.
+    #[schema(value_type = Option<String>, format = Password)]
+    current_password: Proof,
     /// At least 8 characters with a number, an uppercase and a lowercase letter.
     #[schema(value_type = String, format = Password)]
     new_password: Password,
@@ -126,7 +128,7 @@ impl PasswordRequest {
     fn read(call: &Call) -> Result<Self, Reject> {
         let mut fields = call.fields()?;
         let request = Self {
-            current_password: fields.password("current_password")?,
+            current_password: fields.proof("current_password", call)?,
             new_password: fields.password("new_password")?,
         };
         fields.done()?;
@@ -144,7 +146,7 @@ async fn change_password(State(accounts): Api, call: Call) -> Answer {
     let warnings = accounts.password_warnings(&new_password, "new_password", &[&user.username, &user.email]);
     let (record, address) = (own_act(&call, Action::PasswordChanged, &user), call.address);
     let act = move |accounts: Arc<Accounts>| async move {
-        accounts.change_password(user.id, &token, current_password, new_password, address).await
+        accounts.change_password(user.id, current_password, new_password, address).await
     };
     accounts.audited(record, act, |_, record| record).await?;
     render::ok(Done::new("Password changed; other sessions have ended").warning(warnings))
@@ -154,8 +156,9 @@ async fn change_password(State(accounts): Api, call: Call) -> Answer {
 struct EmailRequest {
     #[schema(example = "john@example.org")]
     new_email: String,
-    #[schema(value_type = String, format = Password)]
-    password: Password,
+    /// Of accounts that have one.
+    #[schema(value_type = Option<String>, format = Password)]
+    password: Proof,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -177,7 +180,7 @@ async fn change_email(State(accounts): Api, call: Call) -> Answer {
     let user = accounts.user_of_session(call.token()?)?;
     let mut fields = call.fields()?;
     let EmailRequest { new_email, password } =
-        EmailRequest { new_email: fields.text("new_email"), password: fields.password("password")? };
+        EmailRequest { new_email: fields.text("new_email"), password: fields.proof("password", &call)? };
     fields.done()?;
     let pending = accounts.confirms_addresses();
     let action = if pending { Action::LinkRequested } else { Action::EmailChanged };
@@ -199,8 +202,9 @@ async fn change_email(State(accounts): Api, call: Call) -> Answer {
 
 #[derive(ToSchema)]
 struct DeleteRequest {
-    #[schema(value_type = String, format = Password)]
-    password: Password,
+    /// Of accounts that have one.
+    #[schema(value_type = Option<String>, format = Password)]
+    password: Proof,
 }
 
 /// Deletes the caller's account: sessions and keys are dead at once, and name and email are free.
@@ -209,7 +213,7 @@ struct DeleteRequest {
 async fn delete_account(State(accounts): Api, call: Call) -> Answer {
     let user = accounts.user_of_session(call.token()?)?;
     let mut fields = call.fields()?;
-    let DeleteRequest { password } = DeleteRequest { password: fields.password("password")? };
+    let DeleteRequest { password } = DeleteRequest { password: fields.proof("password", &call)? };
     fields.done()?;
     let (record, address) = (own_act(&call, Action::UserDeleted, &user), call.address);
     let act = move |accounts: Arc<Accounts>| async move { accounts.delete_own(user.id, password, address).await };

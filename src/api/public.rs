@@ -16,7 +16,7 @@ use super::document::{self, Document};
 use super::extract::{Call, Fields};
 use super::render::{self, Answer};
 use super::shapes::{self, Done, MeterShape, QuotaShape, Time, Tokens, UserBrief, UserDetails};
-use super::{checks, device, jwks, keys, links, mfa, own};
+use super::{checks, device, jwks, keys, links, mfa, oauth, own};
 use crate::accounts::Accounts;
 use crate::accounts::audit::changes;
 use crate::accounts::keys::DEFAULT_KEY;
@@ -47,6 +47,7 @@ fn paths() -> OpenApiRouter<Arc<Accounts>> {
         .merge(mfa::paths())
         .merge(checks::paths())
         .merge(links::paths())
+        .merge(oauth::paths())
         .merge(jwks::paths())
 }
 

@@ -25,6 +25,7 @@ impl Config {
             prices,
             accounts,
             mail,
+            oauth,
             ledger,
             journal,
             audit,
@@ -50,6 +51,7 @@ impl Config {
             ("routes", format!("{routes:?}") != format!("{:?}", other.routes)),
             ("verify_key", format!("{verify_key_cost:?}") != format!("{:?}", other.verify_key_cost)),
             ("forward", format!("{forward:?}") != format!("{:?}", other.forward)),
+            ("oauth", *oauth != other.oauth),
             ("upstreams", whole(upstreams) != whole(&other.upstreams)),
         ];
         keys.extend(lists.into_iter().filter(|(_, changed)| *changed).map(|(key, _)| key.to_owned()));

@@ -5,7 +5,9 @@
 mod diff;
 mod env;
 pub use env::foreign_names;
+pub use oauth::OauthProvider;
 mod journal;
+mod oauth;
 pub mod raw;
 mod sessions;
 
@@ -16,8 +18,8 @@ use std::time::Duration;
 
 pub use raw::{
     Access, Accounts, Audit, Backend, Compression, Durability, Journal, KeyMode, Ledger, Limits, Listen, LogFormat,
-    Mail, MailTls, MailTransport, MfaRequired, MissingUsage, OutgrownHold, Overflow, RawConfig, RecoverOpenHolds,
-    Redact, RedactField, SecretSource, Store, Telemetry, TextPattern, UnknownModel,
+    Mail, MailTls, MailTransport, MfaRequired, MissingUsage, OauthKind, OutgrownHold, Overflow, RawConfig,
+    RecoverOpenHolds, Redact, RedactField, SecretSource, Store, Telemetry, TextPattern, UnknownModel,
 };
 
 pub use sessions::{CommonPasswords, Passwords, TokenAlgorithm, TokenForm, Tokens};
@@ -44,6 +46,7 @@ pub struct Config {
     pub prices: PriceList,
     pub accounts: Accounts,
     pub mail: Mail,
+    pub oauth: BTreeMap<String, OauthProvider>,
     pub ledger: Ledger,
     pub journal: Journal,
     pub audit: Audit,
@@ -275,6 +278,7 @@ impl Config {
             prices: check_prices(raw.prices)?,
             accounts: raw.accounts,
             mail: raw.mail,
+            oauth: oauth::check(raw.oauth)?,
             ledger: raw.ledger,
             journal: raw.journal,
             audit: raw.audit,
@@ -380,6 +384,7 @@ impl Config {
         if !(1..=24 * 60).contains(&accounts.reset_minutes) {
             return Err(format!("accounts.reset_minutes: {} is not between 1 and 1440", accounts.reset_minutes));
         }
+        oauth::check_around(&self.oauth, self.public_base_url.as_deref(), &accounts.redirects)?;
         if mail.transport == MailTransport::None {
             return match accounts.strict {
                 true => {

@@ -118,6 +118,7 @@ pub struct RawConfig {
     pub prices: RawPrices,
     pub accounts: Accounts,
     pub mail: Mail,
+    pub oauth: BTreeMap<String, RawOauth>,
     pub ledger: Ledger,
     pub journal: Journal,
     pub audit: Audit,
@@ -141,6 +142,7 @@ impl Default for RawConfig {
             prices: RawPrices::default(),
             accounts: Accounts::default(),
             mail: Mail::default(),
+            oauth: BTreeMap::new(),
             ledger: Ledger::default(),
             journal: Journal::default(),
             audit: Audit::default(),
@@ -566,6 +568,8 @@ pub struct Accounts {
     pub strict: bool,
     /// Questions of one address whether a name is free.
     pub availability_per_minute: u32,
+    /// Where a browser may be sent after a login at a provider, each exact or ending in `/*`.
+    pub redirects: Vec<String>,
     /// A session of the staff that is not used for so long is over.
     pub staff_idle_minutes: u64,
     /// Sessions that a member of the staff may have; a further login ends the oldest.
@@ -650,6 +654,47 @@ impl Default for Mail {
             per_address_per_hour: 20,
         }
     }
+}
+
+/// How an identity provider speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OauthKind {
+    /// OpenID Connect, by discovery.
+    #[default]
+    Oidc,
+    /// GitHub's own way.
+    Github,
+}
+
+/// An identity provider; `google` and `github` need no more than id and secret.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawOauth {
+    #[serde(default)]
+    pub kind: Option<OauthKind>,
+    /// Of OpenID Connect: the address below which `/.well-known/openid-configuration` is.
+    #[serde(default)]
+    pub issuer: Option<String>,
+    pub client_id: String,
+    pub client_secret: SecretSource,
+    #[serde(default)]
+    pub scopes: Option<Vec<String>>,
+    /// What people call it.
+    #[serde(default)]
+    pub label: Option<String>,
+    /// Whether somebody without an account gets one.
+    #[serde(default = "defaults::yes")]
+    pub allow_registration: bool,
+    /// It runs in the operator's own network, perhaps without TLS.
+    #[serde(default)]
+    pub private_network: bool,
+    #[serde(default)]
+    pub authorize_url: Option<String>,
+    #[serde(default)]
+    pub token_url: Option<String>,
+    #[serde(default)]
+    pub api_url: Option<String>,
 }
 
 /// Who must have a second factor.
@@ -741,6 +786,7 @@ impl Default for Accounts {
             reset_minutes: 60,
             strict: false,
             availability_per_minute: 20,
+            redirects: Vec::new(),
             staff_idle_minutes: 60,
             staff_sessions: 10,
             known_device_days: 90,

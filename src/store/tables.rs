@@ -16,6 +16,8 @@
 //! | `us/` user id, session id | MAC of the session token |
 //! | `ss/` staff id, session id | MAC of the session token |
 //! | `mf/` `u` or `s`, id | the second factor of a user or a member of the staff |
+//! | `oi/` MAC of provider and subject | a login at an identity provider |
+//! | `uo/` user id, provider | its MAC |
 //! | `ot/` user id, kind | a one-time token that was mailed |
 //! | `ob/` due time, id | a sealed letter that waits to be sent |
 //! | `bk/` user id, count | a sealed piece of a deleted user's data |
@@ -151,6 +153,18 @@ pub fn parse_purge(key: &[u8]) -> Option<UserId> {
 /// The MAC in a key that [`session`] made.
 pub fn parse_session(key: &[u8]) -> Option<SecretMac> {
     Some(SecretMac(key.strip_prefix(SESSIONS)?.try_into().ok()?))
+}
+
+pub fn identity(mac: &SecretMac) -> Vec<u8> {
+    key(b"oi/", &mac.0)
+}
+
+pub fn identities_of_user(user: UserId) -> Vec<u8> {
+    key(b"uo/", &user.0.to_be_bytes())
+}
+
+pub fn identity_of_user(user: UserId, provider: &str) -> Vec<u8> {
+    [identities_of_user(user), provider.as_bytes().to_vec()].concat()
 }
 
 pub fn one_time(user: UserId, kind: u8) -> Vec<u8> {

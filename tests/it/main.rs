@@ -16,6 +16,7 @@ mod journal;
 mod layers;
 mod lifecycle;
 mod mail;
+mod oauth;
 mod openai_client;
 mod openapi;
 mod passing_time;

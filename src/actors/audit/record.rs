@@ -118,6 +118,8 @@ acts! {
     SessionsRevoked = "sessions.revoked", Warning;
     /// A refresh token was used twice: one of the two who have it is a thief, and its session has ended.
     SessionReplayed = "session.replayed", Critical;
+    LoginLinked = "login.linked", Warning;
+    LoginUnlinked = "login.unlinked", Warning;
     MfaSetUp = "mfa.set_up", Info;
     MfaEnabled = "mfa.enabled", Warning;
     MfaDisabled = "mfa.disabled", Warning;

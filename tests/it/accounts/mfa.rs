@@ -17,7 +17,7 @@ fn start(more: &str) -> TestApp {
     TestApp::with(Options { manual_clock: Some(NOON), toml, ..Options::default() })
 }
 
-fn code(secret: &str, steps_on: u64) -> String {
+pub fn code(secret: &str, steps_on: u64) -> String {
     let totp = Builder::new()
         .with_algorithm(Algorithm::SHA1)
         .with_digits(6)
@@ -42,11 +42,19 @@ fn token(session: &Value) -> &str {
     session["session"]["session_token"].as_str().unwrap()
 }
 
-/// Gives the owner of a session a second factor; the clock must stand at noon.
-pub fn switch_on(app: &TestApp, session: &str) {
+/// Gives the owner of a session a second factor, and answers its secret; the clock must stand at noon.
+pub fn switch_on(app: &TestApp, session: &str) -> String {
+    switch_on_with(app, session, json!({"password": PASSWORD}))
+}
+
+/// As [`switch_on`], with another proof than the usual password.
+pub fn switch_on_with(app: &TestApp, session: &str, proof: Value) -> String {
     let call = |path: &str, body: Value| app.call("POST", &format!("/v1/users/mfa/{path}"), session, Some(&body));
-    let secret = call("setup", json!({"password": PASSWORD})).json()["secret"].as_str().unwrap().to_owned();
+    let made = call("setup", proof);
+    assert_eq!(made.status, 200, "{}", made.text());
+    let secret = made.json()["secret"].as_str().unwrap().to_owned();
     assert_eq!(call("enable", json!({"code": code(&secret, 0)})).status, 200);
+    secret
 }
 
 /// A user with a second factor: his session, its secret and the recovery codes.

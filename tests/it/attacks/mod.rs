@@ -5,6 +5,7 @@ mod common;
 mod deletion;
 mod jwt;
 mod links;
+mod oauth;
 mod passwords;
 mod sessions;
 mod table;

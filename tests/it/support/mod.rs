@@ -1,6 +1,7 @@
 //! What the tests stand on: a gateway in this process, a simulated upstream behind it, and clients that speak over sockets.
 
 pub mod http;
+pub mod idp;
 pub mod smtp;
 pub mod stores;
 
