@@ -90,7 +90,7 @@ fn a_login_is_linked_and_removed_but_never_the_last_way_in() {
     let body = json!({"email": user.email, "password": PASSWORD});
     let session = token(&http::call(app.public, "POST", "/v1/users/login", &[], Some(&body)));
     let begin = |token: &str, body: Value| app.call("POST", "/v1/users/oauth/link/company", token, Some(&body));
-    assert_eq!(begin(&session, json!({})).error_code(), "WRONG_PASSWORD", "a token alone links nothing");
+    assert_eq!(begin(&session, json!({})).status, 400, "a token alone links nothing");
     let begun = begin(&session, json!({"password": PASSWORD}));
     assert_eq!(begun.status, 200, "{}", begun.text());
     let (sent, cookie) = (Sent::parse(begun.json()["url"].as_str().unwrap()), cookie_of(&begun));

@@ -251,7 +251,7 @@ fn token(
 }
 
 fn id_token(addr: SocketAddr, fault: Fault, code: &Code, now: Option<u64>) -> String {
-    let real = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let real = tollgate::clock::Clock::system().now().0 / 1000;
     let now = now.unwrap_or(real);
     let claims = json!({
         "iss": if fault == Fault::WrongIssuer { "http://evil.example".to_owned() } else { format!("http://{addr}") },
