@@ -1,12 +1,15 @@
 //! Sessions of users: login, refresh, logout.
 //!
 //! Owns the rows of sessions and the count of wrong passwords that locks an account. Tokens are stored as MACs, signed or
-//! not ([`super::jwt`]); the row is the truth, so that a logout works at once. A refresh token is good for one use; shown again, it ends its
-//! session, because one of the two who have it is a thief. Never opens the side port; staff has [`super::staff`].
+//! not ([`super::jwt`]); the row is the truth, so that a logout works at once. A refresh token is good for one use; shown
+//! again, it ends its session, because one of the two who have it is a thief. Never opens the side port; staff has
+//! [`super::staff`].
 
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+use tokio::sync::MutexGuard;
 
 use super::devices::DeviceView;
 use super::jwt::{Lineage, TokenUse};
@@ -58,11 +61,13 @@ pub struct SessionView {
 
 /// A password that was right.
 #[derive(Debug)]
-pub(super) struct Proven {
+pub(super) struct Proven<'a> {
     /// The hash it matched.
     pub(super) hash: Option<String>,
-    /// What is to take the place of an older system's hash.
+    /// What is to take the place of a hash of another kind.
     pub(super) upgraded: Option<String>,
+    /// Kept while a hash is replaced: a login beside this one would find another hash than the one it has verified.
+    pub(super) _turn: Option<MutexGuard<'a, ()>>,
 }
 
 impl Accounts {
@@ -82,7 +87,7 @@ impl Accounts {
             }
             _ => self.login_subject("user", &identifier, id.map(|id| id.0)),
         };
-        let Proven { hash: verified, upgraded } =
+        let Proven { hash: verified, upgraded, _turn } =
             self.check_password_as(subject, "user", id.map(|id| id.0), address, password, hash).await?;
         let Some(id) = id else { return Err(Reject::Unauthenticated) };
         self.second_factor(Principal::User(id), code.as_deref(), address).await?;
@@ -142,7 +147,7 @@ impl Accounts {
         address: IpAddr,
         password: Password,
         hash: impl FnOnce() -> Result<Option<String>, Reject> + Send,
-    ) -> Result<Proven, Reject> {
+    ) -> Result<Proven<'_>, Reject> {
         let subject = self.login_subject(space, identifier, known);
         self.check_password_as(subject, space, known, address, password, hash).await
     }
@@ -164,11 +169,12 @@ impl Accounts {
         address: IpAddr,
         password: Password,
         hash: impl FnOnce() -> Result<Option<String>, Reject> + Send,
-    ) -> Result<Proven, Reject> {
+    ) -> Result<Proven<'_>, Reject> {
         self.refuse_locked(&subject)?;
         let place = self.passwords.enter()?;
-        let turn = usize::from(subject.0[0]) % LOGIN_TURNS;
-        let _turn = self.login_turns[turn].lock().await;
+        // One turn for an account, whatever its wrong passwords are counted under.
+        let of_account = known.map_or(subject, |id| self.pepper.mac_in(space, &id.to_be_bytes()));
+        let turn = self.login_turns[usize::from(of_account.0[0]) % LOGIN_TURNS].lock().await;
         // Guesses that waited here have been overtaken by those before them.
         self.refuse_locked(&subject)?;
         let hash = hash()?;
@@ -177,7 +183,8 @@ impl Accounts {
         if verdict.matches {
             self.lockouts.succeeded(&subject);
             // The address's failures stay: who has one account of his own must not buy guesses at others with it.
-            return Ok(Proven { hash, upgraded: verdict.upgraded });
+            let turn = verdict.upgraded.is_some().then_some(turn);
+            return Ok(Proven { hash, upgraded: verdict.upgraded, _turn: turn });
         }
         let now = self.clock.monotonic();
         if self.lockouts.failed(subject, now) {

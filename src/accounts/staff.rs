@@ -171,7 +171,7 @@ impl Accounts {
             None => Ok(None),
         };
         let hash = || Ok(read()?.filter(|row| row.value.active).map(|row| row.value.password_hash));
-        let Proven { hash: verified, upgraded } =
+        let Proven { hash: verified, upgraded, _turn } =
             self.check_password("staff", username, id.map(|id| id.0), address, password, hash).await?;
         let whose = Principal::Staff(id.ok_or(Reject::Unauthenticated)?);
         self.second_factor(whose, code, address).await?;

@@ -32,6 +32,23 @@ fn a_hundred_guesses_at_once_cost_five_hashes_and_right_ones_all_pass() {
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
 }
 
+/// The first of them replaces the hash; the others must not take that for a changed password.
+#[test]
+fn right_passwords_at_once_all_pass_while_an_old_hash_is_replaced() {
+    let (app, store) = on_store(FREE);
+    let alice = app.register("alice");
+    for hash in [bcrypt::hash(PASSWORD, 4).unwrap(), format!("sha256$salt${}", hex(&format!("salt{PASSWORD}")))] {
+        give_hash(&store, alice.id, Some(&hash));
+        let statuses = at_once(20, |_| try_login(&app, &alice.email, PASSWORD).status);
+        assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+    }
+}
+
+/// SHA-256 in hex.
+fn hex(text: &str) -> String {
+    Sha256::digest(text).iter().map(|b| format!("{b:02x}")).collect()
+}
+
 /// Attack 5, the half of login and register: what is told, and what is computed.
 #[test]
 fn nothing_tells_a_name_that_exists_from_one_that_does_not() {
@@ -206,7 +223,7 @@ fn a_hash_from_elsewhere_becomes_ours_and_counts_every_byte() {
     assert_eq!(long.len(), 72);
     let (with_b, with_c) = (format!("{long}b"), format!("{long}c"));
     give_hash(&store, users[0].id, Some(&bcrypt::hash(&long, 4).unwrap()));
-    let digest: String = Sha256::digest(format!("salt{PASSWORD}")).iter().map(|b| format!("{b:02x}")).collect();
+    let digest = hex(&format!("salt{PASSWORD}"));
     give_hash(&store, users[1].id, Some(&format!("sha256$salt${digest}")));
     login(&app, &users[1].email, PASSWORD);
     assert!(user_row(&store, users[1].id).password_hash.unwrap().starts_with("$argon2id$"));
