@@ -25,6 +25,7 @@ use crate::accounts::jwt::TokenMint;
 use crate::accounts::passwords::Password;
 use crate::accounts::seal::Sealer;
 use crate::accounts::secrets::{MIN_PEPPER_BYTES, Pepper};
+use crate::accounts::usage;
 use crate::accounts::{Accounts, AccountsParts, Settings, credits};
 use crate::actors::audit::{Action, Actor, Audit, AuditConfig, ChainKey, Outcome, Record, Target, audit_dir};
 use crate::actors::scheduler::{Scheduler, TaskState, When};
@@ -930,7 +931,7 @@ fn timed_work(core: &Core) -> Scheduler {
     let told = |reject: Reject| format!("{reject:?}");
     let with = |core: &Core| core.accounts.clone();
     let (rules, tokens, deleted, sessions) = (with(core), with(core), with(core), with(core));
-    let users = core.users.clone();
+    let (usage, users) = (with(core), core.users.clone());
     Scheduler::new(core.clock.clone())
         .with("address_rules", When::Every(SWEEP), move || {
             let accounts = rules.clone();
@@ -953,6 +954,10 @@ fn timed_work(core: &Core) -> Scheduler {
         .with("deleted_users", When::Every(HOUR), move || {
             let accounts = deleted.clone();
             async move { accounts.purge_deleted().await.map(|n| counted("deleted users' data removed", n)).map_err(told) }
+        })
+        .with("daily_usage", When::Daily { hour: 0 }, move || {
+            let accounts = usage.clone();
+            async move { accounts.close_day().await.map(|day| day.as_ref().map(usage::told).unwrap_or_default()).map_err(told) }
         })
         .with("sessions", When::Every(6 * HOUR), move || {
             let accounts = sessions.clone();

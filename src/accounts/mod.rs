@@ -29,6 +29,7 @@ pub mod staff;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod tokens;
+pub mod usage;
 pub mod users;
 pub mod verification;
 

@@ -501,8 +501,10 @@ impl Accounts {
         };
         if let Some(plan) = new_plan {
             for meter in &plan.meters {
-                let present = before.meter(&meter.name).map_or(Micro::ZERO, |m| m.balance);
-                let raised = (present < meter.grant).then_some(meter.grant);
+                let present = before.meter(&meter.name).copied().unwrap_or_default();
+                // What had no limit has one from now on.
+                let was_unlimited = present.reset.is_unlimited() && !meter.reset.is_unlimited();
+                let raised = (present.balance < meter.grant || was_unlimited).then_some(meter.grant);
                 set(&meter.name, raised, Some(meter.reset), Some(meter.period))?;
             }
         }

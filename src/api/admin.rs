@@ -2,10 +2,13 @@
 //!
 //! Owns these paths and the role each of them asks for. The operator's token counts as a superadmin's.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
+use serde::Serialize;
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -16,9 +19,9 @@ use super::extract::{Call, Fields};
 use super::health::{self, Readiness};
 use super::mfa;
 use super::operations;
-use super::public::{NewKey, profile_fields};
+use super::public::{NewKey, days, profile_fields};
 use super::render::{self, Answer};
-use super::shapes::{Listed, RuleShape, UserFull};
+use super::shapes::{self, Amount, Listed, RuleShape, UsageDay, UserFull};
 use super::side_shapes::{
     AdminMade, LogParams, NewAddressRule, NewAdmin, OneUser, PageParams, PanelHealth, Reason, RuleDone, StaffLoggedIn,
     StaffLogin, StatisticsShape, TrailHead, TrailParams, UserCounts, UserGone, UserUpdate, WhitelistEntry,
@@ -64,6 +67,8 @@ fn paths() -> OpenApiRouter<SideState> {
         .routes(routes!(list_users))
         .routes(routes!(get_user, put_user, delete_user))
         .routes(routes!(restore_user))
+        .routes(routes!(user_usage))
+        .routes(routes!(daily_usage))
         .routes(routes!(suspend))
         .routes(routes!(activate))
         .routes(routes!(ban))
@@ -286,6 +291,71 @@ async fn restore_user(State(side): Side, call: Call) -> Answer {
     let act = move |accounts: Arc<Accounts>| async move { accounts.restore_user(id).await };
     let user = side.accounts.audited(record, act, on_user).await?;
     changed(&side, "User restored; a new API key has to be made", user)
+}
+
+#[derive(Serialize, ToSchema)]
+struct UserUsage {
+    #[schema(example = true)]
+    success: bool,
+    user_id: u64,
+    today: BTreeMap<String, Amount>,
+    month: BTreeMap<String, Amount>,
+    total: BTreeMap<String, Amount>,
+    /// Newest first.
+    days: Vec<UsageDay>,
+}
+
+/// What a user has spent.
+#[utoipa::path(get, path = "/v1/admin-panel/users/{id}/usage", tag = "users", security(("staff" = ["admin"])),
+    params(("days" = Option<u32>, Query, description = "1 to 366, today included; 30 if left out")),
+    responses((status = 200, body = UserUsage)))]
+async fn user_usage(State(side): Side, call: Call) -> Answer {
+    admin(&side, &call)?;
+    let id = user_in_path(&side, &call)?;
+    let used = side.accounts.used(id)?;
+    let days = side.accounts.usage_history(id, days(&call)?)?;
+    render::ok(UserUsage {
+        success: true,
+        user_id: id.0,
+        today: shapes::amounts(&used.today),
+        month: shapes::amounts(&used.month),
+        total: shapes::amounts(&used.total),
+        days: days.iter().map(UsageDay::from).collect(),
+    })
+}
+
+#[derive(Serialize, ToSchema)]
+struct DayReport {
+    #[schema(example = "2026-01-15")]
+    date: String,
+    users: u64,
+    /// Users who spent something.
+    active_users: u64,
+    used: BTreeMap<String, Amount>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct DailyUsage {
+    #[schema(example = true)]
+    success: bool,
+    /// Whole days, newest first.
+    days: Vec<DayReport>,
+}
+
+/// What all users together spent by the day.
+#[utoipa::path(get, path = "/v1/admin-panel/usage", tag = "statistics", security(("staff" = ["admin"])),
+    params(("days" = Option<u32>, Query, description = "1 to 366; 30 if left out")),
+    responses((status = 200, body = DailyUsage)))]
+async fn daily_usage(State(side): Side, call: Call) -> Answer {
+    admin(&side, &call)?;
+    let report = |(day, totals): (crate::accounts::usage::Day, crate::accounts::usage::DayTotals)| DayReport {
+        date: day.date(),
+        users: totals.users,
+        active_users: totals.active_users,
+        used: shapes::amounts(&totals.used),
+    };
+    let days = side.accounts.daily_totals(days(&call)?)?.into_iter().map(report).collect();
+    render::ok(DailyUsage { success: true, days })
 }
 
 fn reason(call: &Call) -> Result<Option<String>, Reject> {

@@ -15,7 +15,7 @@ use utoipa_axum::routes;
 use super::document::{self, Document};
 use super::extract::{Call, Fields};
 use super::render::{self, Answer};
-use super::shapes::{self, Done, MeterShape, QuotaShape, Time, Tokens, UserBrief, UserDetails};
+use super::shapes::{self, Amount, Done, MeterShape, QuotaShape, Time, Tokens, UsageDay, UserBrief, UserDetails};
 use super::{checks, device, jwks, keys, links, mfa, oauth, own};
 use crate::accounts::Accounts;
 use crate::accounts::audit::changes;
@@ -41,6 +41,7 @@ fn paths() -> OpenApiRouter<Arc<Accounts>> {
         .routes(routes!(api_key))
         .routes(routes!(regenerate_key))
         .routes(routes!(usage))
+        .routes(routes!(usage_history))
         .routes(routes!(quota))
         .merge(own::paths())
         .merge(keys::paths())
@@ -439,8 +440,16 @@ struct OwnUsage {
     #[schema(example = true)]
     success: bool,
     subscription_plan: String,
+    /// The plan's.
+    storage_mb: Option<u64>,
+    /// The plan's, as people read it.
+    price: Option<String>,
     /// By the meter's name.
     meters: BTreeMap<String, MeterShape>,
+    /// Spent since midnight UTC, by the meter's name.
+    today: BTreeMap<String, Amount>,
+    /// Spent this month (UTC).
+    month: BTreeMap<String, Amount>,
 }
 
 /// What the caller has used.
@@ -449,7 +458,42 @@ struct OwnUsage {
 async fn usage(State(accounts): Api, call: Call) -> Answer {
     let user = accounts.user_of_session(call.token()?)?;
     let meters = shapes::meters(&accounts.meters(user.id)?);
-    render::ok(OwnUsage { success: true, subscription_plan: user.plan.to_string(), meters })
+    let used = accounts.used(user.id)?;
+    let settings = accounts.settings();
+    let plan = settings.plans.iter().find(|plan| plan.name == user.plan);
+    render::ok(OwnUsage {
+        success: true,
+        subscription_plan: user.plan.to_string(),
+        storage_mb: plan.and_then(|plan| plan.storage_mb),
+        price: plan.and_then(|plan| plan.price.clone()),
+        meters,
+        today: shapes::amounts(&used.today),
+        month: shapes::amounts(&used.month),
+    })
+}
+
+#[derive(Serialize, ToSchema)]
+struct OwnHistory {
+    #[schema(example = true)]
+    success: bool,
+    /// Newest first; days without anything are left out.
+    days: Vec<UsageDay>,
+}
+
+/// What the caller has spent by the day.
+#[utoipa::path(get, path = "/v1/users/usage/history", tag = "usage", security(("session" = [])),
+    params(("days" = Option<u32>, Query, description = "1 to 366, today included; 30 if left out")),
+    responses((status = 200, body = OwnHistory)))]
+async fn usage_history(State(accounts): Api, call: Call) -> Answer {
+    let user = accounts.user_of_session(call.token()?)?;
+    let days = accounts.usage_history(user.id, days(&call)?)?;
+    render::ok(OwnHistory { success: true, days: days.iter().map(UsageDay::from).collect() })
+}
+
+/// How many days a question is about.
+pub(super) fn days(call: &Call) -> Result<u32, Reject> {
+    let fits = |text: &str| text.parse().ok().filter(|days| (1..=366).contains(days));
+    Ok(call.query_parsed("days", "must be 1 to 366", fits)?.unwrap_or(30))
 }
 
 #[derive(Serialize, ToSchema)]

@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 
 use crate::accounts::addresses::StoredRule;
 use crate::accounts::sessions::SessionView;
+use crate::accounts::usage::{ByMeter, Day};
 use crate::accounts::users::{self, MeterView};
 use crate::clock::UnixMillis;
 use crate::domain::meters::{Micro, ResetPeriod};
@@ -259,9 +260,16 @@ pub struct MeterShape {
     pub granted: Amount,
     /// What the balance is set to at each reset.
     pub reset: Amount,
+    /// It is never used up; what it shows as left stands for that.
+    pub unlimited: bool,
     /// `never`, `daily`, `weekly` or `monthly`.
     pub period: &'static str,
     pub resets_at: Option<Time>,
+}
+
+/// What is told of an amount on a meter that is set to `reset`.
+fn shown(amount: Micro, reset: Micro) -> Micro {
+    if reset.is_unlimited() { Micro::UNLIMITED_SHOWN } else { amount }
 }
 
 /// Meters by their names.
@@ -269,11 +277,12 @@ pub fn meters(views: &[MeterView]) -> BTreeMap<String, MeterShape> {
     let shape = |view: &MeterView| {
         let meter = &view.meter;
         let shape = MeterShape {
-            balance: Amount(meter.balance),
+            balance: Amount(shown(meter.balance, meter.reset)),
             held: Amount(meter.held),
             spent: Amount(meter.spent),
             granted: Amount(meter.granted),
-            reset: Amount(meter.reset),
+            reset: Amount(shown(meter.reset, meter.reset)),
+            unlimited: meter.reset.is_unlimited(),
             period: period(meter.period),
             resets_at: view.resets_at.map(Time::from),
         };
@@ -285,6 +294,8 @@ pub fn meters(views: &[MeterView]) -> BTreeMap<String, MeterShape> {
 /// What may still be used, and of how much.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct QuotaShape {
+    /// It is never used up: `limit` and `remaining` are 2147483647 then.
+    pub unlimited: bool,
     pub limit: Amount,
     pub used: Amount,
     pub remaining: Amount,
@@ -293,14 +304,36 @@ pub struct QuotaShape {
     pub resets_at: Option<Time>,
 }
 
+/// Amounts by their meters' names.
+pub fn amounts(by_meter: &ByMeter) -> BTreeMap<String, Amount> {
+    by_meter.iter().map(|(name, amount)| (name.clone(), Amount(*amount))).collect()
+}
+
+/// What was spent on a day.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct UsageDay {
+    /// UTC.
+    #[schema(example = "2026-01-15")]
+    pub date: String,
+    /// By the meter's name.
+    pub used: BTreeMap<String, Amount>,
+}
+
+impl From<&(Day, ByMeter)> for UsageDay {
+    fn from((day, used): &(Day, ByMeter)) -> Self {
+        Self { date: day.date(), used: amounts(used) }
+    }
+}
+
 /// Quotas by their meters' names.
 pub fn quotas(views: &[MeterView]) -> BTreeMap<String, QuotaShape> {
     let shape = |view: &MeterView| {
         let (left, reset) = (view.meter.balance, view.meter.reset);
         let shape = QuotaShape {
-            limit: Amount(reset),
+            unlimited: reset.is_unlimited(),
+            limit: Amount(shown(reset, reset)),
             used: Amount(Micro((reset.0.saturating_sub(left.0)).max(0))),
-            remaining: Amount(left),
+            remaining: Amount(shown(left, reset)),
             period: period(view.meter.period),
             resets_at: view.resets_at.map(Time::from),
         };

@@ -33,6 +33,9 @@ const FOREIGN: &[(&str, &str, Convert)] = &[
     ("QUOTA_FREE_IMAGES", "plans.free.meters.images", Convert::Meter("")),
     ("QUOTA_FREE_VIDEOS", "plans.free.meters.videos", Convert::Meter("")),
     ("QUOTA_FREE_MESSAGES", "plans.free.meters.messages", Convert::Meter("")),
+    ("QUOTA_PRO_IMAGES", "plans.professional.meters.images", Convert::Meter("")),
+    ("QUOTA_PRO_VIDEOS", "plans.professional.meters.videos", Convert::Meter("")),
+    ("QUOTA_PRO_MESSAGES", "plans.professional.meters.messages", Convert::Meter("")),
     ("IP_WHITELIST_ENABLED", "access.whitelist", Convert::Same),
     ("ENABLE_IP_WHITELIST", "access.whitelist", Convert::Same),
     ("WHITELISTED_IPS", "access.allow", Convert::AddressList),
@@ -77,10 +80,15 @@ pub(super) fn apply(table: &mut Table, variables: impl Iterator<Item = (String, 
     let any = !ours.is_empty() || !foreign.is_empty();
     ours.sort_by(|a, b| a.0.cmp(&b.0));
     let touches_plans = foreign.iter().chain(&ours).any(|(_, path, _)| path.first().is_some_and(|p| p == "plans"));
-    if touches_plans && !table.contains_key("plans") {
-        // Otherwise one meter from the environment would replace the whole table of default plans.
-        let plans = Value::try_from(super::raw::default_plans()).map_err(|e| e.to_string())?;
-        table.insert("plans".to_owned(), plans);
+    if touches_plans {
+        // Otherwise one meter from the environment would replace all of a default plan's.
+        let plans = Table::try_from(super::raw::default_plans()).map_err(|e| e.to_string())?;
+        let described = table.entry("plans").or_insert_with(|| Value::Table(Table::new()));
+        for (name, plan) in plans {
+            if let Value::Table(described) = described {
+                described.entry(name).or_insert(plan);
+            }
+        }
     }
     for (name, path, value) in foreign.into_iter().chain(ours) {
         set(table, &path, value).map_err(|why| format!("{name}: {why}"))?;

@@ -679,7 +679,13 @@ fn check_plan(name: &str, raw: raw::RawPlan) -> Result<Plan, String> {
         let parsed = MeterName::parse(meter)
             .ok_or_else(|| format!("{key}: not a meter name: lower-case letters, digits and _, at most 32"))?;
         let amount = |value: f64| Micro::from_decimal(value).ok_or_else(|| format!("{key}: {value} is not an amount"));
-        let grant = amount(amounts.grant)?;
+        let grant = match &amounts.grant {
+            raw::RawGrant::Amount(value) => amount(*value)?,
+            raw::RawGrant::Word(word) if word == "unlimited" => Micro::UNLIMITED,
+            raw::RawGrant::Word(word) => {
+                return Err(format!("{key}.grant: \"{word}\" is neither a number nor \"unlimited\""));
+            }
+        };
         let reset = amounts.reset.map_or(Ok(grant), amount)?;
         meters.push(PlanMeter { name: parsed, grant, reset, period: amounts.period });
     }

@@ -504,11 +504,19 @@ pub struct RawPlan {
     pub price: Option<String>,
 }
 
+/// An amount, or no limit.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(untagged)]
+pub enum RawGrant {
+    Amount(f64),
+    Word(String),
+}
+
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawMeter {
-    /// What a new user gets.
-    pub grant: f64,
+    /// What a new user gets: a number, or `"unlimited"`.
+    pub grant: RawGrant,
     /// What the balance is set to at each reset; the grant when left out.
     #[serde(default)]
     pub reset: Option<f64>,
@@ -517,9 +525,16 @@ pub struct RawMeter {
 }
 
 pub(super) fn default_plans() -> BTreeMap<String, RawPlan> {
-    let meter = |grant: f64, period| RawMeter { grant, reset: None, period };
-    let plan = |credits: f64, storage_mb, price: &str| RawPlan {
+    let meter = |grant: f64, period| RawMeter { grant: RawGrant::Amount(grant), reset: None, period };
+    let quota = |grant: f64| match grant.is_finite() {
+        true => meter(grant, ResetPeriod::Daily),
+        false => RawMeter { grant: RawGrant::Word("unlimited".into()), reset: None, period: ResetPeriod::Daily },
+    };
+    let plan = |credits: f64, storage_mb, price: &str, [images, videos, messages]: [f64; 3]| RawPlan {
         meters: BTreeMap::from([
+            ("images".to_owned(), quota(images)),
+            ("videos".to_owned(), quota(videos)),
+            ("messages".to_owned(), quota(messages)),
             ("conversations".to_owned(), meter(10.0, ResetPeriod::Daily)),
             (
                 "credits".to_owned(),
@@ -530,11 +545,11 @@ pub(super) fn default_plans() -> BTreeMap<String, RawPlan> {
         price: Some(price.to_owned()),
     };
     BTreeMap::from([
-        ("free".to_owned(), plan(5.0, 100, "€0")),
-        ("starter".to_owned(), plan(1_000.0, 1_024, "€19")),
-        ("standard".to_owned(), plan(5_000.0, 5_120, "€49")),
-        ("professional".to_owned(), plan(20_000.0, 20_480, "€99")),
-        ("enterprise".to_owned(), plan(100_000.0, 102_400, "custom")),
+        ("free".to_owned(), plan(5.0, 100, "€0", [20.0, 5.0, 100.0])),
+        ("starter".to_owned(), plan(1_000.0, 1_024, "€19", [50.0, 10.0, 300.0])),
+        ("standard".to_owned(), plan(5_000.0, 5_120, "€49", [100.0, 25.0, 500.0])),
+        ("professional".to_owned(), plan(20_000.0, 20_480, "€99", [200.0, 50.0, 1000.0])),
+        ("enterprise".to_owned(), plan(100_000.0, 102_400, "custom", [f64::INFINITY; 3])),
     ])
 }
 

@@ -20,6 +20,15 @@ pub struct Micro(pub i64);
 impl Micro {
     pub const ZERO: Self = Self(0);
     pub const UNIT: i64 = 1_000_000;
+    /// What a meter without a limit is given: more than can be spent.
+    pub const UNLIMITED: Self = Self(1_000_000_000_000 * Self::UNIT);
+    /// What clients are told is left of it: the most that a signed 32-bit number holds, as the older systems do.
+    pub const UNLIMITED_SHOWN: Self = Self(2_147_483_647 * Self::UNIT);
+
+    /// Whether a meter that is set to this has no limit.
+    pub fn is_unlimited(self) -> bool {
+        self >= Self::UNLIMITED
+    }
 
     pub fn units(units: i64) -> Option<Self> {
         units.checked_mul(Self::UNIT).map(Self)

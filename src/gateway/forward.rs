@@ -674,6 +674,8 @@ pub fn write_call_fields(request: RequestId, rate: Option<Standing>, cost: &Cost
 }
 
 fn write_amount(amount: Micro, out: &mut Vec<u8>) {
+    // Nothing but a meter without a limit comes near this.
+    let amount = if amount.0 > Micro::UNLIMITED.0 / 2 { Micro::UNLIMITED_SHOWN } else { amount };
     if amount.0 % Micro::UNIT == 0 {
         out.extend_from_slice(itoa::Buffer::new().format(amount.0 / Micro::UNIT).as_bytes());
     } else {

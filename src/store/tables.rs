@@ -22,6 +22,8 @@
 //! | `ob/` due time, id | a sealed letter that waits to be sent |
 //! | `bk/` user id, count | a sealed piece of a deleted user's data |
 //! | `dp/` time, user id | when a deleted user's data is to be removed |
+//! | `ud/` user id, day | what a user spent that day |
+//! | `du/` day | what all users spent that day |
 //! | `m/` user id | the user's meters, written by his actor alone |
 //! | `st/` id · `sn/` username, folded | staff · staff id |
 //! | `ip/` id | an address rule made by an admin |
@@ -125,6 +127,35 @@ pub fn factor(whose: Principal) -> Vec<u8> {
         Principal::User(id) => key(b"mf/u", &id.0.to_be_bytes()),
         Principal::Staff(id) => key(b"mf/s", &id.0.to_be_bytes()),
     }
+}
+
+pub const DAY_TOTALS: &[u8] = b"du/";
+
+pub fn usage_of_user(user: UserId) -> Vec<u8> {
+    key(b"ud/", &user.0.to_be_bytes())
+}
+
+pub fn usage_day(user: UserId, day: u32) -> Vec<u8> {
+    [usage_of_user(user).as_slice(), &day.to_be_bytes()].concat()
+}
+
+/// The day in a key that [`usage_day`] made.
+pub fn parse_usage_day(key: &[u8]) -> u32 {
+    key.last_chunk::<4>().map_or(0, |day| u32::from_be_bytes(*day))
+}
+
+pub fn day_totals(day: u32) -> Vec<u8> {
+    key(DAY_TOTALS, &day.to_be_bytes())
+}
+
+/// The day in a key that [`day_totals`] made.
+pub fn parse_day_totals(key: &[u8]) -> u32 {
+    parse_usage_day(key)
+}
+
+/// Whose a key is that [`meters`] made.
+pub fn parse_meters(key: &[u8]) -> Option<UserId> {
+    Some(UserId(u64::from_be_bytes(key.strip_prefix(METERS)?.try_into().ok()?)))
 }
 
 pub fn kept_users(user: UserId) -> Vec<u8> {

@@ -26,3 +26,4 @@ mod server_process;
 mod smoke;
 mod soak;
 mod store;
+mod usage;

@@ -11,7 +11,7 @@ use crate::domain::meters::{MeterName, Micro, ResetHour, ResetPeriod};
 use crate::error::Shortage;
 
 /// Meters most users have; more spill to the heap.
-const USUAL_METERS: usize = 3;
+const USUAL_METERS: usize = 5;
 
 /// Amounts in the order of the meters a command names.
 pub type Amounts = SmallVec<[Micro; USUAL_METERS]>;
@@ -22,9 +22,9 @@ pub struct Meter {
     #[serde(rename = "b")]
     pub balance: Micro,
     /// Set aside for calls in flight.
-    #[serde(rename = "h")]
+    #[serde(rename = "h", default, skip_serializing_if = "is_nothing")]
     pub held: Micro,
-    #[serde(rename = "s")]
+    #[serde(rename = "s", default, skip_serializing_if = "is_nothing")]
     pub spent: Micro,
     /// All that was ever given, less what resets took away.
     #[serde(rename = "g")]
@@ -37,6 +37,10 @@ pub struct Meter {
     /// The Unix second at which the period of the last reset began; it only grows.
     #[serde(rename = "l")]
     pub period_began: i64,
+}
+
+fn is_nothing(amount: &Micro) -> bool {
+    *amount == Micro::ZERO
 }
 
 impl Meter {

@@ -102,6 +102,11 @@ impl Registry {
         Ok(Some(actor))
     }
 
+    /// The user's actor, if he has one now.
+    pub fn live_actor(&self, user: UserId) -> Option<Arc<UserActor>> {
+        self.shard(user).lock().get(&user).cloned()
+    }
+
     fn load(&self, id: UserId) -> Result<Option<Arc<UserActor>>, StoreError> {
         let store = self.around.committer.store();
         let Some(user) = tables::read::<User>(store, &tables::user(id))? else { return Ok(None) };

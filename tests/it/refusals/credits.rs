@@ -53,12 +53,12 @@ fn the_second_of_two_meters_is_short_and_the_first_is_not_touched() {
 #[test]
 fn a_meter_that_the_user_does_not_have() {
     let routes = "routes = [\
-        { path = \"/v1/videos/*\", upstream = \"ai\", cost = { conversations = 1, videos = 1 } },\
+        { path = \"/v1/videos/*\", upstream = \"ai\", cost = { conversations = 1, widgets = 1 } },\
         { path = \"/v1/*\", upstream = \"ai\", cost = { conversations = 1 } }]\n";
     let desk = Desk::open(routes);
     let answer = desk.costs_nothing(|desk| desk.app.call("POST", "/v1/videos/make", &desk.user.key, Some(&json!({}))));
     assert_refused(&answer, &SHORT);
     let limits = answer.json()["limits"].clone();
-    assert_eq!((&limits["meter"], &limits["balance"]), (&json!("videos"), &json!(0)));
+    assert_eq!((&limits["meter"], &limits["balance"]), (&json!("widgets"), &json!(0)));
     assert!(limits["reset"].is_null() && limits["resets_at"].is_null(), "it never comes back by itself: {limits}");
 }
