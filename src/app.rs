@@ -530,6 +530,12 @@ impl App {
             }
         });
         control.spawn(self.core.accounts.clone().run_mailer());
+        let directory = self.core.accounts.clone();
+        control.spawn_blocking(move || {
+            if let Err(error) = directory.fill_directory() {
+                tracing::error!(%error, "the users could not be read; their lists come from the store, slower");
+            }
+        });
         control.spawn(async move {
             let mut ticks = tokio::time::interval(SWEEP);
             // What is only in memory; timed work on what lasts is the scheduler's.
@@ -1008,6 +1014,14 @@ fn add_mail_probe(core: &Core) {
                 result("overflowed", &counts.overflowed),
                 result("limited", &counts.limited),
             ],
+        );
+        let (users, bytes, took) = accounts.directory().size();
+        out.gauge("tollgate_directory_users", "Users in the directory that lists and counts come from.", users as f64);
+        out.gauge("tollgate_directory_bytes", "Memory of the directory.", bytes as f64);
+        out.gauge(
+            "tollgate_directory_build_seconds",
+            "How long its reading took at the start; 0: not done.",
+            took as f64 / 1000.0,
         );
         out.gauge("tollgate_mail_queue", "Letters that wait to be sent.", accounts.letters_waiting() as f64);
     });

@@ -166,7 +166,11 @@ mod tests {
         for (name, amount, says) in [
             ("credits", -1, "amount: no more than 0 can be taken"),
             ("credits", 0, "amount: must not be 0"),
-            ("credit", 1, "meter: there is no such meter; the config has conversations, credits"),
+            (
+                "credit",
+                1,
+                "meter: there is no such meter; the config has conversations, credits, images, messages, videos",
+            ),
         ] {
             let refused = adjust(&world, id, name, amount).await.unwrap_err();
             assert_eq!(refused, Reject::Invalid(vec![says.to_owned()]));

@@ -12,6 +12,7 @@ mod common;
 pub mod credits;
 pub mod deletion;
 pub mod devices;
+pub mod directory;
 pub mod jwt;
 pub mod keys;
 pub mod legacy;
@@ -72,6 +73,8 @@ pub struct Settings {
     pub mail: config::Mail,
     pub oauth: std::collections::BTreeMap<String, config::OauthProvider>,
     pub base_url: Option<String>,
+    /// The whole config, masked, to be shown.
+    pub effective: Arc<serde_json::Value>,
     /// Every meter that a plan gives, or a route or a model costs.
     pub meters: BTreeSet<MeterName>,
 }
@@ -94,6 +97,7 @@ impl From<&Config> for Settings {
             mail: config.mail.clone(),
             oauth: config.oauth.clone(),
             base_url: config.public_base_url.clone(),
+            effective: config.effective.clone(),
         }
     }
 }
@@ -147,6 +151,7 @@ pub struct Accounts {
     blocks: Arc<AddressBlocks>,
     addresses: Arc<AddressBook>,
     in_force: Arc<InForce>,
+    directory: Arc<directory::Directory>,
     operator: ArcSwapOption<Operator>,
     mail: mail::MailState,
     oauth: oauth::OauthState,
@@ -167,6 +172,7 @@ impl Accounts {
             parts;
         let accounts = &settings.accounts;
         users.audit_to(audit.clone());
+        let directory = Arc::new(directory::Directory::default());
         let passwords = PasswordPool::new(accounts.hash_concurrency, accounts.hash_queue, &pepper);
         let bcrypt_cost = tables::read(committer.store(), &tables::counter(sessions::BCRYPT_COUNTER))?.unwrap_or(0);
         passwords.expect_bcrypt(bcrypt_cost);
@@ -179,7 +185,8 @@ impl Accounts {
             factor_turns: (0..LOGIN_TURNS).map(|_| tokio::sync::Mutex::default()).collect(),
             blocks: Arc::new(AddressBlocks::new(&settings.access).audited(audit.clone())),
             addresses: Arc::new(AddressBook::open(committer.clone(), metrics.clone(), &settings.access)?),
-            in_force: Arc::new(InForce::new(committer.clone(), users.clone())),
+            in_force: Arc::new(InForce::new(committer.clone(), users.clone(), directory.clone())),
+            directory,
             operator: ArcSwapOption::empty(),
             mail: mail::MailState::new(),
             oauth: oauth::OauthState::new(&settings.oauth, &clock),
@@ -398,14 +405,15 @@ fn no_randomness(error: &std::io::Error) -> Reject {
 struct InForce {
     committer: Committer,
     users: Arc<Registry>,
+    directory: Arc<directory::Directory>,
     turns: Vec<Mutex<()>>,
 }
 
 impl InForce {
     const TURNS: usize = 64;
 
-    fn new(committer: Committer, users: Arc<Registry>) -> Self {
-        Self { committer, users, turns: (0..Self::TURNS).map(|_| Mutex::default()).collect() }
+    fn new(committer: Committer, users: Arc<Registry>, directory: Arc<directory::Directory>) -> Self {
+        Self { committer, users, directory, turns: (0..Self::TURNS).map(|_| Mutex::default()).collect() }
     }
 
     fn apply(&self, id: UserId, forget: Forget) -> Result<(), StoreError> {
@@ -415,6 +423,7 @@ impl InForce {
         }
         if let Some(user) = tables::read::<User>(self.committer.store(), &tables::user(id))? {
             self.users.set_standing(&user);
+            self.directory.put(&user);
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use unicode_normalization::UnicodeNormalization;
 
 use super::audit::Change;
+use super::directory::{Counts, Directory, UserQuery};
 use super::keys::NewKey;
 use super::mail::{Letter, LetterKind};
 use super::passwords::{Password, Rule};
@@ -123,8 +124,10 @@ pub struct Page<T> {
 }
 
 /// Counts over all users.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Statistics {
+    /// Not there while the directory is being read.
+    pub more: Option<Counts>,
     pub total: u64,
     pub active: u64,
     pub pending: u64,
@@ -134,6 +137,24 @@ pub struct Statistics {
     pub verified: u64,
     pub live: u64,
     pub holds_open: i64,
+}
+
+impl From<Counts> for Statistics {
+    fn from(counts: Counts) -> Self {
+        let of = |status: Status| counts.by_status.get(status.as_str()).copied().unwrap_or(0);
+        Self {
+            total: counts.total,
+            active: of(Status::Active),
+            pending: of(Status::Pending),
+            suspended: of(Status::Suspended),
+            banned: of(Status::Banned),
+            deleted: of(Status::Deleted),
+            verified: counts.verified,
+            live: 0,
+            holds_open: 0,
+            more: Some(counts),
+        }
+    }
 }
 
 /// What a name must look like; each returns what is wrong.
@@ -386,7 +407,57 @@ impl Accounts {
         self.users.actor(id)?.ok_or(Reject::NotFound)
     }
 
-    /// One page of users by number; with `search`, those whose username, name or email contains it.
+    /// All users in memory, for lists and counts.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// Reads the users into the directory; to be called once, in the background.
+    ///
+    /// # Errors
+    /// [`StoreError`]; lists come from the store then.
+    pub fn fill_directory(&self) -> Result<(), StoreError> {
+        let began = self.clock.monotonic();
+        let (mut from, end) = (tables::USERS.to_vec(), prefix_end(tables::USERS));
+        loop {
+            let rows = self.store().range(&from, &end, CHUNK, Order::Ascending)?;
+            let Some((last, _)) = rows.last() else { break };
+            from = [last.as_slice(), &[0]].concat();
+            let users = rows.iter().map(|(_, row)| tables::decode(row)).collect::<Result<Vec<User>, _>>()?;
+            self.directory.put_read(&users);
+        }
+        self.directory.finish(self.clock.monotonic().since(began).as_millis() as u64);
+        Ok(())
+    }
+
+    /// One page of the users that a query lets through.
+    ///
+    /// # Errors
+    /// [`Reject::StoreUnavailable`]; [`Reject::Overloaded`] for anything but a search while the directory is being read.
+    pub async fn find_users(&self, page: usize, page_size: usize, mut query: UserQuery) -> Result<Page<User>, Reject> {
+        query.search = query.search.map(|text| normalized(&text)).filter(|text| !text.is_empty());
+        query.plan = query.plan.map(|plan| canonical_plan(&plan).to_owned());
+        if !self.directory.is_whole() {
+            if !query.is_plain() {
+                return Err(Reject::Overloaded("The list of users is being read; try again in a moment"));
+            }
+            return self.list_users(page, page_size, query.search.as_deref()).await;
+        }
+        let (page, page_size) = (page.max(1), page_size.clamp(1, MAX_PAGE_SIZE));
+        let (directory, committer) = (self.directory.clone(), self.committer.clone());
+        let read = move || {
+            let (ids, total) = directory.find(&query, (page - 1).saturating_mul(page_size), page_size);
+            let mut items = Vec::with_capacity(ids.len());
+            for id in ids {
+                items.extend(tables::read::<User>(committer.store(), &tables::user(id))?);
+            }
+            Ok((items, total))
+        };
+        let (items, total) = self.reading(read).await?;
+        Ok(Page { items, page, page_size, total })
+    }
+
+    /// One page of users by number, from the store; with `search`, those whose username, name or email contains it.
     ///
     /// # Errors
     /// [`Reject::StoreUnavailable`].
@@ -587,7 +658,12 @@ impl Accounts {
     /// [`Reject::StoreUnavailable`].
     pub async fn statistics(&self) -> Result<Statistics, Reject> {
         let committer = self.committer.clone();
-        let mut counts = self.reading(move || count_users(committer.store())).await?;
+        let mut counts = if self.directory.is_whole() {
+            let (directory, now) = (self.directory.clone(), self.clock.now());
+            self.reading(move || Ok(Statistics::from(directory.count(now)))).await?
+        } else {
+            self.reading(move || count_users(committer.store())).await?
+        };
         counts.live = self.users.live() as u64;
         counts.holds_open = self.users.holds_open();
         Ok(counts)

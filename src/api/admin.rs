@@ -24,12 +24,13 @@ use super::render::{self, Answer};
 use super::shapes::{self, Amount, Listed, RuleShape, UsageDay, UserFull};
 use super::side_shapes::{
     AdminMade, LogParams, NewAddressRule, NewAdmin, OneUser, PageParams, PanelHealth, Reason, RuleDone, StaffLoggedIn,
-    StaffLogin, StatisticsShape, TrailHead, TrailParams, UserCounts, UserGone, UserUpdate, WhitelistEntry,
+    StaffLogin, StatisticsShape, TrailHead, TrailParams, UserCounts, UserGone, UserParams, UserUpdate, WhitelistEntry,
 };
 use super::{staff, support};
 use crate::accounts::Accounts;
 use crate::accounts::addresses::{NewRule, StoredRule};
 use crate::accounts::audit::changes;
+use crate::accounts::directory::{Sort, UserQuery};
 use crate::accounts::staff::{NewStaff, StaffIdentity};
 use crate::accounts::users::{AdminUpdate, MeterUpdate, Page};
 use crate::actors::audit::{Action, ActionFilter, Actor, Query, Record, Severity, Target, UserFilter};
@@ -40,7 +41,7 @@ use crate::clock::UnixMillis;
 use crate::domain::addresses::{RuleKind, parse_network};
 use crate::domain::ids::UserId;
 use crate::domain::session::StaffRole;
-use crate::domain::user::{Role, User, Verification};
+use crate::domain::user::{Role, Status, User, UserType, Verification};
 use crate::error::Reject;
 
 /// What the side port serves from.
@@ -67,6 +68,10 @@ fn paths() -> OpenApiRouter<SideState> {
         .routes(routes!(list_users))
         .routes(routes!(get_user, put_user, delete_user))
         .routes(routes!(restore_user))
+        .routes(routes!(change_plan))
+        .routes(routes!(verify_user))
+        .routes(routes!(change_status))
+        .routes(routes!(show_config))
         .routes(routes!(user_usage))
         .routes(routes!(daily_usage))
         .routes(routes!(suspend))
@@ -184,14 +189,41 @@ async fn create_admin(State(side): Side, call: Call) -> Answer {
     render::ok(AdminMade { success: true, message: "Admin created", admin: (&made).into() })
 }
 
-/// Users by number; with `search`, those whose username, name or email contains it.
-#[utoipa::path(get, path = "/v1/admin-panel/users", tag = "users", params(PageParams, ("search" = Option<String>, Query)),
+/// Users, as far as all conditions let them through.
+#[utoipa::path(get, path = "/v1/admin-panel/users", tag = "users", params(PageParams, UserParams),
     security(("staff" = ["admin"])), responses((status = 200, body = Listed<UserFull>)))]
 async fn list_users(State(side): Side, call: Call) -> Answer {
     admin(&side, &call)?;
     let (page, page_size) = call.page()?;
-    let found = side.accounts.list_users(page, page_size, call.query("search")).await?;
+    let found = side.accounts.find_users(page, page_size, user_query(&call)?).await?;
     render::ok(Listed::of(found, |user| UserFull::from(&user)))
+}
+
+/// The conditions of a list of users, from a query string.
+pub(super) fn user_query(call: &Call) -> Result<UserQuery, Reject> {
+    let flag = |name: &str| {
+        let parse = |text: &str| match text {
+            "true" | "1" => Some(true),
+            "false" | "0" => Some(false),
+            _ => None,
+        };
+        call.query_parsed(name, "must be true or false", parse)
+    };
+    let (sort, descending) =
+        call.query_parsed("sort", &format!("must be one of {}", Sort::NAMES), Sort::parse)?.unwrap_or_default();
+    Ok(UserQuery {
+        search: call.query_text("search", 200)?.map(str::to_owned),
+        status: call.query_parsed("status", "must be pending, active, suspended, banned or deleted", Status::parse)?,
+        plan: call.query_text("plan", 64)?.map(str::to_owned),
+        role: call.query_parsed("role", "must be guest, user or pro", Role::parse)?,
+        verified: flag("verified")?,
+        user_type: call.query_parsed("user_type", "must be Personal or Business", UserType::parse)?,
+        has_mfa: flag("has_mfa")?,
+        created_after: call.query_time("created_after")?,
+        created_before: call.query_time("created_before")?,
+        sort,
+        descending,
+    })
 }
 
 /// The user a path names, by number or by username.
@@ -279,6 +311,112 @@ async fn delete_user(State(side): Side, call: Call) -> Answer {
     let user = side.accounts.audited(record, act, on_user).await?;
     tracing::info!(user = %user.id, by = %by.username, "user deleted");
     render::ok(UserGone { success: true, message: "User deleted", user_id: user.id.0 })
+}
+
+/// Makes one change of a user, and records it under its own name.
+async fn change_one(side: SideState, call: Call, action: Action, message: &'static str, update: AdminUpdate) -> Answer {
+    let by = admin(&State(side.clone()), &call)?;
+    let id = user_in_path(&side, &call)?;
+    let record = act_on(&side, &by, &call, action, id);
+    let act = move |accounts: Arc<Accounts>| async move { accounts.update_user_telling(id, update).await };
+    let tell = |(user, list): &(User, Vec<_>), record| on_user(user, record).with("changes", changes(list));
+    let (user, _) = side.accounts.audited(record, act, tell).await?;
+    changed(&side, message, user)
+}
+
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the document's view of the request")]
+struct PlanChange {
+    /// Or `subscription_plan`.
+    #[schema(example = "professional")]
+    plan: String,
+}
+
+/// Gives a user another plan.
+#[utoipa::path(put, path = "/v1/admin-panel/users/{id}/plan", tag = "users", request_body = PlanChange,
+    security(("staff" = ["admin"])), responses((status = 200, body = OneUser)))]
+async fn change_plan(State(side): Side, call: Call) -> Answer {
+    admin(&State(side.clone()), &call)?;
+    let mut fields = call.fields()?;
+    let other = fields.optional_text("subscription_plan");
+    let plan = if let Some(plan) = other { plan } else { fields.text("plan") };
+    fields.done()?;
+    let update = AdminUpdate { plan: Some(plan), ..AdminUpdate::default() };
+    change_one(side, call, Action::PlanChanged, "Plan changed", update).await
+}
+
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the document's view of the request")]
+struct VerificationChange {
+    /// `unverified`, `email_verified`, `fully_verified` or `professional_verified`; `email_verified` if left out.
+    verification: Option<String>,
+}
+
+/// Says how far a user is verified.
+#[utoipa::path(put, path = "/v1/admin-panel/users/{id}/verify", tag = "users", request_body = Option<VerificationChange>,
+    security(("staff" = ["admin"])), responses((status = 200, body = OneUser)))]
+async fn verify_user(State(side): Side, call: Call) -> Answer {
+    admin(&State(side.clone()), &call)?;
+    let mut fields = call.optional_fields()?;
+    let level = fields.optional_parsed("verification", VERIFICATIONS, Verification::parse);
+    fields.done()?;
+    let update = AdminUpdate { verification: level.or(Some(Verification::EmailVerified)), ..AdminUpdate::default() };
+    change_one(side, call, Action::UserUpdated, "Verification changed", update).await
+}
+
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the document's view of the request")]
+struct StatusChange {
+    /// `active`, `suspended` or `banned`.
+    #[schema(example = "suspended")]
+    status: String,
+    reason: Option<String>,
+}
+
+/// Stops a user's calls, or lets him call again.
+#[utoipa::path(put, path = "/v1/admin-panel/users/{id}/status", tag = "users", request_body = StatusChange,
+    security(("staff" = ["admin"])), responses((status = 200, body = OneUser)))]
+async fn change_status(State(side): Side, call: Call) -> Answer {
+    let by = admin(&State(side.clone()), &call)?;
+    let mut fields = call.fields()?;
+    let settable =
+        |text: &str| Status::parse(text).filter(|s| matches!(s, Status::Active | Status::Suspended | Status::Banned));
+    let status = fields.parsed("status", "must be active, suspended or banned", settable);
+    let reason = fields.optional_text("reason");
+    fields.done()?;
+    let id = user_in_path(&side, &call)?;
+    let action = match status {
+        Some(Status::Suspended) => Action::UserSuspended,
+        Some(Status::Banned) => Action::UserBanned,
+        _ => Action::UserActivated,
+    };
+    let record = act_on(&side, &by, &call, action, id).with("reason", reason.clone());
+    let act = move |accounts: Arc<Accounts>| async move {
+        match action {
+            Action::UserSuspended => accounts.suspend(id, reason).await,
+            Action::UserBanned => accounts.ban(id, reason).await,
+            _ => accounts.activate(id).await,
+        }
+    };
+    let user = side.accounts.audited(record, act, on_user).await?;
+    changed(&side, "Status changed", user)
+}
+
+#[derive(Serialize, ToSchema)]
+struct ConfigShown {
+    #[schema(example = true)]
+    success: bool,
+    /// As the file has it, with defaults filled in. Secrets are masked.
+    #[schema(value_type = Object)]
+    config: Arc<serde_json::Value>,
+}
+
+/// The config in force.
+#[utoipa::path(get, path = "/v1/admin-panel/config", tag = "operations", security(("staff" = ["admin"])),
+    responses((status = 200, body = ConfigShown)))]
+async fn show_config(State(side): Side, call: Call) -> Answer {
+    admin(&State(side.clone()), &call)?;
+    render::ok(ConfigShown { success: true, config: side.accounts.settings().effective.clone() })
 }
 
 /// Brings a deleted user back, as long as his data is kept. His keys and sessions stay dead.
@@ -433,6 +571,11 @@ async fn statistics(State(side): Side, call: Call) -> Answer {
             banned: counts.banned,
             deleted: counts.deleted,
             verified: counts.verified,
+            by_plan: counts.more.as_ref().map(|more| more.by_plan.clone()),
+            by_verification: counts.more.as_ref().map(|more| more.by_verification.clone()),
+            registered_1d: counts.more.as_ref().map(|more| more.registered[0]),
+            registered_7d: counts.more.as_ref().map(|more| more.registered[1]),
+            registered_30d: counts.more.as_ref().map(|more| more.registered[2]),
         },
         live_users: counts.live,
         holds_open: counts.holds_open,

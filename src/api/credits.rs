@@ -97,6 +97,15 @@ pub async fn reset_limits(State(side): Side, call: Call) -> Answer {
     let mut fields = call.optional_fields()?;
     let id = fields.optional_number("user_id").map(UserId);
     let name = fields.optional_text("username");
+    if id.is_none()
+        && name.is_none()
+        && let Some(other) = fields.any_left()
+    {
+        // A misspelt name of one user must not reset all of them.
+        let why =
+            format!("{other}: is not known here; name a user by user_id or username, or send nothing to reset all");
+        return Err(Reject::Invalid(vec![why]).into());
+    }
     fields.done()?;
     let named = match name {
         Some(name) => Some(side.accounts.find_user(&name)?.ok_or(Reject::NotFound)?),

@@ -349,6 +349,11 @@ impl Fields {
         String::new()
     }
 
+    /// The name of a field that nobody has asked for.
+    pub fn any_left(&self) -> Option<String> {
+        self.map.keys().next().map(|name| name.chars().filter(|c| !c.is_control()).take(50).collect())
+    }
+
     pub fn has(&self, name: &str) -> bool {
         self.map.get(name).is_some_and(|value| !value.is_null())
     }

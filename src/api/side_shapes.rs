@@ -1,5 +1,7 @@
 //! What the side port is told and what it answers, as types. As [`super::shapes`], for the calls of admins alone.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use utoipa::{IntoParams, ToSchema};
 
@@ -18,6 +20,29 @@ pub struct PageParams {
     /// 1 to 200.
     #[param(example = 50)]
     page_size: Option<i64>,
+}
+
+/// Which users.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "read by user_query; this is its description")]
+pub struct UserParams {
+    /// Part of a username, name or email, without case.
+    search: Option<String>,
+    /// `pending`, `active`, `suspended`, `banned` or `deleted`.
+    status: Option<String>,
+    plan: Option<String>,
+    /// `guest`, `user` or `pro`.
+    role: Option<String>,
+    verified: Option<bool>,
+    /// `Personal` or `Business`.
+    user_type: Option<String>,
+    has_mfa: Option<bool>,
+    /// RFC 3339.
+    created_after: Option<String>,
+    created_before: Option<String>,
+    /// `id`, `username`, `name`, `email`, `created_at` or `last_login`; with `-` before it from the last to the first.
+    sort: Option<String>,
 }
 
 /// Which conversations.
@@ -180,6 +205,18 @@ pub struct UserCounts {
     pub banned: u64,
     pub deleted: u64,
     pub verified: u64,
+    /// Left out, as what follows, while the users are being read after a start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by_plan: Option<BTreeMap<String, u64>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by_verification: Option<BTreeMap<&'static str, u64>>,
+    /// Registered in the last day, 7 days and 30 days.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registered_1d: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registered_7d: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registered_30d: Option<u64>,
 }
 
 #[derive(ToSchema)]

@@ -17,7 +17,7 @@ use super::keys::Keys;
 use super::public::NewKey;
 use super::render::{self, Answer};
 use super::shapes::{Done, Listed, StaffShape, Time, Tokens, UserDetails};
-use super::side_shapes::{CreditsUpdate, LimitsUpdate, PageParams, StaffLogin, UserUpdate};
+use super::side_shapes::{CreditsUpdate, LimitsUpdate, PageParams, StaffLogin, UserParams, UserUpdate};
 use crate::accounts::Accounts;
 use crate::accounts::audit::changes;
 use crate::accounts::passwords::Password;
@@ -231,14 +231,14 @@ fn masked(email: &str) -> String {
     }
 }
 
-/// Users by number; with `search`, those whose username, name or email contains it.
+/// Users, as far as all conditions let them through.
 #[utoipa::path(get, path = "/v1/support/users", tag = "support",
-    params(PageParams, ("search" = Option<String>, Query)), security(("staff" = ["new"])),
+    params(PageParams, UserParams), security(("staff" = ["new"])),
     responses((status = 200, body = Listed<SupportUser>)))]
 async fn list_users(State(side): Side, call: Call) -> Answer {
     let who = allowed(&side, &call, Permission::ViewUsers)?;
     let (page, page_size) = call.page()?;
-    let found = side.accounts.list_users(page, page_size, call.query("search")).await?;
+    let found = side.accounts.find_users(page, page_size, super::admin::user_query(&call)?).await?;
     render::ok(Listed::of(found, |user| SupportUser::of(&user, who.role)))
 }
 

@@ -153,7 +153,7 @@ async fn a_user_registers_logs_in_and_looks_after_himself() {
     assert!(fresh["api_key"].as_str().is_some_and(|k| k.starts_with("pe-") && k != key));
 
     let (_, usage) = api.public("GET", "/usage", Some(&token), None).await;
-    let expected = json!({"balance": 10, "held": 0, "spent": 0, "granted": 10, "reset": 10, "period": "daily", "resets_at": "2026-01-16T00:00:00Z"});
+    let expected = json!({"balance": 10, "held": 0, "spent": 0, "granted": 10, "reset": 10, "unlimited": false, "period": "daily", "resets_at": "2026-01-16T00:00:00Z"});
     assert_eq!(usage["meters"]["conversations"], expected);
     let (_, quota) = api.public("GET", "/quota", Some(&token), None).await;
     assert_eq!((&quota["quota"]["credits"]["remaining"], &quota["quota"]["credits"]["used"]), (&json!(5), &json!(0)));
@@ -358,7 +358,7 @@ async fn admins_give_take_and_reset() {
         (json!({"amount": 1, "meter": "Credits"}), "meter: must be a meter's name, such as credits"),
         (
             json!({"amount": 1, "meter": "credit"}),
-            "meter: there is no such meter; the config has conversations, credits",
+            "meter: there is no such meter; the config has conversations, credits, images, messages, videos",
         ),
         (json!({"amount": 1, "reason": 5}), "reason: must be a string"),
         (json!({"amount": 1, "reason": "x".repeat(501)}), reason),

@@ -12,6 +12,8 @@ impl Config {
     pub fn changed_keys(&self, other: &Self) -> Vec<String> {
         // Taken apart, so that a new part of the config cannot be forgotten here.
         let Self {
+            // The others, in another form.
+            effective: _,
             data_dir,
             public_base_url,
             listen,

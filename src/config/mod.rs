@@ -26,6 +26,7 @@ pub use sessions::{CommonPasswords, Passwords, TokenAlgorithm, TokenForm, Tokens
 
 use crate::domain::meters::{MeterName, Micro, ResetPeriod};
 use crate::domain::price::{Price, Rates, Tier, TokenRate};
+use crate::domain::user::Role;
 
 /// The defaults, as a file an operator can read.
 pub const DEFAULT_TOML: &str = include_str!("../../config/default.toml");
@@ -33,6 +34,8 @@ pub const DEFAULT_TOML: &str = include_str!("../../config/default.toml");
 /// A config that has been checked.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// As it was written, with defaults filled in and secrets masked.
+    pub effective: Arc<serde_json::Value>,
     pub data_dir: PathBuf,
     pub public_base_url: Option<String>,
     pub listen: Listen,
@@ -107,6 +110,7 @@ pub struct RouteConfig {
     pub scope: Option<String>,
     pub models: Vec<String>,
     pub verified: bool,
+    pub roles: Vec<Role>,
     pub log: bool,
     pub include_usage: bool,
     pub compression: bool,
@@ -254,6 +258,7 @@ impl Config {
     /// # Errors
     /// A sentence that begins with the key it is about.
     pub fn from_raw(raw: RawConfig) -> Result<Self, String> {
+        let effective = Arc::new(serde_json::to_value(&raw).map_err(|error| error.to_string())?);
         let upstreams = raw.upstreams.into_iter().map(check_upstream).collect::<Result<Vec<_>, _>>()?;
         let mut names = HashSet::new();
         if let Some(twice) = upstreams.iter().find(|u| !names.insert(u.name.clone())) {
@@ -265,6 +270,7 @@ impl Config {
         described.extend(raw.plans);
         let plans = described.into_iter().map(|(name, plan)| check_plan(&name, plan)).collect::<Result<Vec<_>, _>>()?;
         let config = Self {
+            effective,
             data_dir: raw.data_dir,
             public_base_url: raw.public_base_url,
             listen: raw.listen,
@@ -562,6 +568,7 @@ fn check_route(raw: raw::RawRoute, upstreams: &HashSet<Arc<str>>) -> Result<Rout
         scope: raw.scope,
         models: raw.models,
         verified: raw.verified,
+        roles: raw.roles,
         log: raw.log,
         include_usage: raw.include_usage,
         compression: raw.compression,

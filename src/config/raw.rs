@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::sessions::{Passwords, Tokens};
 use crate::domain::meters::{ResetHour, ResetPeriod};
+use crate::domain::user::Role;
 
 /// A length of time: `"250ms"`, `"10s"`, `"1h 30m"`, or a bare number of seconds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -253,6 +254,9 @@ pub struct RawRoute {
     /// Only users whose email is verified.
     #[serde(default)]
     pub verified: bool,
+    /// Users of which roles may call; guests only where it says so.
+    #[serde(default = "defaults::roles")]
+    pub roles: Vec<Role>,
     /// Whether the conversation goes into the journal.
     #[serde(default = "defaults::yes")]
     pub log: bool,
@@ -361,6 +365,10 @@ pub struct RawPrices {
 }
 
 mod defaults {
+    pub fn roles() -> Vec<crate::domain::user::Role> {
+        vec![crate::domain::user::Role::User, crate::domain::user::Role::Pro]
+    }
+
     use super::Span;
 
     pub(super) fn connect_timeout() -> Span {

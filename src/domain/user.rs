@@ -20,6 +20,12 @@ pub enum Status {
 }
 
 impl Status {
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Pending, Self::Active, Self::Suspended, Self::Banned, Self::Deleted]
+            .into_iter()
+            .find(|s| s.as_str() == text)
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",

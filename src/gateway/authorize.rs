@@ -201,7 +201,11 @@ pub fn ahead(caller: &Caller, route: &Route, head: &RequestHead) -> Ahead {
 /// # Errors
 /// [`Reject::Forbidden`], [`Reject::AddressDenied`].
 pub fn check_caller(caller: &Caller, client: ClientIp, policy: &Policy, route: &Route) -> Result<(), Reject> {
-    check_standing(caller, client, policy, route.verified, route.scope.as_deref())
+    check_standing(caller, client, policy, route.verified, route.scope.as_deref())?;
+    if !route.roles.has(caller.standing.role) {
+        return Err(Reject::Forbidden("This account's role does not allow this call"));
+    }
+    Ok(())
 }
 
 /// Judges the caller for anything that asks for an active account, and perhaps for a verified address or a key's scope.

@@ -17,6 +17,7 @@ use super::rate::{Quota, RateQuotas};
 use super::upstream::{Endpoint, Upstream};
 use crate::config::{Config, Durability, Limits, MissingUsage, OutgrownHold, PathPattern, PriceList, RouteConfig};
 use crate::domain::key::matches_pattern;
+use crate::domain::user::Role;
 use crate::error::Reject;
 use crate::telemetry::metrics::{Label, Metrics};
 
@@ -53,6 +54,8 @@ pub struct Route {
     pub scope: Option<String>,
     pub models: Vec<String>,
     pub verified: bool,
+    /// Whether guests may, and everybody else.
+    pub roles: RoleSet,
     pub log: bool,
     pub include_usage: bool,
     pub compression: bool,
@@ -71,6 +74,7 @@ impl Route {
             scope: config.scope.clone(),
             models: config.models.clone(),
             verified: config.verified,
+            roles: RoleSet::of(&config.roles),
             log: config.log,
             include_usage: config.include_usage,
             compression: config.compression,
@@ -85,6 +89,20 @@ impl Route {
 
     pub fn allows_model(&self, model: &str) -> bool {
         self.models.is_empty() || self.models.iter().any(|pattern| matches_pattern(pattern, model))
+    }
+}
+
+/// Roles, one bit each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoleSet(u8);
+
+impl RoleSet {
+    pub fn of(roles: &[Role]) -> Self {
+        Self(roles.iter().fold(0, |set, role| set | 1 << (*role as u8)))
+    }
+
+    pub fn has(self, role: Role) -> bool {
+        self.0 & (1 << (role as u8)) != 0
     }
 }
 

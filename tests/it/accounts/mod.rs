@@ -2,6 +2,7 @@
 
 mod admins;
 mod commands;
+mod directory;
 mod exports;
 mod keys;
 mod logs;
