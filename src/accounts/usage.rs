@@ -193,8 +193,8 @@ fn close_some(store: &dyn Store, users: &Registry, (from, to): (&[u8], &[u8]), e
         let Some(user) = tables::parse_meters(&key) else { continue };
         part.users += 1;
         // Who is in memory knows of calls that ended after his row was last written.
-        let total = match users.live_actor(user).and_then(|actor| actor.account().ok()) {
-            Some(account) => spent_of(&account),
+        let total = match users.live_actor(user) {
+            Some(actor) => spent_of(&actor.account_as_it_is()),
             None => spent_of(&Account::from_row(tables::decode::<AccountRow>(&raw)?)),
         };
         let last = days_of(store, user, Day(0), 2)?;

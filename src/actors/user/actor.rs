@@ -313,6 +313,11 @@ impl UserActor {
         Ok(self.state.lock().account.clone())
     }
 
+    /// The account as the last turn left it: nothing that is due is done for looking, and it does not count as a turn.
+    pub fn account_as_it_is(&self) -> Account {
+        self.state.lock().account.clone()
+    }
+
     /// Whether nobody would miss this actor: no open hold, nothing unwritten, no turn for `idle_ms`.
     pub fn is_idle(&self, now: UnixMillis, idle_ms: u64) -> bool {
         let state = self.state.lock();

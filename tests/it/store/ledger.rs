@@ -22,11 +22,11 @@ fn sound_books_are_found_sound_with_the_server_running_and_stopped() {
             assert_eq!(person.says(&site, "hello").status, 200);
         }
         let running = site.run(&["ledger", "verify"], &[]);
-        assert_eq!((running.code, running.out.as_str()), (Some(0), "3 users with 6 meters\n"), "{}", running.err);
+        assert_eq!((running.code, running.out.as_str()), (Some(0), "3 users with 15 meters\n"), "{}", running.err);
         assert_eq!(running.err, "", "no progress in a pipe");
         assert_eq!(server.terminate(), Some(0));
         let stopped = site.run(&["ledger", "verify"], &[]);
-        assert_eq!((stopped.code, stopped.out.as_str()), (Some(0), "3 users with 6 meters\n"), "{}", stopped.err);
+        assert_eq!((stopped.code, stopped.out.as_str()), (Some(0), "3 users with 15 meters\n"), "{}", stopped.err);
     }
 }
 
@@ -59,7 +59,7 @@ fn whoever_is_off_is_named_and_the_command_fails() {
                 bert.id
             ),
             format!("user {} (carl): his account cannot be read: row format 110 is not one of this version", carl.id),
-            "3 users with 3 meters".into(),
+            "3 users with 6 meters".into(),
         ];
         let stopped = site.run(&["ledger", "verify"], &[]);
         assert_eq!(stopped.code, Some(1));
