@@ -21,6 +21,8 @@ use crate::store::{Batch, Order, StoreError, prefix_end, tables};
 
 /// Bytes of a sealed piece before it is sealed; a value of the store holds 4 KiB.
 const PIECE_BYTES: usize = 2048;
+/// More than the days of usage that are kept of a user.
+const MAX_DAYS: usize = 1000;
 /// Rows looked at in one turn.
 const AT_ONCE: usize = 500;
 
@@ -198,6 +200,11 @@ impl Accounts {
             let rest = remains_of(&row.value, row.value.deleted_at.unwrap_or_default(), None, false);
             batch.put(row.key, super::encode_bounded(&rest)?);
             self.drop_kept(id, &mut batch)?;
+            let days = tables::usage_of_user(id);
+            let rows = self.store().range(&days, &prefix_end(&days), MAX_DAYS, Order::Ascending);
+            for (key, _) in rows.map_err(|error| self.failed(&error))? {
+                batch.delete(key);
+            }
         }
         match self.commit_for_user(id, batch, Forget::Credentials).await {
             Ok(()) => Ok(is_deleted),

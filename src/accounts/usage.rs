@@ -21,6 +21,8 @@ use crate::store::{Batch, Order, Store, StoreError, prefix_end, tables};
 const DAY_MS: u64 = 86_400_000;
 /// Days that are kept of a user.
 pub const KEPT_DAYS: u32 = 400;
+/// Days beyond those that are removed at once.
+const MAX_OLD_DAYS: usize = 8;
 /// Accounts read in one turn.
 const AT_ONCE: usize = 500;
 
@@ -207,7 +209,11 @@ fn close_some(store: &dyn Store, users: &Registry, (from, to): (&[u8], &[u8]), e
                 if !used.is_empty() {
                     let row = DayRow { total, used: used.clone() };
                     batch.put(tables::usage_day(user, ended.0), tables::encode(&row)?);
-                    batch.delete(tables::usage_day(user, ended.0.saturating_sub(KEPT_DAYS)));
+                    let (first, old) =
+                        (tables::usage_day(user, 0), tables::usage_day(user, ended.0.saturating_sub(KEPT_DAYS)));
+                    for (key, _) in store.range(&first, &old, MAX_OLD_DAYS, Order::Ascending)? {
+                        batch.delete(key);
+                    }
                 }
                 used
             }

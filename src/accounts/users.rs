@@ -579,6 +579,13 @@ impl Accounts {
                 set(&meter.name, raised, Some(meter.reset), Some(meter.period))?;
             }
         }
+        // A meter without a limit goes with the plan that gave it.
+        for (name, meter) in before.meters() {
+            let lost = new_plan.is_some_and(|plan| plan.meters.iter().all(|given| given.name != *name));
+            if lost && meter.reset.is_unlimited() {
+                set(name, Some(Micro::ZERO), Some(Micro::ZERO), None)?;
+            }
+        }
         for (name, change) in [("credits", update.credits), ("conversations", update.conversations)] {
             let Some(change) = change else { continue };
             let meter = MeterName::parse(name).ok_or(Reject::Internal)?;

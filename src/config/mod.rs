@@ -693,6 +693,9 @@ fn check_plan(name: &str, raw: raw::RawPlan) -> Result<Plan, String> {
                 return Err(format!("{key}.grant: \"{word}\" is neither a number nor \"unlimited\""));
             }
         };
+        if grant.is_unlimited() && amounts.reset.is_some() {
+            return Err(format!("{key}.reset: a meter without a limit has none; leave it out"));
+        }
         let reset = amounts.reset.map_or(Ok(grant), amount)?;
         meters.push(PlanMeter { name: parsed, grant, reset, period: amounts.period });
     }

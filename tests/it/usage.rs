@@ -111,9 +111,28 @@ fn a_quota_is_used_up_and_one_without_a_limit_is_not() {
         (&json!(true), &json!(2_147_483_647), &json!(12))
     );
     assert_eq!(app.call("GET", "/v1/users/usage", &token, None).json()["today"]["images"], json!(32));
-    // Back: what is left is cut to no more than the plan resets to, at the next reset.
+    // Back.
     let changed = app.admin_call(&root, "PUT", &path, Some(&json!({"subscription_plan": "free"})));
     assert_eq!(changed.status, 200);
     assert_eq!(quota()["unlimited"], json!(false));
     assert_eq!(quota()["remaining"], json!(20), "what had no limit has one at once");
+}
+
+#[test]
+fn a_meter_without_a_limit_goes_with_the_plan_that_gave_it() {
+    let app = TestApp::with(Options {
+        toml: "[plans.big.meters]\ntokens = { grant = \"unlimited\", period = \"daily\" }\n".into(),
+        route: "[[routes]]\npath = \"/v1/*\"\nupstream = \"ai\"\ncost = { tokens = 1 }\n",
+        ..Options::default()
+    });
+    let (user, root) = (app.register("alice"), app.admin_token());
+    let plan = |name: &str| {
+        let path = format!("/v1/admin-panel/users/{}/plan", user.id);
+        assert_eq!(app.admin_call(&root, "PUT", &path, Some(&json!({"plan": name}))).status, 200);
+    };
+    assert_eq!(app.chat(&user.key, json!({})).status, 429);
+    plan("big");
+    assert_eq!(app.chat(&user.key, json!({})).status, 200);
+    plan("free");
+    assert_eq!(app.chat(&user.key, json!({})).status, 429, "it is not his any more");
 }
