@@ -33,6 +33,9 @@ use crate::telemetry::metrics::Outcome;
 /// Where proxies ask; Envoy appends the path it asks for.
 pub const FORWARD: &str = "/v1/auth/forward";
 
+/// Looking at a key needs no body; some clients send one all the same.
+const MAX_VERIFY_BODY: usize = 16 << 10;
+
 /// A local call that is made with a user's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Check {
@@ -182,7 +185,13 @@ impl Worker {
         };
         let terms = Terms { cost, scope: None, verified: false, key_only: true };
         let Admitted { caller, mut hold } = self.admit(head, policy, terms, record, taken)?;
-        let body = self.local_body(client, head, policy.limits.max_inspect_bytes as u64, policy, record).await?;
+        // A conversation that is handed in may be as long as a body that is read ahead, and counts as such.
+        let longest = match check {
+            Check::VerifyKey => MAX_VERIFY_BODY.min(policy.limits.max_inspect_bytes),
+            Check::LogMessage => policy.limits.max_inspect_bytes,
+        };
+        let _share = self.shared.budget.take(longest).ok_or(Reject::Overloaded("Too many bytes in flight"))?;
+        let body = self.local_body(client, head, longest as u64, policy, record).await?;
         // Whoever was revoked while the body came does not go either.
         let (now, ticks) = (self.shared.clock.now(), self.shared.clock.monotonic());
         let caller_now = self.shared.auth.authenticate(head, record.client, now, ticks, &self.shard)?;
