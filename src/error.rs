@@ -22,6 +22,8 @@ pub enum Reject {
     CodeRequired,
     /// A code of the second factor that is wrong, too old, or used.
     WrongCode,
+    /// The password was right, and one of the codes that the user has been given is needed too.
+    UniqueCodeRequired,
     /// Staff that must set up a second factor first.
     FactorRequired,
     /// A password that staff has chosen must be changed first.
@@ -117,7 +119,11 @@ impl Reject {
     pub fn status(&self) -> u16 {
         match self {
             Self::BadRequest(_) | Self::Invalid(_) => 400,
-            Self::Unauthenticated | Self::Replayed { .. } | Self::CodeRequired | Self::WrongCode => 401,
+            Self::Unauthenticated
+            | Self::Replayed { .. }
+            | Self::CodeRequired
+            | Self::WrongCode
+            | Self::UniqueCodeRequired => 401,
             Self::WrongPassword | Self::FactorRequired | Self::PasswordChangeRequired => 403,
             Self::AddressDenied | Self::Forbidden(_) => 403,
             Self::NotFound => 404,
@@ -147,6 +153,7 @@ impl Reject {
             Self::WrongPassword => "WRONG_PASSWORD",
             Self::CodeRequired => "MFA_REQUIRED",
             Self::WrongCode => "WRONG_CODE",
+            Self::UniqueCodeRequired => "UNIQUE_CODE_REQUIRED",
             Self::FactorRequired => "MFA_SETUP_REQUIRED",
             Self::PasswordChangeRequired => "PASSWORD_CHANGE_REQUIRED",
             Self::BadRequest(_) | Self::Invalid(_) => "BAD_REQUEST",
@@ -193,6 +200,7 @@ impl Reject {
             Self::Unauthenticated | Self::Replayed { .. } => "Invalid or missing credential".into(),
             Self::WrongPassword => "The password is wrong".into(),
             Self::CodeRequired => "A code of the second factor is needed: send it as `code`".into(),
+            Self::UniqueCodeRequired => "A one-time code is needed: send it as `unique_code`".into(),
             Self::WrongCode => "The code is wrong, too old, or has been used".into(),
             Self::FactorRequired => "Your role needs a second factor: set one up first".into(),
             Self::PasswordChangeRequired => "The password was set by staff and must be changed first".into(),

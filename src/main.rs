@@ -1,11 +1,12 @@
 //! The `tollgate` program: a table of its commands. What they do is in [`tollgate::commands`].
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tollgate::commands::{self, admin, audit, backup, demo, export, ledger, logs, openapi, serve};
+use tollgate::accounts::codes::CodesFormat;
+use tollgate::commands::{self, admin, audit, backup, codes, demo, export, ledger, logs, openapi, serve};
 
 // Fewer and cheaper trips to the kernel than the system's allocator under many small buffers; see benches/README.md.
 #[global_allocator]
@@ -83,6 +84,13 @@ enum Command {
         #[arg(value_enum, default_value = "public")]
         port: Port,
     },
+    /// One-time login codes: each opens one login of its user, with his password.
+    Codes {
+        #[command(flatten)]
+        config: ConfigArg,
+        #[command(subcommand)]
+        command: CodesCommand,
+    },
     /// Read the audit trail: who did what, from where, with what result.
     Audit {
         #[command(flatten)]
@@ -102,6 +110,76 @@ enum Port {
 enum LedgerCommand {
     /// Check that every meter of every user adds up.
     Verify,
+}
+
+#[derive(Subcommand)]
+enum CodesCommand {
+    /// Give codes to a user, all of them or none.
+    Generate {
+        /// Number, username or email.
+        #[arg(required_unless_present = "all")]
+        user: Option<String>,
+        #[arg(default_value_t = 1_000_000)]
+        count: u64,
+        /// A list of his own to every active user: `codes generate --all --each 1000`.
+        #[arg(long, conflicts_with_all = ["user", "count"], requires = "each")]
+        all: bool,
+        /// With --all: how many to each.
+        #[arg(long = "each")]
+        each: Option<u64>,
+        /// When those that were not used are over, such as 2026-12-31T23:59:59Z.
+        #[arg(long)]
+        expires_at: Option<String>,
+        /// A word for what they are for.
+        #[arg(long)]
+        category: Option<String>,
+    },
+    /// Write a user's codes, used ones included.
+    Export {
+        /// Number, username or email.
+        user: String,
+        #[arg(value_enum, default_value = "csv")]
+        format: CodesForm,
+        /// The file to write; it appears when it is whole.
+        #[arg(long)]
+        output: Option<PathBuf>,
+    },
+    /// Counts of a user's codes, or of everybody's.
+    Stats {
+        /// Number, username or email.
+        user: Option<String>,
+    },
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum CodesForm {
+    Csv,
+    Json,
+}
+
+impl CodesCommand {
+    fn run(self, config: Option<&Path>) -> Result<(), commands::Failure> {
+        match self {
+            Self::Generate { user, count, all: _, each, expires_at, category } => {
+                let whose = user.as_deref().map_or(codes::Whose::Everybody, codes::Whose::User);
+                let wanted = codes::Wanted {
+                    whose,
+                    count: each.filter(|_| user.is_none()).unwrap_or(count),
+                    expires_at: expires_at.as_deref(),
+                    category: category.as_deref(),
+                };
+                codes::generate(config, &wanted)
+            }
+            Self::Export { user, format, output } => {
+                let format = match format {
+                    CodesForm::Csv => CodesFormat::Csv,
+                    CodesForm::Json => CodesFormat::Json,
+                };
+                codes::export(config, &user, format, output.as_deref())
+            }
+            Self::Stats { user } => codes::stats(config, user.as_deref()),
+        }
+    }
 }
 
 #[derive(Subcommand)]
@@ -203,6 +281,7 @@ fn main() -> ExitCode {
         }
         Command::Ledger { config, command: LedgerCommand::Verify } => ledger::verify(config.config.as_deref()),
         Command::Openapi { port } => openapi::print(matches!(port, Port::Admin)),
+        Command::Codes { config, command } => command.run(config.config.as_deref()),
         Command::Backup { config, file, without_secrets } => {
             backup::backup(config.config.as_deref(), &file, !without_secrets)
         }

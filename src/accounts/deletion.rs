@@ -82,6 +82,7 @@ impl Accounts {
 
     pub(super) fn close_credentials(&self, id: UserId, batch: &mut Batch) -> Result<(), Reject> {
         self.drop_identities(id, batch)?;
+        self.drop_codes(id, batch)?;
         if self.load::<serde_json::Value>(tables::factor(Principal::User(id)))?.is_some() {
             batch.delete(tables::factor(Principal::User(id)));
         }

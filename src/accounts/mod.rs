@@ -8,6 +8,7 @@ pub mod audit;
 pub mod blocks;
 pub mod books;
 pub mod checks;
+pub mod codes;
 mod common;
 pub mod credits;
 pub mod deletion;

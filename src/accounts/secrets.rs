@@ -79,6 +79,34 @@ impl Pepper {
         mac.update(text);
         SecretMac(mac.finalize().into_bytes().into())
     }
+
+    /// A function of its own key, which is made of the pepper.
+    pub fn prf_in(&self, space: &str, text: &[u8]) -> Prf {
+        let mut mac = self.keyed.clone();
+        mac.update(&[0]);
+        mac.update(space.as_bytes());
+        mac.update(&[0]);
+        mac.update(text);
+        // A key shorter than the hash's block is padded with zeros (RFC 2104).
+        let mut key = [0u8; 64];
+        key[..32].copy_from_slice(&mac.finalize().into_bytes());
+        Prf(Hmac::new(&key.into()))
+    }
+}
+
+/// A keyed function for what is computed instead of kept, such as login codes.
+#[derive(Clone)]
+pub struct Prf(Hmac<Sha256>);
+
+impl Prf {
+    /// 64 bits that nobody can foresee without the pepper.
+    pub fn bits(&self, round: u8, input: u64) -> u64 {
+        let mut mac = self.0.clone();
+        mac.update(&[round]);
+        mac.update(&input.to_be_bytes());
+        let [a, b, c, d, e, f, g, h, ..] = <[u8; 32]>::from(mac.finalize().into_bytes());
+        u64::from_be_bytes([a, b, c, d, e, f, g, h])
+    }
 }
 
 /// A secret on its way to the one who may see it, once.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::MutexGuard;
 
+use super::codes::UsedCode;
 use super::devices::DeviceView;
 use super::jwt::{Lineage, TokenUse};
 use super::mail::{Letter, LetterKind};
@@ -41,6 +42,8 @@ pub struct LoginRequest {
     pub password: Password,
     /// Of the second factor, for those who have one.
     pub code: Option<String>,
+    /// One of the codes that staff has given him, each of which is good for one login.
+    pub unique_code: Option<String>,
     pub address: IpAddr,
     pub user_agent: Option<String>,
     /// What an earlier login has left on the device.
@@ -57,6 +60,8 @@ pub struct SessionView {
     pub refresh_expires_at: Option<UnixMillis>,
     /// For the device to keep, of a user who has logged in with his password.
     pub device: Option<DeviceView>,
+    /// Which of the user's one-time codes opened it.
+    pub used_code: Option<UsedCode>,
 }
 
 /// A password that was right.
@@ -77,7 +82,7 @@ impl Accounts {
     /// [`Reject::Unauthenticated`], the same for an unknown name and a wrong password; [`Reject::Locked`] after too many of
     /// them; [`Reject::Forbidden`] for an account that may not come in; [`Reject::Overloaded`] in a flood.
     pub async fn login(&self, request: LoginRequest) -> Result<(User, SessionView), Reject> {
-        let LoginRequest { identifier, password, code, address, user_agent, device } = request;
+        let LoginRequest { identifier, password, code, unique_code, address, user_agent, device } = request;
         let id = self.find_user(&identifier)?;
         let hash = || Ok(self.live_user(id)?.and_then(|row| row.value.password_hash));
         let subject = match self.live_user(id)? {
@@ -91,6 +96,7 @@ impl Accounts {
             self.check_password_as(subject, "user", id.map(|id| id.0), address, password, hash).await?;
         let Some(id) = id else { return Err(Reject::Unauthenticated) };
         self.second_factor(Principal::User(id), code.as_deref(), address).await?;
+        let code_turn = self.code_turn(id, unique_code.as_deref()).await?;
         for _ in 0..MAX_TRIES {
             let row = self.live_user(Some(id))?.ok_or(Reject::Unauthenticated)?;
             // Changed since it was verified: the old password opens nothing any more.
@@ -107,10 +113,14 @@ impl Accounts {
             self.announce_sign_in(&user, address, user_agent.as_deref(), &mut batch)?;
             let forget = self.make_room_for_session(id, &mut batch)?;
             let mut view = self.open_session(id, address, user_agent.as_deref(), &mut batch)?;
+            // Looked at anew in every try: another login may have used it in between.
+            let used = code_turn.as_ref().map(|turn| self.use_unique_code(id, turn, address, &mut batch));
+            view.used_code = used.transpose()?;
             view.device = self.mint_device(&user)?;
             match self.commit_for_user(id, batch, forget).await {
                 Ok(()) => {
                     self.metrics.login(Login::Ok);
+                    code_turn.iter().for_each(|turn| self.code_succeeded(turn));
                     return Ok((user, view));
                 }
                 Err(error) => self.judge_conflict(&error)?,
@@ -348,6 +358,7 @@ impl Accounts {
                 expires_at: session.value.expires_at,
                 refresh_expires_at: session.value.refresh_expires_at,
                 device: None,
+                used_code: None,
             });
         }
         // Whoever has the newer tokens may be the thief or the robbed: nobody can tell, so both are out.
@@ -447,6 +458,7 @@ impl Accounts {
             expires_at: session.expires_at,
             refresh_expires_at: session.refresh_expires_at,
             device: None,
+            used_code: None,
         })
     }
 

@@ -236,6 +236,7 @@ impl Accounts {
             expires_at,
             refresh_expires_at: None,
             device: None,
+            used_code: None,
         })
     }
 

@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::codes;
 use super::credits;
 use super::docs;
 use super::document::{self, Document};
@@ -97,6 +98,7 @@ fn paths() -> OpenApiRouter<SideState> {
         .merge(staff::paths())
         .merge(support::paths())
         .merge(mfa::side_paths())
+        .merge(codes::side_paths())
         .merge(docs::paths())
 }
 

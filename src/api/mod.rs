@@ -6,6 +6,7 @@
 
 pub mod admin;
 mod checks;
+mod codes;
 pub mod credits;
 mod device;
 mod docs;
@@ -25,6 +26,7 @@ pub mod serve;
 pub mod shapes;
 pub mod side_shapes;
 mod staff;
+mod stream;
 mod support;
 #[cfg(test)]
 mod tests;

@@ -16,12 +16,12 @@ use super::document::{self, Document};
 use super::extract::{Call, Fields};
 use super::render::{self, Answer};
 use super::shapes::{self, Amount, Done, MeterShape, QuotaShape, Time, Tokens, UsageDay, UserBrief, UserDetails};
-use super::{checks, device, jwks, keys, links, mfa, oauth, own};
+use super::{checks, codes, device, jwks, keys, links, mfa, oauth, own};
 use crate::accounts::Accounts;
 use crate::accounts::audit::changes;
 use crate::accounts::keys::DEFAULT_KEY;
 use crate::accounts::passwords::Password;
-use crate::accounts::sessions::LoginRequest;
+use crate::accounts::sessions::{LoginRequest, SessionView};
 use crate::accounts::users::{EMAIL_TAKEN, ProfileUpdate, Registration};
 use crate::actors::audit::{Action, Actor, Record, Target};
 use crate::domain::session::Principal;
@@ -46,6 +46,7 @@ fn paths() -> OpenApiRouter<Arc<Accounts>> {
         .merge(own::paths())
         .merge(keys::paths())
         .merge(mfa::paths())
+        .merge(codes::paths())
         .merge(checks::paths())
         .merge(links::paths())
         .merge(oauth::paths())
@@ -195,6 +196,9 @@ struct LoginBody {
     password: Password,
     /// Of the second factor, or a recovery code; asked for with `MFA_REQUIRED`.
     code: Option<String>,
+    /// One of the codes that staff has given the user; each opens one login.
+    #[schema(example = "A7F3B2E9D4C1F6A8")]
+    unique_code: Option<String>,
 }
 
 impl LoginBody {
@@ -202,7 +206,13 @@ impl LoginBody {
         let mut fields = call.fields()?;
         let username = fields.optional_text("username");
         let email = if username.is_some() { None } else { Some(fields.text("email")) };
-        let body = Self { email, username, password: fields.password("password")?, code: fields.optional_text("code") };
+        let body = Self {
+            email,
+            username,
+            password: fields.password("password")?,
+            code: fields.optional_text("code"),
+            unique_code: fields.optional_text("unique_code"),
+        };
         fields.done()?;
         Ok(body)
     }
@@ -223,12 +233,13 @@ struct LoggedIn {
     params(("X-Tollgate-Device" = Option<String>, Header, description = "What an earlier login has left here")),
     responses((status = 200, body = LoggedIn, headers(("X-Tollgate-Device" = String)))))]
 async fn login(State(accounts): Api, call: Call) -> Answer {
-    let LoginBody { email, username, password, code } = LoginBody::read(&call)?;
+    let LoginBody { email, username, password, code, unique_code } = LoginBody::read(&call)?;
     let identifier = username.or(email).unwrap_or_default();
     let request = LoginRequest {
         identifier,
         password,
         code,
+        unique_code,
         address: call.address,
         user_agent: call.user_agent.clone(),
         device: call.device.clone(),
@@ -236,7 +247,7 @@ async fn login(State(accounts): Api, call: Call) -> Answer {
     let record = stranger(&call, Action::LoginSucceeded).or(Action::LoginFailed);
     let record = record.on_any(accounts.login_target(&request.identifier)?);
     let act = move |accounts: Arc<Accounts>| async move { accounts.login(request).await };
-    let (user, session) = accounts.audited(record, act, |(user, _), record| record.by(user).on(user)).await?;
+    let (user, session) = accounts.audited(record, act, told_login).await?;
     let answer = render::ok(LoggedIn {
         success: true,
         message: "Login successful",
@@ -244,6 +255,12 @@ async fn login(State(accounts): Api, call: Call) -> Answer {
         session: (&session).into(),
     })?;
     Ok(device::remember(answer, session.device.as_ref(), accounts.clock().now()))
+}
+
+/// Who has come in, and with which one-time code.
+fn told_login((user, session): &(User, SessionView), record: Record) -> Record {
+    let code = session.used_code.map(|code| format!("list {}, code {}", code.list, code.place));
+    record.by(user).on(user).with("unique_code", code)
 }
 
 #[derive(ToSchema)]

@@ -7,6 +7,7 @@ pub mod admin;
 pub mod audit;
 pub mod backup;
 pub mod client;
+pub mod codes;
 mod columns;
 pub mod demo;
 pub mod export;

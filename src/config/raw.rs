@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::sessions::{Passwords, Tokens};
+use crate::domain::codes::CodeLength;
 use crate::domain::meters::{ResetHour, ResetPeriod};
 use crate::domain::user::Role;
 
@@ -603,6 +604,7 @@ pub struct Accounts {
     pub passwords: Passwords,
     pub keys: Keys,
     pub mfa: Mfa,
+    pub codes: Codes,
     pub deletion: Deletion,
 }
 
@@ -746,6 +748,23 @@ impl Default for Mfa {
     }
 }
 
+/// One-time codes that staff gives to users, each good for one login with the password.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Codes {
+    /// Hexadecimal digits of those made from now on.
+    pub length: CodeLength,
+    pub max_per_user: u64,
+    /// Users who have been given codes get in with one only.
+    pub required: bool,
+}
+
+impl Default for Codes {
+    fn default() -> Self {
+        Self { length: CodeLength::default(), max_per_user: 10_000_000, required: false }
+    }
+}
+
 /// What becomes of deleted users.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -817,6 +836,7 @@ impl Default for Accounts {
             passwords: Passwords::default(),
             keys: Keys::default(),
             mfa: Mfa::default(),
+            codes: Codes::default(),
             deletion: Deletion::default(),
         }
     }

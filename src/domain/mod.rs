@@ -3,6 +3,8 @@
 //! Owns the words of the product. Never does input or output, never reads a clock, never knows of tokio or the store.
 
 pub mod addresses;
+pub mod codes;
+pub mod csv;
 pub mod ids;
 pub mod key;
 pub mod meters;

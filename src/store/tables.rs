@@ -22,6 +22,8 @@
 //! | `ob/` due time, id | a sealed letter that waits to be sent |
 //! | `bk/` user id, count | a sealed piece of a deleted user's data |
 //! | `dp/` time, user id | when a deleted user's data is to be removed |
+//! | `cb/` user id, list id | a list of one-time codes: which numbers are the user's |
+//! | `cu/` user id, list id, page | which of them have been used: a bit each |
 //! | `ud/` user id, day | what a user spent that day |
 //! | `du/` day | what all users spent that day |
 //! | `m/` user id | the user's meters, written by his actor alone |
@@ -127,6 +129,34 @@ pub fn factor(whose: Principal) -> Vec<u8> {
         Principal::User(id) => key(b"mf/u", &id.0.to_be_bytes()),
         Principal::Staff(id) => key(b"mf/s", &id.0.to_be_bytes()),
     }
+}
+
+pub const CODE_LISTS: &[u8] = b"cb/";
+
+pub fn code_lists(user: UserId) -> Vec<u8> {
+    key(CODE_LISTS, &user.0.to_be_bytes())
+}
+
+pub fn code_list(user: UserId, list: u64) -> Vec<u8> {
+    [code_lists(user).as_slice(), &list.to_be_bytes()].concat()
+}
+
+/// Whose list a key is of that [`code_list`] made.
+pub fn parse_code_list(key: &[u8]) -> Option<UserId> {
+    let (user, _) = key.strip_prefix(CODE_LISTS)?.split_first_chunk::<8>()?;
+    Some(UserId(u64::from_be_bytes(*user)))
+}
+
+pub fn used_codes(user: UserId) -> Vec<u8> {
+    key(b"cu/", &user.0.to_be_bytes())
+}
+
+pub fn used_codes_of(user: UserId, list: u64) -> Vec<u8> {
+    [used_codes(user).as_slice(), &list.to_be_bytes()].concat()
+}
+
+pub fn used_page(user: UserId, list: u64, page: u32) -> Vec<u8> {
+    [used_codes_of(user, list).as_slice(), &page.to_be_bytes()].concat()
 }
 
 pub const DAY_TOTALS: &[u8] = b"du/";

@@ -95,9 +95,11 @@ impl Outcome {
 impl From<&Reject> for Outcome {
     fn from(reject: &Reject) -> Self {
         match reject {
-            Reject::Unauthenticated | Reject::Replayed { .. } | Reject::CodeRequired | Reject::WrongCode => {
-                Self::Unauthenticated
-            }
+            Reject::Unauthenticated
+            | Reject::Replayed { .. }
+            | Reject::CodeRequired
+            | Reject::WrongCode
+            | Reject::UniqueCodeRequired => Self::Unauthenticated,
             Reject::BadRequest(_)
             | Reject::Invalid(_)
             | Reject::Conflict(_)

@@ -120,6 +120,10 @@ acts! {
     SessionReplayed = "session.replayed", Critical;
     LoginLinked = "login.linked", Warning;
     LoginUnlinked = "login.unlinked", Warning;
+    /// Login codes that open something once each.
+    CodesGenerated = "codes.generated", Warning;
+    CodesExported = "codes.exported", Warning;
+    CodesRevoked = "codes.revoked", Warning;
     MfaSetUp = "mfa.set_up", Info;
     MfaEnabled = "mfa.enabled", Warning;
     MfaDisabled = "mfa.disabled", Warning;

@@ -40,6 +40,7 @@ const PUBLIC: &[(Least, &str)] = &[
     (User, "GET /v1/users/usage"),
     (User, "GET /v1/users/usage/history"),
     (User, "GET /v1/users/quota"),
+    (User, "GET /v1/users/codes"),
     (User, "GET /v1/users/sessions"),
     (User, "DELETE /v1/users/sessions"),
     (User, "DELETE /v1/users/sessions/{id}"),
@@ -122,6 +123,14 @@ const SIDE: &[(Least, &str)] = &[
     (Admin, "DELETE /v1/admin-panel/users/{id}/keys/{key}"),
     (Admin, "GET /v1/admin-panel/users/{id}/sessions"),
     (Admin, "DELETE /v1/admin-panel/users/{id}/sessions"),
+    (Admin, "GET /v1/admin-panel/users/{id}/codes"),
+    (Admin, "POST /v1/admin-panel/users/{id}/codes"),
+    (Admin, "DELETE /v1/admin-panel/users/{id}/codes"),
+    (Admin, "DELETE /v1/admin-panel/users/{id}/codes/{list}"),
+    (Admin, "GET /v1/admin-panel/users/{id}/codes/stats"),
+    (Admin, "GET /v1/admin-panel/users/{id}/codes/export"),
+    (Admin, "POST /v1/admin-panel/codes"),
+    (Admin, "GET /v1/admin-panel/codes/stats"),
     (Admin, "GET /v1/admin-panel/statistics"),
     (Admin, "GET /v1/admin-panel/message-logs/{user_id}"),
     (Admin, "GET /v1/admin-panel/security-logs"),
@@ -213,6 +222,7 @@ fn every_route_lets_in_whom_it_should_and_nobody_else() {
             .replace("{username}", "x")
             .replace("{provider}", "nobody")
             .replace("{file}", "index.css")
+            .replace("{list}", "1")
     };
     let body = json!({});
     let shut = |who: &str, route: &str, answer: &Answer, status: u16| {

@@ -1,6 +1,7 @@
 //! Accounts over sockets: what users, admins and operators do, in the shapes that the first systems' users know.
 
 mod admins;
+mod codes;
 mod commands;
 mod directory;
 mod exports;

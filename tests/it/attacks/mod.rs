@@ -1,6 +1,7 @@
 //! The attacks that every release must stand: each is tried over real sockets, with its exact outcome.
 //! `README.md` here says which test stands for which.
 
+mod codes;
 mod common;
 mod deletion;
 mod jwt;
