@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +27,8 @@ const PAUSE_LONGEST: Duration = Duration::from_secs(3600);
 const TICK: Duration = Duration::from_secs(1);
 /// How often the outbox is looked at before it is counted again.
 const TURNS_BETWEEN_COUNTS: u32 = 60;
+/// How often a count that letters have overtaken is made again before it waits for its next turn.
+const COUNT_TRIES: usize = 8;
 /// Letters under way at once.
 const AT_ONCE: usize = 4;
 
@@ -134,8 +136,7 @@ impl Accounts {
         });
         let Some((id, mut posted)) = opened else {
             tracing::error!("a letter in the outbox cannot be read (was the vault's key changed?); it is dropped");
-            counts.refused.fetch_add(1, Ordering::Relaxed);
-            return self.take_letter(batch).await;
+            return self.take_letter(batch, &counts.refused).await;
         };
         let sent = match self.compose(&config, &id, &posted) {
             Ok((message, letter)) => transport.send(&hex(&id), &message, &letter).await,
@@ -143,10 +144,7 @@ impl Accounts {
         };
         let now = self.clock.now();
         match sent {
-            Ok(()) => {
-                counts.sent.fetch_add(1, Ordering::Relaxed);
-                self.take_letter(batch).await
-            }
+            Ok(()) => self.take_letter(batch, &counts.sent).await,
             Err(Failure::Later(why)) if now < posted.at.plus(config.retry_for.0) => {
                 tracing::warn!(
                     letter = posted.kind.as_str(),
@@ -154,24 +152,23 @@ impl Accounts {
                     why,
                     "a letter did not go; trying again"
                 );
-                counts.retried.fetch_add(1, Ordering::Relaxed);
                 let pause = PAUSE_FIRST.saturating_mul(1 << posted.tries.min(16)).min(PAUSE_LONGEST);
                 posted.tries += 1;
                 let Ok(row) = self.seal_letter(&id, &posted) else {
                     return Err(StoreError::Failed("a letter could not be sealed".into()));
                 };
                 batch.put(tables::letter(now.plus(pause), &id), row);
-                self.committer.commit(batch).await
+                self.committer.commit(batch).await?;
+                counts.retried.fetch_add(1, Ordering::Relaxed);
+                Ok(())
             }
             Err(Failure::Later(why)) => {
-                counts.expired.fetch_add(1, Ordering::Relaxed);
                 self.give_up(&posted, &why);
-                self.take_letter(batch).await
+                self.take_letter(batch, &counts.expired).await
             }
             Err(Failure::Never(why)) => {
-                counts.refused.fetch_add(1, Ordering::Relaxed);
                 self.give_up(&posted, &why);
-                self.take_letter(batch).await
+                self.take_letter(batch, &counts.refused).await
             }
         }
     }
@@ -186,9 +183,11 @@ impl Accounts {
         Ok((transport::message(config, &posted.to, &hex(id), &letter)?, letter))
     }
 
-    async fn take_letter(&self, batch: Batch) -> Result<(), StoreError> {
+    /// Counted last: who reads that a letter has ended finds it gone from the outbox.
+    async fn take_letter(&self, batch: Batch, ended: &AtomicU64) -> Result<(), StoreError> {
         self.committer.commit(batch).await?;
         self.mail.waiting.fetch_sub(1, Ordering::Relaxed);
+        ended.fetch_add(1, Ordering::Release);
         Ok(())
     }
 
@@ -200,14 +199,19 @@ impl Accounts {
     }
 
     async fn count_letters(&self) {
-        let committer = self.committer.clone();
-        let (from, most) = (tables::LETTERS.to_vec(), self.settings().mail.queue.saturating_add(1));
-        let read = move || {
-            let end = crate::store::prefix_end(&from);
-            Ok(committer.store().range(&from, &end, most, Order::Ascending)?.len())
-        };
-        if let Ok(count) = self.reading(read).await {
-            self.mail.waiting.store(count as i64, Ordering::Relaxed);
+        for _ in 0..COUNT_TRIES {
+            let known = self.mail.waiting.load(Ordering::Relaxed);
+            let committer = self.committer.clone();
+            let (from, most) = (tables::LETTERS.to_vec(), self.settings().mail.queue.saturating_add(1));
+            let read = move || {
+                let end = crate::store::prefix_end(&from);
+                Ok(committer.store().range(&from, &end, most, Order::Ascending)?.len())
+            };
+            let Ok(count) = self.reading(read).await else { return };
+            // A letter posted or ended meanwhile may be in the count or not.
+            if self.mail.waiting.compare_exchange(known, count as i64, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                return;
+            }
         }
     }
 }
