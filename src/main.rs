@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tollgate::accounts::codes::CodesFormat;
-use tollgate::commands::{self, admin, audit, backup, codes, demo, export, ledger, logs, openapi, serve};
+use tollgate::accounts::transfer::{ImportHow, UsersFormat};
+use tollgate::commands::{self, admin, audit, backup, codes, demo, export, ledger, logs, openapi, serve, users};
 
 // Fewer and cheaper trips to the kernel than the system's allocator under many small buffers; see benches/README.md.
 #[global_allocator]
@@ -84,6 +85,13 @@ enum Command {
         #[arg(value_enum, default_value = "public")]
         port: Port,
     },
+    /// Bring users from another system, or take them to one.
+    Users {
+        #[command(flatten)]
+        config: ConfigArg,
+        #[command(subcommand)]
+        command: UsersCommand,
+    },
     /// One-time login codes: each opens one login of its user, with his password.
     Codes {
         #[command(flatten)]
@@ -110,6 +118,53 @@ enum Port {
 enum LedgerCommand {
     /// Check that every meter of every user adds up.
     Verify,
+}
+
+#[derive(Subcommand)]
+enum UsersCommand {
+    /// Import users, a JSON object a line, with their password hashes and keys. A file can be imported again.
+    Import {
+        /// "-": standard input.
+        file: PathBuf,
+        /// Say what would be done, and do nothing.
+        #[arg(long)]
+        dry_run: bool,
+        /// Change users who are there already.
+        #[arg(long)]
+        update: bool,
+    },
+    /// Write all users, as lines that can be imported or as a table.
+    Export {
+        #[arg(value_enum, default_value = "jsonl")]
+        format: UsersForm,
+        /// Password hashes too. Those of argon2id need the pepper they were made with.
+        #[arg(long)]
+        with_hashes: bool,
+        /// The file to write; it appears when it is whole.
+        #[arg(long)]
+        output: Option<PathBuf>,
+    },
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum UsersForm {
+    Jsonl,
+    Csv,
+}
+
+impl UsersCommand {
+    fn run(self, config: Option<&Path>) -> Result<(), commands::Failure> {
+        match self {
+            Self::Import { file, dry_run, update } => users::import(config, &file, ImportHow { dry_run, update }),
+            Self::Export { format, with_hashes, output } => {
+                let format = match format {
+                    UsersForm::Jsonl => UsersFormat::JsonLines,
+                    UsersForm::Csv => UsersFormat::Csv,
+                };
+                users::export(config, format, with_hashes, output.as_deref())
+            }
+        }
+    }
 }
 
 #[derive(Subcommand)]
@@ -281,6 +336,7 @@ fn main() -> ExitCode {
         }
         Command::Ledger { config, command: LedgerCommand::Verify } => ledger::verify(config.config.as_deref()),
         Command::Openapi { port } => openapi::print(matches!(port, Port::Admin)),
+        Command::Users { config, command } => command.run(config.config.as_deref()),
         Command::Codes { config, command } => command.run(config.config.as_deref()),
         Command::Backup { config, file, without_secrets } => {
             backup::backup(config.config.as_deref(), &file, !without_secrets)

@@ -6,7 +6,7 @@
 //! store can compute all of them. A code is marked in the commit that opens its session: it opens one or none.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io::Write;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ use tokio::sync::MutexGuard;
 
 use super::secrets::Prf;
 use super::users::refuse_deleted;
-use super::{Accounts, Forget, LOGIN_TURNS, Loaded, MAX_TRIES, too_busy};
+use super::{Accounts, ExportTrouble, Forget, LOGIN_TURNS, Loaded, MAX_TRIES, too_busy};
 use crate::clock::UnixMillis;
 use crate::domain::codes::{CodeLength, UniqueCode};
 use crate::domain::csv;
@@ -126,25 +126,6 @@ impl CodesFormat {
     }
 }
 
-/// An export that could not go on.
-#[derive(Debug)]
-pub enum ExportTrouble {
-    Store(StoreError),
-    Io(io::Error),
-}
-
-impl From<StoreError> for ExportTrouble {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
-}
-
-impl From<io::Error> for ExportTrouble {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
 impl Accounts {
     fn code_prf(&self, length: CodeLength) -> Prf {
         self.pepper.prf_in("login codes", &[length.digits()])
@@ -253,20 +234,6 @@ impl Accounts {
             Ok(list)
         };
         users.iter().enumerate().map(list).collect()
-    }
-
-    /// The first of `count` numbers of a sequence; `batch` takes them only if nobody else does.
-    fn take_numbers(&self, counter: &str, count: u64, batch: &mut Batch) -> Result<u64, Reject> {
-        let key = tables::counter(counter);
-        let last = self.load::<u64>(key.clone())?;
-        let first = last.as_ref().map_or(0, |row| row.value) + 1;
-        match last {
-            Some(row) => batch.require_equal(row.key, row.raw),
-            None => batch.require_absent(key.clone()),
-        };
-        let end = tables::encode(&(first - 1).saturating_add(count)).map_err(|error| self.failed(&error))?;
-        batch.put(key, end);
-        Ok(first)
     }
 
     fn code_lists(&self, user: UserId) -> Result<Vec<Loaded<CodeList>>, Reject> {

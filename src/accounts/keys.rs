@@ -368,6 +368,17 @@ impl Accounts {
     /// Mints a key and adds its rows to a batch.
     pub(super) fn add_key(&self, user: UserId, new: &NewKey, batch: &mut Batch) -> Result<(KeyView, Minted), Reject> {
         let minted = secrets::mint_api_key().map_err(|error| no_randomness(&error))?;
+        self.insert_key(user, new, minted, batch)
+    }
+
+    /// Adds the rows of a key whose text is there already.
+    pub(super) fn insert_key(
+        &self,
+        user: UserId,
+        new: &NewKey,
+        minted: Minted,
+        batch: &mut Batch,
+    ) -> Result<(KeyView, Minted), Reject> {
         let id = secrets::mint_credential_id().map_err(|error| no_randomness(&error))?;
         let sealed = match self.settings().accounts.keys.mode {
             KeyMode::Vault => Some(self.sealer.seal(purpose(user, id), minted.expose().as_bytes())?),

@@ -31,6 +31,7 @@ pub mod staff;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod tokens;
+pub mod transfer;
 pub mod usage;
 pub mod users;
 pub mod verification;
@@ -337,7 +338,31 @@ impl Accounts {
 
     /// The next number of a sequence; `batch` takes it only if nobody else does.
     fn next_number(&self, counter: &str, batch: &mut Batch) -> Result<u64, Reject> {
-        next_number(self.store(), counter, batch).map_err(|error| self.failed(&error))
+        self.take_numbers(counter, 1, batch)
+    }
+
+    /// The first of the next `count` numbers of a sequence; `batch` takes them only if nobody else does.
+    fn take_numbers(&self, counter: &str, count: u64, batch: &mut Batch) -> Result<u64, Reject> {
+        take_numbers(self.store(), counter, count, batch).map_err(|error| self.failed(&error))
+    }
+}
+
+/// An export that could not go on.
+#[derive(Debug)]
+pub enum ExportTrouble {
+    Store(StoreError),
+    Io(std::io::Error),
+}
+
+impl From<StoreError> for ExportTrouble {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<std::io::Error> for ExportTrouble {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(error)
     }
 }
 
@@ -365,18 +390,19 @@ impl<T> Loaded<T> {
 }
 
 fn next_number(store: &dyn Store, counter: &str, batch: &mut Batch) -> Result<u64, StoreError> {
+    take_numbers(store, counter, 1, batch)
+}
+
+fn take_numbers(store: &dyn Store, counter: &str, count: u64, batch: &mut Batch) -> Result<u64, StoreError> {
     let key = tables::counter(counter);
     let last = store.get(&key)?;
-    let next = match &last {
-        Some(raw) => tables::decode::<u64>(raw)? + 1,
-        None => 1,
-    };
+    let before = last.as_ref().map_or(Ok(0), |raw| tables::decode::<u64>(raw))?;
     match last {
         Some(raw) => batch.require_equal(key.clone(), raw),
         None => batch.require_absent(key.clone()),
     };
-    batch.put(key, tables::encode(&next)?);
-    Ok(next)
+    batch.put(key, tables::encode(&before.saturating_add(count))?);
+    Ok(before + 1)
 }
 
 /// A row's bytes, if they are few enough for every backend.

@@ -25,6 +25,9 @@ pub const MIN_PASSWORD_CHARS: usize = 8;
 const MEMORY_KIB: u32 = 19 * 1024;
 const PASSES: u32 = 2;
 const LANES: u32 = 1;
+/// The dearest argon2id that is taken from elsewhere; it is made anew at the first login.
+const MAX_FOREIGN_KIB: u32 = 64 * 1024;
+const MAX_FOREIGN_PASSES: u32 = 8;
 const SALT_BYTES: usize = 16;
 const KEY_ID_BYTES: usize = 4;
 
@@ -172,6 +175,27 @@ impl PasswordPool {
     /// From now on a wrong password costs such a bcrypt, whosever it is.
     pub(super) fn expect_bcrypt(&self, cost: u32) {
         self.hasher.bcrypt_cost.fetch_max(cost.min(legacy::MAX_BCRYPT_COST), Ordering::Relaxed);
+    }
+
+    /// What speaks against a hash that somebody brings; its parameters are bounded, because each login will cost them.
+    pub(super) fn judge_hash(&self, hash: &str) -> Result<(), String> {
+        if legacy::is_legacy(hash) {
+            let why = format!("bcrypt up to cost {}, or sha256$salt$ and 64 hex digits", legacy::MAX_BCRYPT_COST);
+            return if legacy::is_sound(hash) { Ok(()) } else { Err(why) };
+        }
+        let unreadable = || "must be argon2id in PHC form, bcrypt, or sha256$salt$hex".to_owned();
+        let parsed = PasswordHash::new(hash).map_err(|_| unreadable())?;
+        let made_with = Params::try_from(&parsed.params).map_err(|_| unreadable())?;
+        if !hash.starts_with("$argon2id$") || parsed.hash.is_none() {
+            return Err(unreadable());
+        }
+        if made_with.m_cost() > MAX_FOREIGN_KIB || made_with.t_cost() > MAX_FOREIGN_PASSES {
+            return Err(format!("costs more than m={MAX_FOREIGN_KIB},t={MAX_FOREIGN_PASSES}"));
+        }
+        if !made_with.keyid().is_empty() && made_with.keyid() != self.hasher.key_id {
+            return Err("was made with another pepper (accounts.pepper), and opens nothing here".into());
+        }
+        Ok(())
     }
 
     /// Hashes computed so far: argon2id, and bcrypt of older systems.

@@ -214,7 +214,7 @@ impl Accounts {
 
     /// Keeps in mind, also for the next start, that the store has hashes of bcrypt: else the first wrong password for one of
     /// them would take longer than others, and tell that it is one.
-    async fn remember_bcrypt(&self) {
+    pub(super) async fn remember_bcrypt(&self) {
         let cost = self.passwords.bcrypt_cost();
         if self.bcrypt_noted.fetch_max(cost, Ordering::Relaxed) >= cost {
             return;

@@ -15,7 +15,7 @@ use super::keys::NewKey;
 use super::mail::{Letter, LetterKind};
 use super::passwords::{Password, Rule};
 use super::secrets::Minted;
-use super::{Accounts, Forget, MAX_TRIES, sessions, too_busy};
+use super::{Accounts, Forget, MAX_TRIES, Settings, sessions, too_busy};
 use crate::actors::user::actor::UserActor;
 use crate::actors::user::ledger::{self, Account, Command, Meter, Recovery, Reply};
 use crate::actors::writer::{Filter, Page as JournalPage};
@@ -64,7 +64,7 @@ pub struct Registered {
 }
 
 /// What a user may change of himself.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ProfileUpdate {
     pub name: Option<String>,
     pub about_me: Option<String>,
@@ -75,7 +75,7 @@ pub struct ProfileUpdate {
 }
 
 /// What staff may change of a user.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct AdminUpdate {
     pub profile: ProfileUpdate,
     pub email: Option<String>,
@@ -227,7 +227,7 @@ fn is_email(text: &str) -> bool {
 }
 
 /// Plans that other systems call by another word.
-fn canonical_plan(word: &str) -> &str {
+pub(super) fn canonical_plan(word: &str) -> &str {
     match word {
         "premium" | "pro" => "professional",
         other => other,
@@ -236,6 +236,27 @@ fn canonical_plan(word: &str) -> &str {
 
 fn fold_changed(old: &str, new: &str) -> bool {
     tables::user_by_email(old) != tables::user_by_email(new)
+}
+
+impl AdminUpdate {
+    /// What does not fit, a line for each field.
+    pub(super) fn faults(&self, settings: &Settings) -> Vec<String> {
+        let (update, profile) = (self, &self.profile);
+        let unknown = |word: &String| settings.plan(canonical_plan(word)).is_none();
+        let faults = [
+            profile.name.as_deref().map(str::trim).and_then(name_fault),
+            update.email.as_deref().and_then(|text| email_fault("email", text)),
+            profile.about_me.as_deref().and_then(|text| text_fault("about_me", text)),
+            profile.hobbies.as_deref().and_then(|text| text_fault("hobbies", text)),
+            update.level.as_deref().and_then(|text| word_fault("level", text)),
+            update.access_rtype.as_ref().filter(|list| list.len() > 16).map(|_| "access_rtype: at most 16".into()),
+            update.access_rtype.iter().flatten().find_map(|text| word_fault("access_rtype", text)),
+            update.additional_notes.as_deref().and_then(|text| text_fault("additional_notes", text)),
+            update.plan.as_ref().is_some_and(unknown).then(|| "subscription_plan: there is no such plan".into()),
+        ];
+        let profile_faults = profile.fields.iter().filter_map(|(name, value)| profile_fault(name, value.as_deref()?));
+        faults.into_iter().flatten().chain(profile_faults).collect()
+    }
 }
 
 impl Accounts {
@@ -513,25 +534,11 @@ impl Accounts {
         let settings = self.settings();
         update.profile.name = update.profile.name.map(|name| name.trim().to_owned());
         update.email = update.email.map(|email| normalized(&email));
-        let plan = update.plan.as_deref().map(|word| settings.plan(canonical_plan(word)));
-        let profile = &update.profile;
-        let faults = [
-            profile.name.as_deref().and_then(name_fault),
-            update.email.as_deref().and_then(|text| email_fault("email", text)),
-            profile.about_me.as_deref().and_then(|text| text_fault("about_me", text)),
-            profile.hobbies.as_deref().and_then(|text| text_fault("hobbies", text)),
-            update.level.as_deref().and_then(|text| word_fault("level", text)),
-            update.access_rtype.as_ref().filter(|list| list.len() > 16).map(|_| "access_rtype: at most 16".into()),
-            update.access_rtype.iter().flatten().find_map(|text| word_fault("access_rtype", text)),
-            update.additional_notes.as_deref().and_then(|text| text_fault("additional_notes", text)),
-            matches!(plan, Some(None)).then(|| "subscription_plan: there is no such plan".into()),
-        ];
-        let profile_faults = profile.fields.iter().filter_map(|(name, value)| profile_fault(name, value.as_deref()?));
-        let faults: Vec<String> = faults.into_iter().flatten().chain(profile_faults).collect();
+        let faults = update.faults(&settings);
         if !faults.is_empty() {
             return Err(Reject::Invalid(faults));
         }
-        let plan = plan.flatten();
+        let plan = update.plan.as_deref().and_then(|word| settings.plan(canonical_plan(word)));
         let (mut plan_changed, mut changes) = (false, Vec::new());
         let edit = |user: &mut User, batch: &mut Batch| {
             refuse_deleted(user)?;
@@ -712,7 +719,12 @@ pub(super) fn refuse_deleted(user: &User) -> Result<(), Reject> {
     if user.status == Status::Deleted { Err(Reject::NotFound) } else { Ok(()) }
 }
 
-fn apply_update(user: &mut User, update: &AdminUpdate, plan: Option<&Plan>, batch: &mut Batch) -> Result<(), Reject> {
+pub(super) fn apply_update(
+    user: &mut User,
+    update: &AdminUpdate,
+    plan: Option<&Plan>,
+    batch: &mut Batch,
+) -> Result<(), Reject> {
     let profile = &update.profile;
     if let Some(name) = &profile.name {
         user.name.clone_from(name);

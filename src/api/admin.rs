@@ -27,7 +27,7 @@ use super::side_shapes::{
     AdminMade, LogParams, NewAddressRule, NewAdmin, OneUser, PageParams, PanelHealth, Reason, RuleDone, StaffLoggedIn,
     StaffLogin, StatisticsShape, TrailHead, TrailParams, UserCounts, UserGone, UserParams, UserUpdate, WhitelistEntry,
 };
-use super::{staff, support};
+use super::{staff, support, transfer};
 use crate::accounts::Accounts;
 use crate::accounts::addresses::{NewRule, StoredRule};
 use crate::accounts::audit::changes;
@@ -99,6 +99,7 @@ fn paths() -> OpenApiRouter<SideState> {
         .merge(support::paths())
         .merge(mfa::side_paths())
         .merge(codes::side_paths())
+        .merge(transfer::paths())
         .merge(docs::paths())
 }
 
@@ -203,14 +204,6 @@ async fn list_users(State(side): Side, call: Call) -> Answer {
 
 /// The conditions of a list of users, from a query string.
 pub(super) fn user_query(call: &Call) -> Result<UserQuery, Reject> {
-    let flag = |name: &str| {
-        let parse = |text: &str| match text {
-            "true" | "1" => Some(true),
-            "false" | "0" => Some(false),
-            _ => None,
-        };
-        call.query_parsed(name, "must be true or false", parse)
-    };
     let (sort, descending) =
         call.query_parsed("sort", &format!("must be one of {}", Sort::NAMES), Sort::parse)?.unwrap_or_default();
     Ok(UserQuery {
@@ -218,9 +211,9 @@ pub(super) fn user_query(call: &Call) -> Result<UserQuery, Reject> {
         status: call.query_parsed("status", "must be pending, active, suspended, banned or deleted", Status::parse)?,
         plan: call.query_text("plan", 64)?.map(str::to_owned),
         role: call.query_parsed("role", "must be guest, user or pro", Role::parse)?,
-        verified: flag("verified")?,
+        verified: call.query_flag("verified")?,
         user_type: call.query_parsed("user_type", "must be Personal or Business", UserType::parse)?,
-        has_mfa: flag("has_mfa")?,
+        has_mfa: call.query_flag("has_mfa")?,
         created_after: call.query_time("created_after")?,
         created_before: call.query_time("created_before")?,
         sort,

@@ -18,7 +18,7 @@ use super::render::{self, Answer};
 use super::shapes::Time;
 use super::stream;
 use crate::accounts::Accounts;
-use crate::accounts::codes::{CodeList, CodeStats, CodesFormat, ExportTrouble, NewCodes};
+use crate::accounts::codes::{CodeList, CodeStats, CodesFormat, NewCodes};
 use crate::actors::audit::Action;
 use crate::domain::session::StaffRole;
 use crate::error::Reject;
@@ -250,13 +250,8 @@ async fn export_codes(State(side): Side, call: Call) -> Answer {
         CodesFormat::Json => ("application/json", "json"),
     };
     let accounts = side.accounts.clone();
-    let write = move |out: &mut stream::Pipe| match accounts.write_codes(id, format, out) {
-        Ok(_) => Ok(()),
-        Err(ExportTrouble::Store(error)) => {
-            tracing::error!(%error, "an export of codes broke off");
-            Err(Reject::StoreUnavailable)
-        }
-        Err(ExportTrouble::Io(_)) => Err(Reject::Internal),
+    let write = move |out: &mut stream::Pipe| {
+        accounts.write_codes(id, format, out).map(drop).map_err(|trouble| stream::refusal(&trouble))
     };
     stream::answer(content_type, Some(format!("codes-{}.{ending}", id.0)), write).await
 }

@@ -163,6 +163,24 @@ impl Call {
         parse(text).map(Some).ok_or_else(|| Reject::Invalid(vec![format!("{name}: {what}")]))
     }
 
+    /// # Errors
+    /// [`Reject::Invalid`] for what is neither true nor false.
+    pub fn query_flag(&self, name: &str) -> Result<Option<bool>, Reject> {
+        self.query_parsed(name, "must be true or false", |text| match text {
+            "true" | "1" => Some(true),
+            "false" | "0" => Some(false),
+            _ => None,
+        })
+    }
+
+    /// The body as it came.
+    ///
+    /// # Errors
+    /// [`Reject::BadRequest`] when it is no text.
+    pub fn text(&self) -> Result<&str, Reject> {
+        std::str::from_utf8(&self.body).map_err(|_| Reject::BadRequest("The body is not valid UTF-8".into()))
+    }
+
     /// `page` and `page_size`, cut to what makes sense.
     ///
     /// # Errors

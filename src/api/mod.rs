@@ -30,6 +30,7 @@ mod stream;
 mod support;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 use axum::Router;
 use axum::middleware::from_fn_with_state;

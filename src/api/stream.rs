@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use super::render::Answer;
+use crate::accounts::ExportTrouble;
 use crate::error::Reject;
 
 const PIECE: usize = 256 << 10;
@@ -54,6 +55,18 @@ pub fn answer(
             response.headers_mut().insert(header::CONTENT_DISPOSITION, named);
         }
         Ok(response)
+    }
+}
+
+/// What a client is told of an export that broke off before its first byte.
+pub fn refusal(trouble: &ExportTrouble) -> Reject {
+    match trouble {
+        ExportTrouble::Store(error) => {
+            tracing::error!(%error, "an export broke off");
+            Reject::StoreUnavailable
+        }
+        // Nobody reads it any more.
+        ExportTrouble::Io(_) => Reject::Internal,
     }
 }
 

@@ -39,7 +39,19 @@ pub async fn call(
     bearer: Option<&str>,
     body: Option<Value>,
 ) -> io::Result<Answer> {
-    let response = send(to, method, path, bearer, body).await?;
+    let body = body.map(|value| ("application/json", value.to_string()));
+    whole(send(to, method, path, bearer, body).await?).await
+}
+
+/// Posts text, a JSON object a line.
+///
+/// # Errors
+/// As [`call`].
+pub async fn send_text(to: SocketAddr, path: &str, bearer: &str, text: String) -> io::Result<Answer> {
+    whole(send(to, "POST", path, Some(bearer), Some(("application/x-ndjson", text))).await?).await
+}
+
+async fn whole(response: http::Response<hyper::body::Incoming>) -> io::Result<Answer> {
     let (parts, body) = response.into_parts();
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
     Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body })
@@ -75,7 +87,7 @@ async fn send(
     method: &str,
     path: &str,
     bearer: Option<&str>,
-    body: Option<Value>,
+    body: Option<(&str, String)>,
 ) -> io::Result<http::Response<hyper::body::Incoming>> {
     let stream = TcpStream::connect(to).await?;
     let (mut sender, connection) =
@@ -86,10 +98,11 @@ async fn send(
     if let Some(token) = bearer {
         request = request.header("authorization", format!("Bearer {token}"));
     }
-    let body = body.map(|value| value.to_string());
-    if body.is_some() {
-        request = request.header("content-type", "application/json");
+    let mut text = String::new();
+    if let Some((content_type, body)) = body {
+        request = request.header("content-type", content_type);
+        text = body;
     }
-    let request = request.body(Full::new(Bytes::from(body.unwrap_or_default()))).map_err(io::Error::other)?;
+    let request = request.body(Full::new(Bytes::from(text))).map_err(io::Error::other)?;
     sender.send_request(request).await.map_err(io::Error::other)
 }

@@ -1,26 +1,23 @@
 //! `codes generate`, `codes export`, `codes stats`: on the files of a stopped server, or through a running one.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
+use super::output::{Counting, to_file};
 use super::progress::Progress;
-use super::{Failure, Way, client, load_config, way};
+use super::{Failure, ask, client, load_config, on_either, refused};
 use crate::accounts::Accounts;
-use crate::accounts::codes::{CodeStats, CodesFormat, ExportTrouble, NewCodes};
+use crate::accounts::codes::{CodeStats, CodesFormat, NewCodes};
 use crate::accounts::operator::OperatorFile;
 use crate::actors::audit::{Action, Actor, Record};
-use crate::app::Core;
-use crate::clock::{Clock, UnixMillis};
+use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::domain::ids::UserId;
 use crate::domain::user::User;
-use crate::error::Reject;
 
 /// Whose codes.
 #[derive(Clone, Copy, Debug)]
@@ -38,28 +35,6 @@ pub struct Wanted<'a> {
     pub category: Option<&'a str>,
 }
 
-fn refused(reject: Reject) -> Failure {
-    Failure::Failed(reject.describe())
-}
-
-/// Runs `work` on the accounts of a stopped server, or asks a running one.
-pub(super) fn on_either<T>(
-    config: &Config,
-    work: impl FnOnce(&Runtime, &Arc<Accounts>) -> Result<T, Failure>,
-    ask: impl FnOnce(&Runtime, &OperatorFile) -> Result<T, Failure>,
-) -> Result<T, Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    match way(config)? {
-        Way::Store(store) => {
-            let core = Core::on(store, config, Clock::system(), 0)?;
-            let done = work(&runtime, &core.accounts);
-            core.close();
-            done
-        }
-        Way::Server(server) => ask(&runtime, &server),
-    }
-}
-
 fn user_of(accounts: &Accounts, name: &str) -> Result<User, Failure> {
     let unknown = || Failure::Failed(format!("there is no user \"{name}\""));
     let id = match name.parse() {
@@ -75,22 +50,6 @@ fn path_of(name: &str) -> String {
     let escaped =
         name.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") });
     format!("/v1/admin-panel/users/{}/codes", escaped.collect::<String>())
-}
-
-fn ask(
-    runtime: &Runtime,
-    server: &OperatorFile,
-    method: &str,
-    path: &str,
-    body: Option<Value>,
-) -> Result<Value, Failure> {
-    let answer = runtime.block_on(client::call(server.admin_addr, method, path, Some(&server.token), body))?;
-    if answer.status >= 300 {
-        let errors = answer.json()["errors"].as_array().cloned().unwrap_or_default();
-        let all: Vec<&str> = errors.iter().filter_map(Value::as_str).collect();
-        return Err(Failure::Failed(if all.is_empty() { answer.message() } else { all.join("; ") }));
-    }
-    Ok(answer.json())
 }
 
 /// Gives codes to a user, or a list of his own to everybody.
@@ -152,37 +111,17 @@ pub fn generate(file: Option<&Path>, wanted: &Wanted<'_>) -> Result<(), Failure>
 /// There is no such user, or the codes cannot be written whole; then there is no file.
 pub fn export(file: Option<&Path>, user: &str, format: CodesFormat, to: Option<&Path>) -> Result<(), Failure> {
     let config = load_config(file)?;
-    let Some(to) = to else {
-        return write(&config, user, format, &mut BufWriter::new(io::stdout().lock()));
-    };
-    let mut name = to.as_os_str().to_owned();
-    name.push(".partial");
-    let partial = PathBuf::from(name);
-    // Whoever reads them can use them.
-    let out = File::options().write(true).create(true).truncate(true).mode(0o600).open(&partial);
-    let out = out.map_err(|e| Failure::Failed(format!("cannot write {}: {e}", partial.display())))?;
-    let mut out = BufWriter::new(out);
-    let done = write(&config, user, format, &mut out).and_then(|()| Ok(out.get_ref().sync_all()?));
-    if done.is_err() {
-        let _ = fs::remove_file(&partial);
-    }
-    done?;
-    Ok(fs::rename(&partial, to)?)
+    to_file(to, "codes", |out| write(&config, user, format, out))
 }
 
-fn write(config: &Config, user: &str, format: CodesFormat, out: &mut impl Write) -> Result<(), Failure> {
-    let mut out = Counting { out, done: 0, progress: Progress::default() };
+fn write(config: &Config, user: &str, format: CodesFormat, out: &mut Counting<'_>) -> Result<(), Failure> {
     // Two ways, of which one is gone.
-    let out = std::cell::RefCell::new(&mut out);
+    let out = std::cell::RefCell::new(out);
     let on_files = |runtime: &Runtime, accounts: &Arc<Accounts>| {
         let user = user_of(accounts, user)?;
         let record = Record::of(Action::CodesExported).by(Actor::operator()).on(&user);
         runtime.block_on(accounts.audited(record, |_| async { Ok(()) }, |(), record| record)).map_err(refused)?;
-        match accounts.write_codes(user.id, format, &mut **out.borrow_mut()) {
-            Ok(_) => Ok(()),
-            Err(ExportTrouble::Store(error)) => Err(Failure::Failed(error.to_string())),
-            Err(ExportTrouble::Io(error)) => Err(error.into()),
-        }
+        Ok(accounts.write_codes(user.id, format, &mut *out.borrow_mut()).map(drop)?)
     };
     let through = |runtime: &Runtime, server: &OperatorFile| {
         let form = if format == CodesFormat::Csv { "csv" } else { "json" };
@@ -191,29 +130,7 @@ fn write(config: &Config, user: &str, format: CodesFormat, out: &mut impl Write)
         let answer = runtime.block_on(client::download(server.admin_addr, &path, &server.token, sink))?;
         if answer.status >= 300 { Err(Failure::Failed(answer.message())) } else { Ok(()) }
     };
-    on_either(config, on_files, through)?;
-    Ok(out.into_inner().flush()?)
-}
-
-/// Counts lines as they are written.
-struct Counting<'a, W> {
-    out: &'a mut W,
-    done: u64,
-    progress: Progress,
-}
-
-impl<W: Write> Write for Counting<'_, W> {
-    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
-        let written = self.out.write(piece)?;
-        self.done += memchr::memchr_iter(b'\n', &piece[..written]).count() as u64;
-        let done = self.done;
-        self.progress.show(|| format!("{done} codes written"));
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
+    on_either(config, on_files, through)
 }
 
 /// Prints counts of one user's codes, or of all.

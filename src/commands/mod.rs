@@ -14,16 +14,24 @@ pub mod export;
 pub mod ledger;
 pub mod logs;
 pub mod openapi;
+mod output;
 pub mod progress;
 pub mod serve;
+pub mod users;
 
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use serde_json::Value;
+use tokio::runtime::Runtime;
+
 use crate::accounts::operator::{self, OperatorFile};
-use crate::app::{self, StartError};
+use crate::accounts::{Accounts, ExportTrouble};
+use crate::app::{self, Core, StartError};
+use crate::clock::Clock;
 use crate::config::{Config, ConfigError};
+use crate::error::Reject;
 use crate::store::{Store, StoreError, home};
 
 /// How a command ends when not well.
@@ -54,6 +62,15 @@ impl From<StartError> for Failure {
         match error {
             StartError::Config(why) => Self::Usage(why),
             other => Self::Failed(other.to_string()),
+        }
+    }
+}
+
+impl From<ExportTrouble> for Failure {
+    fn from(trouble: ExportTrouble) -> Self {
+        match trouble {
+            ExportTrouble::Store(error) => Self::Failed(error.to_string()),
+            ExportTrouble::Io(error) => error.into(),
         }
     }
 }
@@ -93,4 +110,42 @@ fn way(config: &Config) -> Result<Way, Failure> {
         Err(StartError::Store(StoreError::Busy(_))) => through_server(),
         Err(other) => Err(other.into()),
     }
+}
+
+fn refused(reject: Reject) -> Failure {
+    Failure::Failed(reject.describe())
+}
+
+/// Runs `work` on the accounts of a stopped server, or asks a running one.
+fn on_either<T>(
+    config: &Config,
+    work: impl FnOnce(&Runtime, &Arc<Accounts>) -> Result<T, Failure>,
+    ask: impl FnOnce(&Runtime, &OperatorFile) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    match way(config)? {
+        Way::Store(store) => {
+            let core = Core::on(store, config, Clock::system(), 0)?;
+            let done = work(&runtime, &core.accounts);
+            core.close();
+            done
+        }
+        Way::Server(server) => ask(&runtime, &server),
+    }
+}
+
+fn ask(
+    runtime: &Runtime,
+    server: &OperatorFile,
+    method: &str,
+    path: &str,
+    body: Option<Value>,
+) -> Result<Value, Failure> {
+    let answer = runtime.block_on(client::call(server.admin_addr, method, path, Some(&server.token), body))?;
+    if answer.status >= 300 {
+        let errors = answer.json()["errors"].as_array().cloned().unwrap_or_default();
+        let all: Vec<&str> = errors.iter().filter_map(Value::as_str).collect();
+        return Err(Failure::Failed(if all.is_empty() { answer.message() } else { all.join("; ") }));
+    }
+    Ok(answer.json())
 }

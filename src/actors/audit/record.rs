@@ -85,6 +85,8 @@ acts! {
     AuditGap = "audit.gap", Critical;
     UserRegistered = "user.registered", Info;
     UserCreated = "user.created", Info;
+    UsersImported = "users.imported", Warning;
+    UsersExported = "users.exported", Warning;
     UserUpdated = "user.updated", Info;
     UserActivated = "user.activated", Info;
     UserSuspended = "user.suspended", Warning;

@@ -123,6 +123,8 @@ const SIDE: &[(Least, &str)] = &[
     (Admin, "DELETE /v1/admin-panel/users/{id}/keys/{key}"),
     (Admin, "GET /v1/admin-panel/users/{id}/sessions"),
     (Admin, "DELETE /v1/admin-panel/users/{id}/sessions"),
+    (Superadmin, "POST /v1/admin-panel/users/import"),
+    (Superadmin, "GET /v1/admin-panel/users/export"),
     (Admin, "GET /v1/admin-panel/users/{id}/codes"),
     (Admin, "POST /v1/admin-panel/users/{id}/codes"),
     (Admin, "DELETE /v1/admin-panel/users/{id}/codes"),

@@ -12,6 +12,7 @@ pub mod mfa;
 mod own;
 pub mod process;
 mod support;
+mod transfer;
 mod users;
 
 use serde_json::Value;

@@ -185,3 +185,12 @@ pub fn request(method: &str, path: &str, headers: &[(&str, &str)], body: Option<
 pub fn call(to: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: Option<&Value>) -> Answer {
     Conn::open(to).call(method, path, headers, body)
 }
+
+/// As [`call`], with a body that need not be JSON.
+pub fn call_raw(to: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    let fields: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let head = format!("{method} {path} HTTP/1.1\r\nhost: test\r\n{fields}content-length: {}\r\n\r\n", body.len());
+    let mut conn = Conn::open(to);
+    conn.send([head.as_bytes(), body].concat());
+    conn.read_answer()
+}
