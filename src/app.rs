@@ -37,6 +37,7 @@ use crate::actors::writer::{Disk, Journal, JournalConfig, JournalKeys, LocalDisk
 use crate::api;
 use crate::backup;
 use crate::clock::Clock;
+use crate::compat;
 use crate::config::{Backend, Compression, Config, Durability, RecoverOpenHolds, Redact, SecretSource, TokenAlgorithm};
 use crate::domain::ids::StaffId;
 use crate::error::Reject;
@@ -699,7 +700,7 @@ fn share(core: &Core, config: &Config, policy: Arc<Policy>, control: tokio::runt
         journal: core.journal.clone(),
         metrics: core.metrics.clone(),
         access_log: AccessLog::start(&config.telemetry, io::stdout()),
-        local: Arc::new(Local(api::public_router(core.accounts.clone()))),
+        local: Arc::new(Local(api::public_router(core.accounts.clone(), compat::public_paths()))),
         control,
         draining: AtomicBool::new(false),
         connections: AtomicUsize::new(0),
@@ -781,8 +782,11 @@ fn start_side_port(
         committer: core.committer.clone(),
         clock: core.clock.clone(),
     });
-    let router =
-        api::side_router(api::SideState { accounts: core.accounts.clone(), tasks, readiness, backups: Some(backups) });
+    let accounts = core.accounts.clone();
+    let dialects = compat::side_paths().with_state(accounts.clone());
+    let documents = Arc::new(documents());
+    let state = api::SideState { accounts, tasks, readiness, backups: Some(backups), documents };
+    let router = api::side_router(state, dialects);
     let listener = control
         .block_on(tokio::net::TcpListener::bind(config.listen.admin))
         .map_err(io_error(format!("cannot listen on listen.admin {}", config.listen.admin)))?;
@@ -929,6 +933,12 @@ fn add_probes(core: &Core, shared: &Arc<Shared>) {
     });
     add_audit_probe(core);
     add_mail_probe(core);
+}
+
+/// What can be called on both ports, with all dialects.
+pub fn documents() -> api::Documents {
+    let (public, side) = compat::documents();
+    api::Documents { public: api::public_document(public), side: api::side_document(side) }
 }
 
 /// What is done now and then.

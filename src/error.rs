@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::clock::UnixMillis;
+use crate::domain::dialect::Dialect;
 use crate::domain::ids::{RequestId, UserId};
 use crate::domain::meters::{MeterName, Micro};
 
@@ -298,7 +299,16 @@ impl Reject {
 
     /// The one error body.
     pub fn body(&self, request: RequestId, now: UnixMillis) -> Vec<u8> {
-        let message = self.message();
+        self.body_for(None, request, now)
+    }
+
+    /// The one error body, with what a dialect's clients look for besides.
+    pub fn body_for(&self, dialect: Option<Dialect>, request: RequestId, now: UnixMillis) -> Vec<u8> {
+        let message = match (dialect, self) {
+            // The sentence that this system documents, in its users' language.
+            (Some(Dialect::Noteria), Self::WrongCode) => "Kodi unik nuk është i vlefshëm".to_owned(),
+            _ => self.message(),
+        };
         let mut body = json!({
             "success": false,
             "message": message,
@@ -309,6 +319,13 @@ impl Reject {
         });
         if let Some(limits) = self.limits() {
             body["limits"] = limits;
+        }
+        match dialect {
+            None => {}
+            // What FastAPI makes of an exception.
+            Some(Dialect::Clisonix | Dialect::Usermgmt) => body["detail"] = message.into(),
+            // Pages show this member as it is.
+            Some(Dialect::Aiezzy | Dialect::Noteria) => body["error"] = message.into(),
         }
         body.to_string().into_bytes()
     }

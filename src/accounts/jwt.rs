@@ -22,7 +22,7 @@ use super::secrets::{self, Minted, Pepper};
 use crate::clock;
 use crate::clock::UnixMillis;
 use crate::config::{TokenForm, Tokens as TokensConfig};
-use crate::domain::session::{Principal, Session};
+use crate::domain::session::{Principal, Session, TokenLook};
 use crate::error::Reject;
 
 /// The least a signing secret must have, in bytes.
@@ -179,11 +179,14 @@ impl TokenMint {
         session: &Session,
         lineage: Lineage<'_>,
     ) -> Result<(Minted, Minted), Reject> {
-        match (self.form, lineage) {
-            (TokenForm::Opaque, Lineage::After(refresh_token)) => Ok(secrets::successors_of(pepper, refresh_token)),
+        let form = if session.style.look.is_some() { TokenForm::Opaque } else { self.form };
+        let prefixes = session.style.look.map_or(secrets::TOKEN_PREFIXES, TokenLook::prefixes);
+        match (form, lineage) {
+            (TokenForm::Opaque, Lineage::After(refresh_token)) => {
+                Ok(secrets::successors_of(pepper, refresh_token, prefixes))
+            }
             (TokenForm::Opaque, Lineage::Fresh) => {
-                let made = (|| Ok((secrets::mint_session_token()?, secrets::mint_refresh_token()?)))();
-                made.map_err(|error: io::Error| super::no_randomness(&error))
+                secrets::mint_tokens(prefixes).map_err(|error| super::no_randomness(&error))
             }
             (TokenForm::Jwt, Lineage::After(refresh_token)) => {
                 let id = |space: &str| {
@@ -237,12 +240,17 @@ impl TokenMint {
 
     /// Whether a token is what its session's row says: signed by us, for this use, for this person, until then.
     pub fn agrees(&self, token: &[u8], for_what: TokenUse, session: &Session) -> bool {
-        let opaque = match for_what {
-            TokenUse::Access => secrets::SESSION_PREFIX,
-            TokenUse::Refresh => secrets::REFRESH_PREFIX,
+        let of_use = |(access, refresh): (&'static str, &'static str)| match for_what {
+            TokenUse::Access => access,
+            TokenUse::Refresh => refresh,
         };
         // Random ones say nothing that could disagree; there may be some of before a change of the config.
-        if token.starts_with(opaque.as_bytes()) {
+        let own = session.style.look.map(TokenLook::prefixes);
+        if [Some(secrets::TOKEN_PREFIXES), own]
+            .into_iter()
+            .flatten()
+            .any(|both| token.starts_with(of_use(both).as_bytes()))
+        {
             return true;
         }
         let Some(claims) = self.verify(token, for_what, session.principal) else { return false };
@@ -308,6 +316,7 @@ fn ends_at(session: &Session, for_what: TokenUse) -> u64 {
 mod tests {
     use super::*;
     use crate::domain::ids::{CredentialId, StaffId, UserId};
+    use crate::domain::session::SessionStyle;
 
     fn session(principal: Principal) -> Session {
         Session {
@@ -324,6 +333,7 @@ mod tests {
             refreshed_at: None,
             spent: Vec::new(),
             used_at: None,
+            style: SessionStyle::default(),
         }
     }
 

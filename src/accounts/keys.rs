@@ -11,7 +11,7 @@ use super::{Accounts, Forget, Loaded, MAX_TRIES, no_randomness, too_busy};
 use crate::clock::UnixMillis;
 use crate::config::KeyMode;
 use crate::domain::ids::{CredentialId, SecretMac, UserId};
-use crate::domain::key::{ApiKey, KeyLimits};
+use crate::domain::key::{ApiKey, KeyLimits, KeyLook};
 use crate::domain::session::{Principal, Session};
 use crate::domain::user::{Status, User};
 use crate::error::Reject;
@@ -113,6 +113,7 @@ pub struct NewKey {
     pub name: String,
     pub limits: KeyLimits,
     pub expires_at: Option<UnixMillis>,
+    pub look: KeyLook,
 }
 
 /// What is to change of a named key; what is `None` stays.
@@ -275,7 +276,8 @@ impl Accounts {
                 return Err(Reject::Conflict("This key has been rotated already".into()));
             }
             let old = &row.value;
-            let new = NewKey { name: old.name.clone(), limits: old.limits.clone(), expires_at: old.expires_at };
+            let (name, limits) = (old.name.clone(), old.limits.clone());
+            let new = NewKey { name, limits, expires_at: old.expires_at, look: KeyLook::Canonical };
             self.clear_dead_keys(user, keys, now, batch);
             let made = self.add_key(user, &new, batch)?;
             batch.require_equal(row.key.clone(), row.raw.clone());
@@ -367,7 +369,7 @@ impl Accounts {
 
     /// Mints a key and adds its rows to a batch.
     pub(super) fn add_key(&self, user: UserId, new: &NewKey, batch: &mut Batch) -> Result<(KeyView, Minted), Reject> {
-        let minted = secrets::mint_api_key().map_err(|error| no_randomness(&error))?;
+        let minted = secrets::mint_api_key(new.look).map_err(|error| no_randomness(&error))?;
         self.insert_key(user, new, minted, batch)
     }
 

@@ -13,7 +13,7 @@ use sha2::Sha256;
 
 use crate::clock;
 use crate::domain::ids::{CredentialId, SecretMac};
-use crate::domain::key::{KEY_PREFIX, KEY_RANDOM_LEN};
+use crate::domain::key::{KEY_RANDOM_LEN, KeyLook};
 use crate::store::folder;
 
 /// The least a pepper must have, in bytes.
@@ -22,8 +22,8 @@ pub const MIN_PEPPER_BYTES: usize = 32;
 pub const MAX_CREDENTIAL_BYTES: usize = 512;
 
 const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
-pub(super) const SESSION_PREFIX: &str = "ts-";
-pub(super) const REFRESH_PREFIX: &str = "tr-";
+/// Of random session tokens and refresh tokens.
+pub(super) const TOKEN_PREFIXES: (&str, &str) = ("ts-", "tr-");
 /// 43 × 5.95 bits: as much as SHA-256 keeps.
 const TOKEN_RANDOM_LEN: usize = 43;
 
@@ -133,24 +133,16 @@ impl fmt::Debug for Minted {
 ///
 /// # Errors
 /// The system has no random bytes to give; nothing may be minted then.
-pub fn mint_api_key() -> io::Result<Minted> {
-    mint(KEY_PREFIX, KEY_RANDOM_LEN)
+pub fn mint_api_key(look: KeyLook) -> io::Result<Minted> {
+    mint(look.prefix(), KEY_RANDOM_LEN)
 }
 
-/// A new session token.
+/// A new session token and a new refresh token, random both.
 ///
 /// # Errors
 /// As [`mint_api_key`].
-pub fn mint_session_token() -> io::Result<Minted> {
-    mint(SESSION_PREFIX, TOKEN_RANDOM_LEN)
-}
-
-/// A new refresh token.
-///
-/// # Errors
-/// As [`mint_api_key`].
-pub fn mint_refresh_token() -> io::Result<Minted> {
-    mint(REFRESH_PREFIX, TOKEN_RANDOM_LEN)
+pub fn mint_tokens(prefixes: (&str, &str)) -> io::Result<(Minted, Minted)> {
+    Ok((mint(prefixes.0, TOKEN_RANDOM_LEN)?, mint(prefixes.1, TOKEN_RANDOM_LEN)?))
 }
 
 /// A new token without a prefix, for the operator's file.
@@ -167,7 +159,7 @@ fn mint(prefix: &str, len: usize) -> io::Result<Minted> {
 
 /// The tokens that follow a refresh token: always the same for the same one, and for nobody to guess without the pepper. So
 /// they can be given again without being kept.
-pub fn successors_of(pepper: &Pepper, refresh_token: &str) -> (Minted, Minted) {
+pub fn successors_of(pepper: &Pepper, refresh_token: &str, prefixes: (&str, &str)) -> (Minted, Minted) {
     let derive = |prefix: &str, space: &str| {
         let spread = |half: &str| pepper.mac_in(&format!("{space} {half}"), refresh_token.as_bytes()).0;
         let bytes = [spread("a"), spread("b")].concat();
@@ -176,7 +168,7 @@ pub fn successors_of(pepper: &Pepper, refresh_token: &str) -> (Minted, Minted) {
             bytes.iter().take(TOKEN_RANDOM_LEN).map(|b| char::from(ALPHABET[usize::from(b % 62)])).collect();
         Minted(format!("{prefix}{text}"))
     };
-    (derive(SESSION_PREFIX, "next session token"), derive(REFRESH_PREFIX, "next refresh token"))
+    (derive(prefixes.0, "next session token"), derive(prefixes.1, "next refresh token"))
 }
 
 /// A new number for a key or session: random, so that making one needs no counter; exact in JSON.
@@ -297,9 +289,9 @@ mod tests {
 
     #[test]
     fn what_is_minted_has_its_form_and_does_not_print() {
-        let key = mint_api_key().unwrap();
+        let key = mint_api_key(KeyLook::Canonical).unwrap();
         assert!(key.expose().starts_with("pe-") && key.expose().len() == 35);
         assert!(!format!("{key:?}").contains(key.expose()));
-        assert_eq!(mint_session_token().unwrap().expose().len(), 46);
+        assert_eq!(mint_tokens(TOKEN_PREFIXES).unwrap().0.expose().len(), 46);
     }
 }

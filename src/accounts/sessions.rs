@@ -20,7 +20,7 @@ use super::secrets::{self, Minted};
 use super::{Accounts, Forget, LOGIN_TURNS, Loaded, MAX_TRIES, no_randomness, too_busy};
 use crate::clock::UnixMillis;
 use crate::domain::ids::{SecretMac, UserId};
-use crate::domain::session::{Principal, Session, Spent};
+use crate::domain::session::{Principal, Session, SessionStyle, Spent};
 use crate::domain::user::{Status, User};
 use crate::error::Reject;
 use crate::store::{Batch, StoreError, tables};
@@ -48,6 +48,7 @@ pub struct LoginRequest {
     pub user_agent: Option<String>,
     /// What an earlier login has left on the device.
     pub device: Option<String>,
+    pub style: SessionStyle,
 }
 
 /// Tokens of a new session, shown once.
@@ -82,7 +83,7 @@ impl Accounts {
     /// [`Reject::Unauthenticated`], the same for an unknown name and a wrong password; [`Reject::Locked`] after too many of
     /// them; [`Reject::Forbidden`] for an account that may not come in; [`Reject::Overloaded`] in a flood.
     pub async fn login(&self, request: LoginRequest) -> Result<(User, SessionView), Reject> {
-        let LoginRequest { identifier, password, code, unique_code, address, user_agent, device } = request;
+        let LoginRequest { identifier, password, code, unique_code, address, user_agent, device, style } = request;
         let id = self.find_user(&identifier)?;
         let hash = || Ok(self.live_user(id)?.and_then(|row| row.value.password_hash));
         let subject = match self.live_user(id)? {
@@ -112,7 +113,7 @@ impl Accounts {
             batch.put(row.key, super::encode_bounded(&user)?);
             self.announce_sign_in(&user, address, user_agent.as_deref(), &mut batch)?;
             let forget = self.make_room_for_session(id, &mut batch)?;
-            let mut view = self.open_session(id, address, user_agent.as_deref(), &mut batch)?;
+            let mut view = self.open_session(id, address, user_agent.as_deref(), style, &mut batch)?;
             // Looked at anew in every try: another login may have used it in between.
             let used = code_turn.as_ref().map(|turn| self.use_unique_code(id, turn, address, &mut batch));
             view.used_code = used.transpose()?;
@@ -411,6 +412,7 @@ impl Accounts {
         user: UserId,
         address: IpAddr,
         agent: Option<&str>,
+        style: SessionStyle,
         batch: &mut Batch,
     ) -> Result<SessionView, Reject> {
         let settings = self.settings.load();
@@ -429,6 +431,7 @@ impl Accounts {
             refreshed_at: None,
             spent: Vec::new(),
             used_at: None,
+            style,
         };
         self.write_session(session, Lineage::Fresh, batch)
     }
@@ -440,7 +443,9 @@ impl Accounts {
         lineage: Lineage<'_>,
         batch: &mut Batch,
     ) -> Result<SessionView, Reject> {
-        session.expires_at = self.clock.now().plus(hours(self.settings.load().accounts.session_hours));
+        let usual = || hours(self.settings.load().accounts.session_hours);
+        let lasts = session.style.lasts.map_or_else(usual, Duration::from_secs);
+        session.expires_at = self.clock.now().plus(lasts);
         let (token, refresh) = self.tokens.mint(&self.pepper, &session, lineage)?;
         let mac = self.pepper.mac(token.expose().as_bytes());
         let refresh_mac = self.pepper.mac(refresh.expose().as_bytes());

@@ -14,7 +14,7 @@ use super::sessions::{Proven, SessionView, close_session, hours};
 use super::{Accounts, MAX_TRIES, no_randomness, too_busy};
 use crate::config::MfaRequired;
 use crate::domain::ids::StaffId;
-use crate::domain::session::{Principal, Session, Staff, StaffRole};
+use crate::domain::session::{Principal, Session, SessionStyle, Staff, StaffRole};
 use crate::error::Reject;
 use crate::store::{Batch, StoreError, tables};
 use crate::telemetry::metrics::Login;
@@ -221,6 +221,7 @@ impl Accounts {
             refreshed_at: None,
             spent: Vec::new(),
             used_at: None,
+            style: SessionStyle::default(),
         };
         let (token, _) = self.tokens.mint(&self.pepper, &session, Lineage::Fresh)?;
         let mac = self.pepper.mac(token.expose().as_bytes());

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::credits::Whose;
 use super::keys::{CredentialKind, find_credential};
-use super::passwords::Password;
+use super::passwords::{Password, Rule};
 use super::secrets::Pepper;
 use super::sessions::LoginRequest;
 use super::staff::NewStaff;
@@ -23,9 +23,10 @@ use crate::clock::{Clock, ManualClock, UnixMillis};
 use crate::config::Config;
 use crate::domain::addresses::{RuleKind, Verdict, parse_network};
 use crate::domain::ids::UserId;
+use crate::domain::key::KeyLook;
 use crate::domain::meters::{Micro, ResetHour};
-use crate::domain::session::StaffRole;
-use crate::domain::user::{Status, UserType};
+use crate::domain::session::{SessionStyle, StaffRole};
+use crate::domain::user::{Profile, Status, UserType};
 use crate::error::Reject;
 use crate::store::committer::{CommitPace, Committer};
 use crate::store::memory::MemoryStore;
@@ -98,8 +99,11 @@ impl World {
             user_type: UserType::Personal,
             about_me: String::new(),
             hobbies: String::new(),
+            profile: Profile::default(),
+            rule: Rule::Composition,
+            key_look: KeyLook::Canonical,
         };
-        self.accounts.register(new).await
+        self.accounts.register(new, None).await
     }
 
     async fn login(&self, identifier: &str, password: &str) -> Result<String, Reject> {
@@ -111,6 +115,7 @@ impl World {
             address: HERE,
             user_agent: Some("test".into()),
             device: None,
+            style: SessionStyle::default(),
         };
         Ok(self.accounts.login(request).await?.1.session_token.expose().to_owned())
     }
@@ -199,6 +204,7 @@ async fn refreshing_rotates_both_tokens_and_does_not_prolong() {
         address: HERE,
         user_agent: None,
         device: None,
+        style: SessionStyle::default(),
     };
     let (_, first) = world.accounts.login(request).await.unwrap();
     let old_refresh = first.refresh_token.as_ref().unwrap().expose();

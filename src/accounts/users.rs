@@ -3,6 +3,7 @@
 //! Owns the users' rows and the rules of their fields. Username and email are unique without case, by preconditions and not
 //! by looking first. Meters belong to the user's actor and are only ever changed by asking it.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -15,6 +16,7 @@ use super::keys::NewKey;
 use super::mail::{Letter, LetterKind};
 use super::passwords::{Password, Rule};
 use super::secrets::Minted;
+use super::sessions::SessionView;
 use super::{Accounts, Forget, MAX_TRIES, Settings, sessions, too_busy};
 use crate::actors::user::actor::UserActor;
 use crate::actors::user::ledger::{self, Account, Command, Meter, Recovery, Reply};
@@ -22,8 +24,10 @@ use crate::actors::writer::{Filter, Page as JournalPage};
 use crate::clock::UnixMillis;
 use crate::config::Plan;
 use crate::domain::ids::UserId;
+use crate::domain::key::KeyLook;
 use crate::domain::meters::{MeterName, Micro, ResetHour};
-use crate::domain::user::{Role, Status, User, UserType, Verification, Vetting};
+use crate::domain::session::SessionStyle;
+use crate::domain::user::{Profile, Role, Status, User, UserType, Verification, Vetting};
 use crate::error::Reject;
 use crate::store::committer::Epoch;
 use crate::store::{Batch, Order, Store, StoreError, prefix_end, tables};
@@ -53,6 +57,10 @@ pub struct Registration {
     pub user_type: UserType,
     pub about_me: String,
     pub hobbies: String,
+    pub profile: Profile,
+    /// What the password must meet, as the surface documents it.
+    pub rule: Rule,
+    pub key_look: KeyLook,
 }
 
 /// A user who has just come to be.
@@ -61,6 +69,16 @@ pub struct Registered {
     pub user: User,
     pub api_key: Minted,
     pub verification_required: bool,
+    /// Where registering is also a login.
+    pub session: Option<SessionView>,
+}
+
+/// From where, and how, a session is opened.
+#[derive(Clone, Debug)]
+pub struct Entrance {
+    pub address: IpAddr,
+    pub user_agent: Option<String>,
+    pub style: SessionStyle,
 }
 
 /// What a user may change of himself.
@@ -260,12 +278,13 @@ impl AdminUpdate {
 }
 
 impl Accounts {
-    /// Makes a user with the default plan's meters and one API key, all in one commit.
+    /// Makes a user with the default plan's meters and one API key, all in one commit. With `entrance`, in the same commit
+    /// also a session.
     ///
     /// # Errors
     /// [`Reject::Invalid`] with one line per field, [`Reject::Conflict`] for a name or email that is taken,
     /// [`Reject::Forbidden`] while registration is closed.
-    pub async fn register(&self, mut new: Registration) -> Result<Registered, Reject> {
+    pub async fn register(&self, mut new: Registration, entrance: Option<Entrance>) -> Result<Registered, Reject> {
         let settings = self.settings();
         if !settings.accounts.registration {
             return Err(Reject::Forbidden("Registration is closed"));
@@ -280,10 +299,16 @@ impl Accounts {
             text_fault("about_me", &new.about_me),
             text_fault("hobbies", &new.hobbies),
         ];
+        let mut fields = new.profile.clone();
+        let profile = Profile::FIELDS.iter().filter_map(|name| {
+            let value = fields.field_mut(name)?.take()?;
+            profile_fault(name, &value)
+        });
         let faults: Vec<String> = faults
             .into_iter()
             .flatten()
-            .chain(self.password_faults(&new.password, Rule::Composition, "password", &[&new.username, &new.email]))
+            .chain(profile)
+            .chain(self.password_faults(&new.password, new.rule, "password", &[&new.username, &new.email]))
             .collect();
         if !faults.is_empty() {
             return Err(Reject::Invalid(faults));
@@ -294,6 +319,7 @@ impl Accounts {
             user_type: new.user_type,
             about_me: new.about_me,
             hobbies: new.hobbies,
+            profile: new.profile,
             status: if verification_required { Status::Pending } else { Status::Active },
             ..User::new(Arc::from(new.username), new.name, Arc::from(new.email), plan.name.clone(), self.clock.now())
         };
@@ -304,8 +330,18 @@ impl Accounts {
         }
         user.password_hash = Some(self.passwords.enter()?.hash(new.password).await?);
         let meters = self.fresh_account(plan)?;
-        let (user, api_key) = self.insert_user(user, &meters, |user, batch| self.ask_to_verify(user, batch)).await?;
-        Ok(Registered { user, api_key, verification_required })
+        let mut session = None;
+        let more = |user: &User, batch: &mut Batch| {
+            if let Some(Entrance { address, user_agent, style }) = &entrance {
+                session = Some(self.open_session(user.id, *address, user_agent.as_deref(), *style, batch)?);
+            }
+            self.ask_to_verify(user, batch)
+        };
+        if entrance.is_some() {
+            user.last_login = Some(user.created_at);
+        }
+        let (user, api_key) = self.insert_user(user, &meters, new.key_look, more).await?;
+        Ok(Registered { user, api_key, verification_required, session })
     }
 
     /// In strict mode the owner of an address that is taken is told, and nobody else: the work is the same as for one that
@@ -339,7 +375,8 @@ impl Accounts {
         &self,
         mut user: User,
         meters: &Account,
-        more: impl Fn(&User, &mut Batch) -> Result<(), Reject> + Send,
+        look: KeyLook,
+        mut more: impl FnMut(&User, &mut Batch) -> Result<(), Reject> + Send,
     ) -> Result<(User, Minted), Reject> {
         for _ in 0..MAX_TRIES {
             let mut batch = Batch::default();
@@ -352,7 +389,7 @@ impl Accounts {
             let (id, account) = encoded.map_err(|error: StoreError| self.failed(&error))?;
             batch.put(tables::user(user.id), row).put(by_name, id.clone()).put(by_email, id);
             batch.put(tables::meters(user.id), account);
-            let default = NewKey { name: super::keys::DEFAULT_KEY.into(), ..NewKey::default() };
+            let default = NewKey { name: super::keys::DEFAULT_KEY.into(), look, ..NewKey::default() };
             let (_, api_key) = self.add_key(user.id, &default, &mut batch)?;
             more(&user, &mut batch)?;
             match self.commit_for_user(user.id, batch, Forget::Nothing).await {

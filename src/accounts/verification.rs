@@ -149,15 +149,15 @@ impl Accounts {
     /// # Errors
     /// [`Reject::BadRequest`] for a token that is wrong, used or expired, [`Reject::Invalid`] for a password that does not
     /// meet the rule; the token stays good then.
-    pub async fn reset_password(&self, token: &str, password: Password) -> Result<User, Reject> {
-        let faults = password.faults_in(Rule::Composition, "password");
+    pub async fn reset_password(&self, token: &str, password: Password, rule: Rule) -> Result<User, Reject> {
+        let faults = password.faults_in(rule, "password");
         if !faults.is_empty() {
             return Err(Reject::Invalid(faults));
         }
         // Before the hash: a wrong token must not cost one.
         let (id, row) = self.find_one_time(TokenKind::ResetPassword, token)?;
         let owner = self.user(id)?;
-        let faults = self.password_faults(&password, Rule::Composition, "password", &[&owner.username, &owner.email]);
+        let faults = self.password_faults(&password, rule, "password", &[&owner.username, &owner.email]);
         if !faults.is_empty() {
             return Err(Reject::Invalid(faults));
         }

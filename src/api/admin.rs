@@ -9,6 +9,7 @@ use axum::Router;
 use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
+use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -16,12 +17,10 @@ use super::codes;
 use super::credits;
 use super::docs;
 use super::document::{self, Document};
-use super::extract::{Call, Fields};
 use super::health::{self, Readiness};
 use super::mfa;
 use super::operations;
 use super::public::{NewKey, days, profile_fields};
-use super::render::{self, Answer};
 use super::shapes::{self, Amount, Listed, RuleShape, UsageDay, UserFull};
 use super::side_shapes::{
     AdminMade, LogParams, NewAddressRule, NewAdmin, OneUser, PageParams, PanelHealth, Reason, RuleDone, StaffLoggedIn,
@@ -30,11 +29,10 @@ use super::side_shapes::{
 use super::{staff, support, transfer};
 use crate::accounts::Accounts;
 use crate::accounts::addresses::{NewRule, StoredRule};
-use crate::accounts::audit::changes;
 use crate::accounts::directory::{Sort, UserQuery};
 use crate::accounts::staff::{NewStaff, StaffIdentity};
 use crate::accounts::users::{AdminUpdate, MeterUpdate, Page};
-use crate::actors::audit::{Action, ActionFilter, Actor, Query, Record, Severity, Target, UserFilter};
+use crate::actors::audit::{Action, ActionFilter, Query, Record, Severity, Target, UserFilter};
 use crate::actors::scheduler::TaskState;
 use crate::actors::writer::Filter;
 use crate::backup::source::Source;
@@ -44,6 +42,10 @@ use crate::domain::ids::UserId;
 use crate::domain::session::StaffRole;
 use crate::domain::user::{Role, Status, User, UserType, Verification};
 use crate::error::Reject;
+pub(super) use crate::handler::acts::act_of;
+use crate::handler::extract::{Call, Fields};
+use crate::handler::render::{self, Answer};
+use crate::handler::{acts, entry, staff_acts};
 
 /// What the side port serves from.
 #[derive(Clone)]
@@ -54,6 +56,14 @@ pub struct SideState {
     pub readiness: Readiness,
     /// What backups are taken of; without it there are none.
     pub backups: Option<Arc<Source>>,
+    pub documents: Arc<Documents>,
+}
+
+/// The OpenAPI documents that the side port shows.
+#[derive(Clone, Debug, Default)]
+pub struct Documents {
+    pub public: Document,
+    pub side: Document,
 }
 
 pub(super) type Side = State<SideState>;
@@ -103,40 +113,27 @@ fn paths() -> OpenApiRouter<SideState> {
         .merge(docs::paths())
 }
 
-/// The router of the side port.
-pub fn side_router(state: SideState) -> Router {
+/// The router of the side port; `more` are other APIs'.
+pub fn side_router(state: SideState, more: OpenApiRouter<SideState>) -> Router {
     let clock = state.accounts.clock().clone();
-    super::finish(paths().split_for_parts().0, state, clock)
+    super::finish(paths().merge(more).split_for_parts().0, state, clock)
 }
 
-/// The OpenAPI document of the side port.
-pub fn side_document() -> Document {
-    document::side(paths().into_openapi())
+/// The OpenAPI document of the side port; `more` are other APIs'.
+pub fn side_document(more: OpenApi) -> Document {
+    let mut all = paths().into_openapi();
+    all.merge(more);
+    document::side(all)
 }
 
-/// Who calls, if his role reaches `least`. Who does not get in is recorded.
+/// Who calls, if his role reaches `least`.
 pub(super) fn staff(side: &SideState, call: &Call, least: StaffRole) -> Result<StaffIdentity, Reject> {
-    let denied = Record::of(Action::AccessDenied).from(call.origin()).with("call", call.line.as_str());
-    let anyone = side.accounts.staff_of_token(call.token()?, StaffRole::New);
-    let who = anyone.inspect_err(|reject| side.accounts.note_refusal(denied.clone().by(Actor::anonymous()), reject))?;
-    if who.role < least {
-        let reject = Reject::Forbidden("Your role does not allow this");
-        side.accounts.note_denial(denied.by(&who), &reject);
-        return Err(reject);
-    }
-    Ok(who)
-}
-
-/// The record of what staff does.
-pub(super) fn act_of(who: &StaffIdentity, call: &Call, action: Action) -> Record {
-    Record::of(action).by(who).from(call.origin())
+    acts::staff(&side.accounts, call, least)
 }
 
 /// The record of what staff does to a user.
 pub(super) fn act_on(side: &SideState, who: &StaffIdentity, call: &Call, action: Action, user: UserId) -> Record {
-    // Whom nobody finds is refused by the act itself; his number is recorded all the same.
-    let target = side.accounts.user(user).map_or_else(|_| Target::user_id(user.0), |user| Target::from(&user));
-    act_of(who, call, action).on(target)
+    acts::act_on(&side.accounts, who, call, action, user)
 }
 
 /// The user as he is after an act on him.
@@ -156,13 +153,7 @@ async fn login(State(side): Side, call: Call) -> Answer {
     let (username, password) = (fields.text("username"), fields.password("password")?);
     let code = fields.optional_text("code");
     fields.done()?;
-    let record = Record::of(Action::LoginSucceeded).or(Action::LoginFailed).by(Actor::anonymous()).from(call.origin());
-    let record = record.on_any(side.accounts.staff_login_target(&username)?);
-    let address = call.address;
-    let act = move |accounts: Arc<Accounts>| async move {
-        accounts.staff_login(&username, password, code.as_deref(), address).await
-    };
-    let (staff, session) = side.accounts.audited(record, act, |(staff, _), record| record.by(staff).on(staff)).await?;
+    let (staff, session) = entry::staff_log_in(&side.accounts, &call, username, password, code).await?;
     render::ok(StaffLoggedIn {
         success: true,
         message: "Login successful",
@@ -223,10 +214,7 @@ pub(super) fn user_query(call: &Call) -> Result<UserQuery, Reject> {
 
 /// The user a path names, by number or by username.
 pub(super) fn user_in_path(side: &SideState, call: &Call) -> Result<UserId, Reject> {
-    match call.number("id") {
-        Ok(number) => Ok(UserId(number)),
-        Err(_) => side.accounts.find_user(call.part("id"))?.ok_or(Reject::NotFound),
-    }
+    acts::user_in_path(&side.accounts, call, "id")
 }
 
 /// A user with his meters, by number or by username.
@@ -281,16 +269,7 @@ async fn put_user(State(side): Side, call: Call) -> Answer {
     let (update, reason) = (update_fields(&mut fields), fields.optional_text("reason"));
     fields.done()?;
     let id = user_in_path(&side, &call)?;
-    // A change of credits is found under its own name, whatever else the call changes.
-    let action = match (&update.credits, &update.conversations, &update.plan) {
-        (None, None, None) => Action::UserUpdated,
-        (None, None, Some(_)) => Action::PlanChanged,
-        _ => Action::CreditsAdjusted,
-    };
-    let record = act_on(&side, &by, &call, action, id).with("reason", reason);
-    let act = move |accounts: Arc<Accounts>| async move { accounts.update_user_telling(id, update).await };
-    let tell = |(user, list): &(User, Vec<_>), record| on_user(user, record).with("changes", changes(list));
-    let (user, _) = side.accounts.audited(record, act, tell).await?;
+    let user = staff_acts::update(&side.accounts, &by, &call, id, update, reason).await?;
     changed(&side, "User updated", user)
 }
 
@@ -308,14 +287,11 @@ async fn delete_user(State(side): Side, call: Call) -> Answer {
     render::ok(UserGone { success: true, message: "User deleted", user_id: user.id.0 })
 }
 
-/// Makes one change of a user, and records it under its own name.
-async fn change_one(side: SideState, call: Call, action: Action, message: &'static str, update: AdminUpdate) -> Answer {
-    let by = admin(&State(side.clone()), &call)?;
+/// Makes one change of a user.
+async fn change_one(side: SideState, call: Call, message: &'static str, update: AdminUpdate) -> Answer {
+    let by = admin(&side, &call)?;
     let id = user_in_path(&side, &call)?;
-    let record = act_on(&side, &by, &call, action, id);
-    let act = move |accounts: Arc<Accounts>| async move { accounts.update_user_telling(id, update).await };
-    let tell = |(user, list): &(User, Vec<_>), record| on_user(user, record).with("changes", changes(list));
-    let (user, _) = side.accounts.audited(record, act, tell).await?;
+    let user = staff_acts::update(&side.accounts, &by, &call, id, update, None).await?;
     changed(&side, message, user)
 }
 
@@ -331,13 +307,13 @@ struct PlanChange {
 #[utoipa::path(put, path = "/v1/admin-panel/users/{id}/plan", tag = "users", request_body = PlanChange,
     security(("staff" = ["admin"])), responses((status = 200, body = OneUser)))]
 async fn change_plan(State(side): Side, call: Call) -> Answer {
-    admin(&State(side.clone()), &call)?;
+    admin(&side, &call)?;
     let mut fields = call.fields()?;
     let other = fields.optional_text("subscription_plan");
     let plan = if let Some(plan) = other { plan } else { fields.text("plan") };
     fields.done()?;
     let update = AdminUpdate { plan: Some(plan), ..AdminUpdate::default() };
-    change_one(side, call, Action::PlanChanged, "Plan changed", update).await
+    change_one(side, call, "Plan changed", update).await
 }
 
 #[derive(ToSchema)]
@@ -351,12 +327,12 @@ struct VerificationChange {
 #[utoipa::path(put, path = "/v1/admin-panel/users/{id}/verify", tag = "users", request_body = Option<VerificationChange>,
     security(("staff" = ["admin"])), responses((status = 200, body = OneUser)))]
 async fn verify_user(State(side): Side, call: Call) -> Answer {
-    admin(&State(side.clone()), &call)?;
+    admin(&side, &call)?;
     let mut fields = call.optional_fields()?;
     let level = fields.optional_parsed("verification", VERIFICATIONS, Verification::parse);
     fields.done()?;
     let update = AdminUpdate { verification: level.or(Some(Verification::EmailVerified)), ..AdminUpdate::default() };
-    change_one(side, call, Action::UserUpdated, "Verification changed", update).await
+    change_one(side, call, "Verification changed", update).await
 }
 
 #[derive(ToSchema)]
@@ -372,7 +348,7 @@ struct StatusChange {
 #[utoipa::path(put, path = "/v1/admin-panel/users/{id}/status", tag = "users", request_body = StatusChange,
     security(("staff" = ["admin"])), responses((status = 200, body = OneUser)))]
 async fn change_status(State(side): Side, call: Call) -> Answer {
-    let by = admin(&State(side.clone()), &call)?;
+    let by = admin(&side, &call)?;
     let mut fields = call.fields()?;
     let settable =
         |text: &str| Status::parse(text).filter(|s| matches!(s, Status::Active | Status::Suspended | Status::Banned));
@@ -380,20 +356,8 @@ async fn change_status(State(side): Side, call: Call) -> Answer {
     let reason = fields.optional_text("reason");
     fields.done()?;
     let id = user_in_path(&side, &call)?;
-    let action = match status {
-        Some(Status::Suspended) => Action::UserSuspended,
-        Some(Status::Banned) => Action::UserBanned,
-        _ => Action::UserActivated,
-    };
-    let record = act_on(&side, &by, &call, action, id).with("reason", reason.clone());
-    let act = move |accounts: Arc<Accounts>| async move {
-        match action {
-            Action::UserSuspended => accounts.suspend(id, reason).await,
-            Action::UserBanned => accounts.ban(id, reason).await,
-            _ => accounts.activate(id).await,
-        }
-    };
-    let user = side.accounts.audited(record, act, on_user).await?;
+    let status = status.unwrap_or(Status::Active);
+    let user = staff_acts::set_status(&side.accounts, &by, &call, id, status, reason).await?;
     changed(&side, "Status changed", user)
 }
 
@@ -410,7 +374,7 @@ struct ConfigShown {
 #[utoipa::path(get, path = "/v1/admin-panel/config", tag = "operations", security(("staff" = ["admin"])),
     responses((status = 200, body = ConfigShown)))]
 async fn show_config(State(side): Side, call: Call) -> Answer {
-    admin(&State(side.clone()), &call)?;
+    admin(&side, &call)?;
     render::ok(ConfigShown { success: true, config: side.accounts.settings().effective.clone() })
 }
 
@@ -504,10 +468,7 @@ fn reason(call: &Call) -> Result<Option<String>, Reject> {
 async fn suspend(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     let (id, reason) = (user_in_path(&side, &call)?, reason(&call)?);
-    let record = act_on(&side, &by, &call, Action::UserSuspended, id).with("reason", reason.clone());
-    let act = move |accounts: Arc<Accounts>| async move { accounts.suspend(id, reason).await };
-    let user = side.accounts.audited(record, act, on_user).await?;
-    tracing::info!(user = %user.id, by = %by.username, "user suspended");
+    let user = staff_acts::set_status(&side.accounts, &by, &call, id, Status::Suspended, reason).await?;
     changed(&side, "User suspended", user)
 }
 
@@ -517,10 +478,7 @@ async fn suspend(State(side): Side, call: Call) -> Answer {
 async fn activate(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     let id = user_in_path(&side, &call)?;
-    let record = act_on(&side, &by, &call, Action::UserActivated, id);
-    let act = move |accounts: Arc<Accounts>| async move { accounts.activate(id).await };
-    let user = side.accounts.audited(record, act, on_user).await?;
-    tracing::info!(user = %user.id, by = %by.username, "user activated");
+    let user = staff_acts::set_status(&side.accounts, &by, &call, id, Status::Active, None).await?;
     changed(&side, "User activated", user)
 }
 
@@ -530,10 +488,7 @@ async fn activate(State(side): Side, call: Call) -> Answer {
 async fn ban(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     let (id, reason) = (user_in_path(&side, &call)?, reason(&call)?);
-    let record = act_on(&side, &by, &call, Action::UserBanned, id).with("reason", reason.clone());
-    let act = move |accounts: Arc<Accounts>| async move { accounts.ban(id, reason).await };
-    let user = side.accounts.audited(record, act, on_user).await?;
-    tracing::info!(user = %user.id, by = %by.username, "user banned");
+    let user = staff_acts::set_status(&side.accounts, &by, &call, id, Status::Banned, reason).await?;
     changed(&side, "User banned", user)
 }
 

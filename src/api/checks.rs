@@ -13,14 +13,14 @@ use utoipa::{OpenApi, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::extract::Call;
 use super::public::Api;
-use super::render::{self, Answer};
 use super::shapes::Amount;
 use crate::accounts::Accounts;
 use crate::accounts::checks::{Checked, Conversation};
 use crate::domain::meters::{MeterName, Micro};
 use crate::error::Reject;
+use crate::handler::extract::Call;
+use crate::handler::render::{self, Answer};
 
 pub(super) fn paths() -> OpenApiRouter<Arc<Accounts>> {
     OpenApiRouter::with_openapi(Forward::openapi()).routes(routes!(verify_key)).routes(routes!(log_message))

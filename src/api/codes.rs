@@ -12,16 +12,16 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::admin::{Side, SideState, act_of, act_on, staff, user_in_path};
-use super::extract::Call;
 use super::public::Api;
-use super::render::{self, Answer};
 use super::shapes::Time;
-use super::stream;
 use crate::accounts::Accounts;
 use crate::accounts::codes::{CodeList, CodeStats, CodesFormat, NewCodes};
 use crate::actors::audit::Action;
 use crate::domain::session::StaffRole;
 use crate::error::Reject;
+use crate::handler::extract::Call;
+use crate::handler::render::{self, Answer};
+use crate::handler::stream;
 
 pub(super) fn paths() -> OpenApiRouter<Arc<Accounts>> {
     OpenApiRouter::new().routes(routes!(own_codes))

@@ -2,24 +2,20 @@
 //!
 //! Owns the fields of these calls. Both ask for an admin.
 
-use std::sync::Arc;
-
 use axum::extract::State;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
-use super::admin::{Side, act_of, act_on, admin, user_in_path};
-use super::extract::Call;
-use super::render::{self, Answer};
+use super::admin::{Side, admin, user_in_path};
 use super::shapes::{self, MeterShape};
-use crate::accounts::Accounts;
 use crate::accounts::credits::{Adjustment, Whose};
-use crate::accounts::users::MeterView;
-use crate::actors::audit::{Action, Record};
 use crate::domain::ids::UserId;
 use crate::domain::meters::MeterName;
 use crate::error::Reject;
+use crate::handler::extract::Call;
+use crate::handler::render::{self, Answer};
+use crate::handler::staff_acts;
 
 /// The meter that is meant when none is named.
 const USUAL_METER: &str = "credits";
@@ -58,19 +54,7 @@ pub async fn adjust(State(side): Side, call: Call) -> Answer {
     let reason = fields.optional_text("reason");
     fields.done()?;
     let (Some(meter), Some(amount)) = (meter, amount) else { return Err(Reject::Internal.into()) };
-    let record = act_on(&side, &by, &call, Action::CreditsAdjusted, id)
-        .with("meter", meter.as_str())
-        .with("amount", amount.to_json())
-        .with("reason", reason.clone());
-    let name = meter.clone();
-    let act = move |accounts: Arc<Accounts>| async move {
-        accounts.adjust(id, Adjustment { meter, amount, reason }, &by.username).await
-    };
-    let tell = move |meters: &Vec<MeterView>, record: Record| {
-        let after = meters.iter().find(|view| view.name == name).map(|view| view.meter.balance.to_json());
-        record.with("balance_after", after)
-    };
-    let meters = side.accounts.audited(record, act, tell).await?;
+    let meters = staff_acts::adjust(&side.accounts, &by, &call, id, Adjustment { meter, amount, reason }).await?;
     render::ok(Adjusted { success: true, message: "Credits adjusted", user_id: id.0, meters: shapes::meters(&meters) })
 }
 
@@ -118,11 +102,6 @@ pub async fn reset_limits(State(side): Side, call: Call) -> Answer {
         (Some(id), _) | (None, Some(id)) => Whose::One(id),
         (None, None) => Whose::Everybodys,
     };
-    let record = match whose {
-        Whose::One(id) => act_on(&side, &by, &call, Action::LimitsReset, id),
-        Whose::Everybodys => act_of(&by, &call, Action::LimitsReset),
-    };
-    let act = move |accounts: Arc<Accounts>| async move { accounts.reset_limits(whose, &by.username).await };
-    let users = side.accounts.audited(record, act, |users, record| record.with("users", *users)).await?;
+    let users = staff_acts::reset_limits(&side.accounts, &by, &call, whose).await?;
     render::ok(LimitsSetBack { success: true, message: "Limits reset", users })
 }

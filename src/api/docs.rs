@@ -4,19 +4,16 @@
 
 use std::sync::{Arc, LazyLock};
 
-use axum::extract::Path;
+use axum::extract::{Path, State};
 use axum::http::{HeaderValue, header};
-use axum::response::{IntoResponse, Redirect, Response};
-use bytes::Bytes;
+use axum::response::{IntoResponse, Redirect};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config, Url};
 
-use super::admin::SideState;
-use super::document::Document;
-use super::render::Answer;
-use super::{public_document, side_document};
+use super::admin::{Side, SideState};
 use crate::error::Reject;
+use crate::handler::render::{self, Answer};
 
 /// What the page may do: load its own files, and call the port it came from.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
@@ -31,27 +28,17 @@ pub(super) fn paths() -> OpenApiRouter<SideState> {
         .routes(routes!(file))
 }
 
-fn written(document: Document) -> Bytes {
-    document.to_string().into()
-}
-
-fn json(text: &Bytes) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], text.clone()).into_response()
-}
-
 /// The OpenAPI document of the side port.
 #[utoipa::path(get, path = "/openapi.json", tag = "documents", security(()), responses((status = 200, body = Object)))]
-async fn side_json() -> Response {
-    static TEXT: LazyLock<Bytes> = LazyLock::new(|| written(side_document()));
-    json(&TEXT)
+async fn side_json(State(side): Side) -> Answer {
+    render::ok(&side.documents.side)
 }
 
 /// The OpenAPI document of what the public port answers itself.
 #[utoipa::path(get, path = "/openapi/public.json", tag = "documents", security(()),
     responses((status = 200, body = Object)))]
-async fn public_json() -> Response {
-    static TEXT: LazyLock<Bytes> = LazyLock::new(|| written(public_document()));
-    json(&TEXT)
+async fn public_json(State(side): Side) -> Answer {
+    render::ok(&side.documents.public)
 }
 
 /// Leads to the page.

@@ -166,7 +166,15 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::api::{public_document, side_document};
+    use utoipa::openapi::OpenApi;
+
+    fn public_document() -> Document {
+        crate::api::public_document(OpenApi::default())
+    }
+
+    fn side_document() -> Document {
+        crate::api::side_document(OpenApi::default())
+    }
 
     fn operations(document: &Document) -> Vec<(String, &Value)> {
         let paths = document["paths"].as_object().unwrap();

@@ -14,8 +14,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::public::Api;
-use super::render::Answer;
 use crate::accounts::Accounts;
+use crate::handler::render::Answer;
 
 pub(super) fn paths() -> OpenApiRouter<Arc<Accounts>> {
     OpenApiRouter::new().routes(routes!(jwks))

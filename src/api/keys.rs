@@ -13,9 +13,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::extract::{Call, Fields};
-use super::public::{Api, own_act};
-use super::render::{self, Answer};
+use super::public::Api;
 use super::shapes::{Done, Time};
 use crate::accounts::Accounts;
 use crate::accounts::keys::{KeyUpdate, KeyView, NewKey};
@@ -26,6 +24,9 @@ use crate::domain::addresses::parse_network;
 use crate::domain::ids::CredentialId;
 use crate::domain::key::KeyLimits;
 use crate::error::Reject;
+use crate::handler::acts::own_act;
+use crate::handler::extract::{Call, Fields};
+use crate::handler::render::{self, Answer};
 
 pub(super) fn paths() -> OpenApiRouter<Arc<Accounts>> {
     OpenApiRouter::new()
@@ -187,7 +188,12 @@ async fn create(State(accounts): Api, call: Call) -> Answer {
         cidrs: request.cidrs.unwrap_or_default(),
         per_minute: request.per_minute.flatten(),
     };
-    let new = NewKey { name: request.name.unwrap_or_default(), limits, expires_at: request.expires_at.flatten() };
+    let new = NewKey {
+        name: request.name.unwrap_or_default(),
+        limits,
+        expires_at: request.expires_at.flatten(),
+        ..NewKey::default()
+    };
     let record = own_act(&call, Action::KeyCreated, &user);
     let act = move |accounts: Arc<Accounts>| async move { accounts.create_key(user.id, new).await };
     let (key, text) = accounts.audited(record, act, |(key, _), record| told(key, record)).await?;

@@ -15,14 +15,15 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::extract::{Call, Fields};
-use super::public::{Api, own_act, stranger};
-use super::render::{self, Answer};
+use super::public::Api;
 use super::shapes::Done;
 use crate::accounts::Accounts;
-use crate::accounts::passwords::Password;
+use crate::accounts::passwords::{Password, Rule};
 use crate::actors::audit::Action;
 use crate::error::Reject;
+use crate::handler::acts::{own_act, stranger};
+use crate::handler::extract::{Call, Fields};
+use crate::handler::render::{self, Answer};
 
 pub(super) fn paths() -> OpenApiRouter<Arc<Accounts>> {
     OpenApiRouter::new()
@@ -209,7 +210,9 @@ async fn reset_password(State(accounts): Api, call: Call) -> Answer {
     fields.done()?;
     let warnings = accounts.password_warnings(&password, "password", &[]);
     let record = stranger(&call, Action::PasswordChanged).with("by", "mailed link");
-    let act = move |accounts: Arc<Accounts>| async move { accounts.reset_password(&token, password).await };
+    let act = move |accounts: Arc<Accounts>| async move {
+        accounts.reset_password(&token, password, Rule::Composition).await
+    };
     let done = accounts.audited(record, act, |user, record| record.by(user).on(user)).await;
     let answer = done
         .map_err(Into::into)

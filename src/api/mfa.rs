@@ -12,9 +12,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::admin::{Side, SideState, act_of};
-use super::extract::Call;
-use super::public::{Api, own_act};
-use super::render::{self, Answer};
+use super::public::Api;
 use super::shapes::Done;
 use crate::accounts::Accounts;
 use crate::accounts::mfa::{FactorSetup, FactorStatus};
@@ -25,6 +23,9 @@ use crate::actors::audit::{Action, Record};
 use crate::domain::ids::StaffId;
 use crate::domain::session::{Principal, StaffRole};
 use crate::error::Reject;
+use crate::handler::acts::own_act;
+use crate::handler::extract::Call;
+use crate::handler::render::{self, Answer};
 
 pub(super) fn paths() -> OpenApiRouter<Arc<Accounts>> {
     OpenApiRouter::new()

@@ -8,10 +8,8 @@ pub mod admin;
 mod checks;
 mod codes;
 pub mod credits;
-mod device;
 mod docs;
 pub mod document;
-pub mod extract;
 pub mod health;
 mod jwks;
 mod keys;
@@ -21,12 +19,10 @@ mod oauth;
 pub mod operations;
 mod own;
 pub mod public;
-pub mod render;
 pub mod serve;
 pub mod shapes;
 pub mod side_shapes;
 mod staff;
-mod stream;
 mod support;
 #[cfg(test)]
 mod tests;
@@ -37,9 +33,9 @@ use axum::middleware::from_fn_with_state;
 
 use crate::clock::Clock;
 use crate::error::Reject;
-use render::Refused;
+use crate::handler::render::{self, Refusals, Refused};
 
-pub use admin::{SideState, side_document, side_router};
+pub use admin::{Documents, SideState, side_document, side_router};
 pub use health::Readiness;
 pub use public::{public_document, public_router};
 
@@ -49,5 +45,5 @@ fn finish<S: Clone + Send + Sync + 'static>(router: Router<S>, state: S, clock: 
         .fallback(|| async { Refused(Reject::NotFound) })
         .method_not_allowed_fallback(|| async { Refused(Reject::MethodNotAllowed(String::new())) })
         .with_state(state)
-        .layer(from_fn_with_state(clock, render::refusals))
+        .layer(from_fn_with_state(Refusals { clock, dialect: None }, render::refusals))
 }

@@ -12,15 +12,16 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::extract::Call;
-use super::public::{Api, own_act, stranger};
-use super::render::{self, Answer};
+use super::public::Api;
 use super::shapes::{Done, Time, Tokens, UserBrief};
 use crate::accounts::Accounts;
 use crate::accounts::oauth::{Arrival, Departure, Landing};
 use crate::actors::audit::Action;
 use crate::domain::user::User;
 use crate::error::Reject;
+use crate::handler::acts::{own_act, stranger};
+use crate::handler::extract::Call;
+use crate::handler::render::{self, Answer};
 
 pub(super) fn paths() -> OpenApiRouter<Arc<Accounts>> {
     OpenApiRouter::new()

@@ -1,6 +1,6 @@
 //! `/v1/admin-panel/backup` and `/v1/admin-panel/ledger/verify`: what the commands of a running server ask.
 //!
-//! Owns these paths. A backup goes piece by piece ([`super::stream`]).
+//! Owns these paths. A backup goes piece by piece ([`crate::handler::stream`]).
 
 use std::io::Write;
 
@@ -8,13 +8,13 @@ use axum::extract::State;
 use axum::response::IntoResponse;
 
 use super::admin::{SideState, act_of, staff};
-use super::extract::Call;
-use super::render::Answer;
-use super::stream::{self, Pipe};
 use crate::actors::audit::Action;
 use crate::backup::source::Trouble;
 use crate::domain::session::StaffRole;
 use crate::error::Reject;
+use crate::handler::extract::Call;
+use crate::handler::render::Answer;
+use crate::handler::stream::{self, Pipe};
 
 /// Every account's arithmetic, and who is off.
 #[utoipa::path(get, path = "/v1/admin-panel/ledger/verify", tag = "system", security(("staff" = ["admin"])),

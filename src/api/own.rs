@@ -10,9 +10,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::extract::Call;
-use super::public::{Api, own_act};
-use super::render::{self, Answer};
+use super::public::Api;
 use super::shapes::{Done, Time};
 use crate::accounts::Accounts;
 use crate::accounts::own::Proof;
@@ -21,6 +19,9 @@ use crate::accounts::passwords::Password;
 use crate::actors::audit::Action;
 use crate::domain::ids::CredentialId;
 use crate::error::Reject;
+use crate::handler::acts::own_act;
+use crate::handler::extract::Call;
+use crate::handler::render::{self, Answer};
 
 pub(super) fn paths() -> OpenApiRouter<Arc<Accounts>> {
     OpenApiRouter::new()

@@ -9,24 +9,29 @@ use axum::Router;
 use axum::extract::State;
 use serde::Serialize;
 use utoipa::ToSchema;
+use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::document::{self, Document};
-use super::extract::{Call, Fields};
-use super::render::{self, Answer};
 use super::shapes::{self, Amount, Done, MeterShape, QuotaShape, Time, Tokens, UsageDay, UserBrief, UserDetails};
-use super::{checks, codes, device, jwks, keys, links, mfa, oauth, own};
+use super::{checks, codes, jwks, keys, links, mfa, oauth, own};
 use crate::accounts::Accounts;
 use crate::accounts::audit::changes;
 use crate::accounts::keys::DEFAULT_KEY;
-use crate::accounts::passwords::Password;
-use crate::accounts::sessions::{LoginRequest, SessionView};
-use crate::accounts::users::{EMAIL_TAKEN, ProfileUpdate, Registration};
-use crate::actors::audit::{Action, Actor, Record, Target};
-use crate::domain::session::Principal;
-use crate::domain::user::{Profile, User, UserType};
+use crate::accounts::passwords::{Password, Rule};
+use crate::accounts::sessions::LoginRequest;
+use crate::accounts::users::{ProfileUpdate, Registration};
+use crate::actors::audit::Action;
+use crate::domain::key::KeyLook;
+use crate::domain::session::SessionStyle;
+use crate::domain::user::{Profile, UserType};
 use crate::error::Reject;
+use crate::handler::acts::own_act;
+use crate::handler::device;
+use crate::handler::entry::{self, Welcome};
+use crate::handler::extract::{Call, Fields};
+use crate::handler::render::{self, Answer};
 
 pub(super) type Api = State<Arc<Accounts>>;
 
@@ -53,25 +58,17 @@ fn paths() -> OpenApiRouter<Arc<Accounts>> {
         .merge(jwks::paths())
 }
 
-/// The router of the public listener's local paths.
-pub fn public_router(accounts: Arc<Accounts>) -> Router {
+/// The router of the public listener's local paths; `more` are other APIs'.
+pub fn public_router(accounts: Arc<Accounts>, more: OpenApiRouter<Arc<Accounts>>) -> Router {
     let clock = accounts.clock().clone();
-    super::finish(paths().split_for_parts().0, accounts, clock)
+    super::finish(paths().merge(more).split_for_parts().0, accounts, clock)
 }
 
-/// The OpenAPI document of the public listener's local paths.
-pub fn public_document() -> Document {
-    document::public(paths().into_openapi())
-}
-
-/// The record of what somebody does before we know him.
-pub(super) fn stranger(call: &Call, action: Action) -> Record {
-    Record::of(action).by(Actor::anonymous()).from(call.origin())
-}
-
-/// The record of what a user does to himself.
-pub(super) fn own_act(call: &Call, action: Action, user: &User) -> Record {
-    Record::of(action).by(user).from(call.origin()).on(user)
+/// The OpenAPI document of the public listener's local paths; `more` are other APIs'.
+pub fn public_document(more: OpenApi) -> Document {
+    let mut all = paths().into_openapi();
+    all.merge(more);
+    document::public(all)
 }
 
 const USER_TYPES: &str = "must be \"Personal\" or \"Business\"";
@@ -123,6 +120,9 @@ impl From<RegisterRequest> for Registration {
             user_type: request.user_type.unwrap_or_default(),
             about_me: request.about_me.unwrap_or_default(),
             hobbies: request.hobbies.unwrap_or_default(),
+            profile: Profile::default(),
+            rule: Rule::Composition,
+            key_look: KeyLook::Canonical,
         }
     }
 }
@@ -151,38 +151,30 @@ struct Registered {
     responses((status = 200, body = Registered)))]
 async fn register(State(accounts): Api, call: Call) -> Answer {
     let new: Registration = RegisterRequest::read(&call)?.into();
-    let record = stranger(&call, Action::UserRegistered);
     let warnings = accounts.password_warnings(&new.password, "password", &[&new.username, &new.email]);
-    // What a strict service says, whether the address had an account or not: the mail says the rest.
-    let strict = accounts.settings().accounts.strict.then(|| Registered {
-        success: true,
-        message: "Thank you. Please look into your mail",
-        user_id: None,
-        username: new.username.trim().to_owned(),
-        email: new.email.trim().to_owned(),
-        api_key: None,
-        verification_required: accounts.settings().accounts.email_verification,
-        warnings: warnings.clone(),
-    });
-    let act = move |accounts: Arc<Accounts>| async move { accounts.register(new).await };
-    let made = accounts.audited(record, act, |made, record| record.by(&made.user).on(&made.user)).await;
-    if let Some(same) = strict {
-        match made {
-            Ok(_) => return render::ok(same),
-            Err(Reject::Conflict(why)) if why == EMAIL_TAKEN => return render::ok(same),
-            Err(reject) => return Err(reject.into()),
-        }
-    }
-    let made = made?;
-    render::ok(Registered {
-        success: true,
-        message: "User registered successfully",
-        user_id: Some(made.user.id.0),
-        username: made.user.username.to_string(),
-        email: made.user.email.to_string(),
-        api_key: Some(made.api_key.expose().to_owned()),
-        verification_required: made.verification_required,
-        warnings,
+    let (username, email) = (new.username.trim().to_owned(), new.email.trim().to_owned());
+    let verification_required = accounts.settings().accounts.email_verification;
+    render::ok(match entry::register(&accounts, &call, new, None).await? {
+        Welcome::SeeYourMail => Registered {
+            success: true,
+            message: "Thank you. Please look into your mail",
+            user_id: None,
+            username,
+            email,
+            api_key: None,
+            verification_required,
+            warnings,
+        },
+        Welcome::In(made) => Registered {
+            success: true,
+            message: "User registered successfully",
+            user_id: Some(made.user.id.0),
+            username: made.user.username.to_string(),
+            email: made.user.email.to_string(),
+            api_key: Some(made.api_key.expose().to_owned()),
+            verification_required: made.verification_required,
+            warnings,
+        },
     })
 }
 
@@ -235,19 +227,9 @@ struct LoggedIn {
 async fn login(State(accounts): Api, call: Call) -> Answer {
     let LoginBody { email, username, password, code, unique_code } = LoginBody::read(&call)?;
     let identifier = username.or(email).unwrap_or_default();
-    let request = LoginRequest {
-        identifier,
-        password,
-        code,
-        unique_code,
-        address: call.address,
-        user_agent: call.user_agent.clone(),
-        device: call.device.clone(),
-    };
-    let record = stranger(&call, Action::LoginSucceeded).or(Action::LoginFailed);
-    let record = record.on_any(accounts.login_target(&request.identifier)?);
-    let act = move |accounts: Arc<Accounts>| async move { accounts.login(request).await };
-    let (user, session) = accounts.audited(record, act, told_login).await?;
+    let usual = entry::login_request(&call, identifier, password, SessionStyle::default());
+    let request = LoginRequest { code, unique_code, ..usual };
+    let (user, session) = entry::log_in(&accounts, &call, request).await?;
     let answer = render::ok(LoggedIn {
         success: true,
         message: "Login successful",
@@ -255,12 +237,6 @@ async fn login(State(accounts): Api, call: Call) -> Answer {
         session: (&session).into(),
     })?;
     Ok(device::remember(answer, session.device.as_ref(), accounts.clock().now()))
-}
-
-/// Who has come in, and with which one-time code.
-fn told_login((user, session): &(User, SessionView), record: Record) -> Record {
-    let code = session.used_code.map(|code| format!("list {}, code {}", code.list, code.place));
-    record.by(user).on(user).with("unique_code", code)
 }
 
 #[derive(ToSchema)]
@@ -290,18 +266,7 @@ struct Refreshed {
     responses((status = 200, body = Refreshed)))]
 async fn refresh(State(accounts): Api, call: Call) -> Answer {
     let RefreshRequest { refresh_token } = RefreshRequest::read(&call)?;
-    let record = stranger(&call, Action::SessionRefreshed);
-    let act = move |accounts: Arc<Accounts>| async move {
-        let session = accounts.refresh(&refresh_token).await?;
-        let Principal::User(id) = session.principal else { return Err(Reject::Unauthenticated) };
-        Ok((accounts.user(id)?, session))
-    };
-    let done = accounts.audited(record, act, |(user, _), record| record.by(user).on(user)).await;
-    if let Err(reject @ Reject::Replayed { user }) = &done {
-        let replayed = Record::of(Action::SessionReplayed).by(Actor::anonymous()).from(call.origin());
-        accounts.note_denial(replayed.on(Target::user_id(user.0)), reject);
-    }
-    let (_, session) = done?;
+    let session = entry::refresh(&accounts, &call, refresh_token).await?;
     render::ok(Refreshed { success: true, message: "Session refreshed", session: (&session).into() })
 }
 
@@ -309,9 +274,7 @@ async fn refresh(State(accounts): Api, call: Call) -> Answer {
 #[utoipa::path(post, path = "/v1/users/logout", tag = "sessions", security(("session" = [])),
     responses((status = 200, body = Done)))]
 async fn logout(State(accounts): Api, call: Call) -> Answer {
-    let (record, token) = (stranger(&call, Action::SessionEnded), call.token()?.to_owned());
-    let act = move |accounts: Arc<Accounts>| async move { accounts.user(accounts.logout(&token).await?) };
-    accounts.audited(record, act, |user, record| record.by(user).on(user)).await?;
+    entry::log_out(&accounts, &call, call.token()?.to_owned()).await?;
     render::ok(Done::new("Logged out"))
 }
 

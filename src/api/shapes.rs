@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
@@ -13,32 +13,10 @@ use crate::accounts::addresses::StoredRule;
 use crate::accounts::sessions::SessionView;
 use crate::accounts::usage::{ByMeter, Day};
 use crate::accounts::users::{self, MeterView};
-use crate::clock::UnixMillis;
 use crate::domain::meters::{Micro, ResetPeriod};
 use crate::domain::session;
 use crate::domain::user::{Status, User};
-
-/// An amount on a meter: a number with up to six decimals.
-#[derive(Clone, Copy, Debug, ToSchema)]
-#[schema(value_type = f64, example = 10)]
-pub struct Amount(pub Micro);
-
-impl Serialize for Amount {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.0.to_json().serialize(serializer)
-    }
-}
-
-/// A moment, in RFC 3339 and UTC.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-#[schema(value_type = String, format = DateTime, example = "2026-01-15T12:00:00Z")]
-pub struct Time(String);
-
-impl From<UnixMillis> for Time {
-    fn from(at: UnixMillis) -> Self {
-        Self(at.rfc3339())
-    }
-}
+pub use crate::handler::values::{Amount, Time};
 
 /// That something was done.
 #[derive(Debug, Serialize, ToSchema)]

@@ -11,10 +11,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::admin::{Side, SideState, act_of, act_on, admin, user_in_path};
-use super::extract::Call;
 use super::keys::Keys;
 use super::own::{Sessions, SessionsEnded};
-use super::render::{self, Answer};
 use super::shapes::{Done, Listed, StaffShape};
 use super::side_shapes::PageParams;
 use crate::accounts::Accounts;
@@ -24,6 +22,8 @@ use crate::actors::audit::{Action, Record, Target};
 use crate::domain::ids::{CredentialId, StaffId};
 use crate::domain::session::{Staff, StaffRole};
 use crate::error::Reject;
+use crate::handler::extract::Call;
+use crate::handler::render::{self, Answer};
 
 pub(super) fn paths() -> OpenApiRouter<SideState> {
     OpenApiRouter::new()

@@ -12,24 +12,24 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::admin::{Side, SideState, act_of, act_on, staff, update_fields, user_in_path};
-use super::extract::Call;
 use super::keys::Keys;
 use super::public::NewKey;
-use super::render::{self, Answer};
 use super::shapes::{Done, Listed, StaffShape, Time, Tokens, UserDetails};
 use super::side_shapes::{CreditsUpdate, LimitsUpdate, PageParams, StaffLogin, UserParams, UserUpdate};
 use crate::accounts::Accounts;
-use crate::accounts::audit::changes;
 use crate::accounts::passwords::Password;
 use crate::accounts::staff::{NewStaff, StaffIdentity};
 use crate::accounts::users::AdminUpdate;
-use crate::actors::audit::{Action, Actor, Record};
+use crate::actors::audit::Action;
 use crate::actors::writer::Filter;
 use crate::domain::ids::{CredentialId, UserId};
 use crate::domain::permissions::Permission;
 use crate::domain::session::StaffRole;
 use crate::domain::user::User;
 use crate::error::Reject;
+use crate::handler::extract::Call;
+use crate::handler::render::{self, Answer};
+use crate::handler::{entry, staff_acts};
 
 pub(super) fn paths() -> OpenApiRouter<SideState> {
     OpenApiRouter::new()
@@ -71,13 +71,7 @@ async fn login(State(side): Side, call: Call) -> Answer {
     let (username, password) = (fields.text("username"), fields.password("password")?);
     let code = fields.optional_text("code");
     fields.done()?;
-    let record = Record::of(Action::LoginSucceeded).or(Action::LoginFailed).by(Actor::anonymous()).from(call.origin());
-    let record = record.on_any(side.accounts.staff_login_target(&username)?);
-    let address = call.address;
-    let act = move |accounts: Arc<Accounts>| async move {
-        accounts.staff_login(&username, password, code.as_deref(), address).await
-    };
-    let (staff, session) = side.accounts.audited(record, act, |(staff, _), record| record.by(staff).on(staff)).await?;
+    let (staff, session) = entry::staff_log_in(&side.accounts, &call, username, password, code).await?;
     render::ok(SupportLoggedIn {
         success: true,
         message: "Login successful",
@@ -313,15 +307,7 @@ async fn updated(
     reason: Option<String>,
 ) -> Answer {
     let id = user_in_path(&side, &call)?;
-    let action = match (&update.credits, &update.conversations, &update.plan) {
-        (None, None, None) => Action::UserUpdated,
-        (None, None, Some(_)) => Action::PlanChanged,
-        _ => Action::CreditsAdjusted,
-    };
-    let record = act_on(&side, &who, &call, action, id).with("reason", reason);
-    let act = move |accounts: Arc<Accounts>| async move { accounts.update_user_telling(id, update).await };
-    let tell = |(user, list): &(User, Vec<_>), record: Record| record.on(user).with("changes", changes(list));
-    let (user, _) = side.accounts.audited(record, act, tell).await?;
+    let user = staff_acts::update(&side.accounts, &who, &call, id, update, reason).await?;
     seen(&side, who.role, user, Some("User updated"))
 }
 

@@ -9,8 +9,9 @@ use axum::http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
+use utoipa_axum::router::OpenApiRouter;
 
-use super::{SideState, public_router, side_router};
+use super::{Documents, SideState, public_router, side_router};
 use crate::accounts::passwords::Password;
 use crate::accounts::tests::{HERE, PASSWORD, World, holds, world};
 use crate::domain::addresses::ClientAddress;
@@ -29,8 +30,13 @@ fn api(toml: &str) -> Api {
         tasks: Vec::new(),
         readiness: Arc::new(|| Ok(())),
         backups: None,
+        documents: Arc::new(Documents::default()),
     };
-    Api { public: public_router(world.accounts.clone()), side: side_router(side), world }
+    Api {
+        public: public_router(world.accounts.clone(), OpenApiRouter::new()),
+        side: side_router(side, OpenApiRouter::new()),
+        world,
+    }
 }
 
 async fn call(router: &Router, method: &str, path: &str, token: Option<&str>, body: Option<Value>) -> Response<Body> {
@@ -498,8 +504,10 @@ async fn the_operator_acts_as_superadmin_and_machines_need_no_token() {
         tasks: Vec::new(),
         readiness: Arc::new(|| Err("the store has failed")),
         backups: None,
+        documents: Arc::new(Documents::default()),
     };
-    let (status, body) = json_of(call(&side_router(unready), "GET", "/ready", None, None).await).await;
+    let (status, body) =
+        json_of(call(&side_router(unready, OpenApiRouter::new()), "GET", "/ready", None, None).await).await;
     assert_eq!((status.as_u16(), &body["reason"]), (503, &json!("the store has failed")));
 }
 

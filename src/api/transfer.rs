@@ -11,13 +11,13 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::admin::{Side, SideState, act_of, staff};
-use super::extract::Call;
-use super::render::{self, Answer};
-use super::stream;
 use crate::accounts::Accounts;
 use crate::accounts::transfer::{ImportHow, ImportReport, UsersFormat};
 use crate::actors::audit::Action;
 use crate::domain::session::StaffRole;
+use crate::handler::extract::Call;
+use crate::handler::render::{self, Answer};
+use crate::handler::stream;
 
 pub(super) fn paths() -> OpenApiRouter<SideState> {
     OpenApiRouter::new().routes(routes!(import_users)).routes(routes!(export_users))

@@ -3,14 +3,15 @@
 use std::io::Write;
 
 use super::Failure;
-use crate::api::{public_document, side_document};
+use crate::app;
 
 /// Prints the document of the side port, or of the public one.
 ///
 /// # Errors
 /// Standard output cannot be written.
 pub fn print(side: bool) -> Result<(), Failure> {
-    let document = if side { side_document() } else { public_document() };
+    let documents = app::documents();
+    let document = if side { documents.side } else { documents.public };
     let mut out = std::io::stdout().lock();
     writeln!(out, "{document:#}")?;
     Ok(())

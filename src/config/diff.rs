@@ -33,6 +33,7 @@ impl Config {
             audit,
             store,
             telemetry,
+            compat,
         } = self;
         let mut keys = Vec::new();
         section("listen", listen, &other.listen, &mut keys);
@@ -45,6 +46,7 @@ impl Config {
         section("audit", audit, &other.audit, &mut keys);
         section("store", store, &other.store, &mut keys);
         section("telemetry", telemetry, &other.telemetry, &mut keys);
+        section("compat", compat, &other.compat, &mut keys);
         let lists = [
             ("data_dir", *data_dir != other.data_dir),
             ("public_base_url", *public_base_url != other.public_base_url),

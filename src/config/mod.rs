@@ -2,6 +2,7 @@
 //!
 //! Owns the path from text to [`Config`] and every message about what is wrong with it. Never opens a socket or a store.
 
+mod compat;
 mod diff;
 mod env;
 pub use env::foreign_names;
@@ -22,6 +23,7 @@ pub use raw::{
     RecoverOpenHolds, Redact, RedactField, SecretSource, Store, Telemetry, TextPattern, UnknownModel,
 };
 
+pub use compat::Compat;
 pub use sessions::{CommonPasswords, Passwords, TokenAlgorithm, TokenForm, Tokens};
 
 use crate::domain::meters::{MeterName, Micro, ResetPeriod};
@@ -55,6 +57,7 @@ pub struct Config {
     pub audit: Audit,
     pub store: Store,
     pub telemetry: Telemetry,
+    pub compat: Compat,
 }
 
 /// One upstream application and how to reach it.
@@ -290,6 +293,7 @@ impl Config {
             audit: raw.audit,
             store: raw.store,
             telemetry: raw.telemetry,
+            compat: raw.compat,
         };
         config.check_sections()?;
         Ok(config)
@@ -329,6 +333,7 @@ impl Config {
             return Err(format!("store.log_file_bytes: {} is over 1 GiB; use less", self.store.log_file_bytes));
         }
         journal::check(&self.journal)?;
+        self.compat.check()?;
         at_least("audit.segment_bytes", self.audit.segment_bytes, 64 << 10)?;
         at_least("audit.retention_days", self.audit.retention_days.unwrap_or(1), 1)?;
         at_least("audit.queue_records", self.audit.queue_records, 16)?;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::compat::Compat;
 use super::sessions::{Passwords, Tokens};
 use crate::domain::codes::CodeLength;
 use crate::domain::meters::{ResetHour, ResetPeriod};
@@ -126,6 +127,7 @@ pub struct RawConfig {
     pub audit: Audit,
     pub store: Store,
     pub telemetry: Telemetry,
+    pub compat: Compat,
 }
 
 impl Default for RawConfig {
@@ -150,6 +152,7 @@ impl Default for RawConfig {
             audit: Audit::default(),
             store: Store::default(),
             telemetry: Telemetry::default(),
+            compat: Compat::default(),
         }
     }
 }

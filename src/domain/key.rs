@@ -6,8 +6,23 @@ use serde::{Deserialize, Serialize};
 use super::ids::{CredentialId, UserId};
 use crate::clock::UnixMillis;
 
-/// The prefix of the keys we mint.
-pub const KEY_PREFIX: &str = "pe-";
+/// How a key that we mint begins. Once minted, one opens as much as the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeyLook {
+    #[default]
+    Canonical,
+    Clisonix,
+}
+
+impl KeyLook {
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Canonical => "pe-",
+            Self::Clisonix => "clx_",
+        }
+    }
+}
+
 /// Characters after the prefix: 32 × 5.95 = 190 bits.
 pub const KEY_RANDOM_LEN: usize = 32;
 

@@ -5,6 +5,7 @@
 pub mod addresses;
 pub mod codes;
 pub mod csv;
+pub mod dialect;
 pub mod ids;
 pub mod key;
 pub mod meters;

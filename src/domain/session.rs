@@ -43,6 +43,34 @@ pub struct Session {
     /// Of staff: when it was last used, roughly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used_at: Option<UnixMillis>,
+    #[serde(flatten)]
+    pub style: SessionStyle,
+}
+
+/// What a session has of the system whose client opened it; by default nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionStyle {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub look: Option<TokenLook>,
+    /// How long each of its session tokens lasts, in seconds, instead of `accounts.session_hours`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lasts: Option<u64>,
+}
+
+/// Tokens that are random whatever the config says, for clients that know them by their beginning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenLook {
+    Clisonix,
+}
+
+impl TokenLook {
+    /// Of session tokens and of refresh tokens.
+    pub fn prefixes(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Clisonix => ("at_", "rt_"),
+        }
+    }
 }
 
 /// That a refresh token was used: found by its MAC.

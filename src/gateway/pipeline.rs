@@ -291,8 +291,14 @@ impl Worker {
         let uncertain = head.expects_continue && !client.body_is_done();
         let close = !head.keep_alive || !rest_is_small || broken || uncertain || self.shared.is_draining();
         let mut bytes = client.rest_of_continue().to_vec();
+        let dialect = || {
+            let path = normalize(head.path()).ok()?;
+            self.shared.policy.load().routes.claim(&path).map(|claim| claim.dialect)
+        };
         if checks::asks_for_nginx(head) {
             bytes.extend(refusal::encode_for_nginx(reject, head, record.request, record.at, close));
+        } else if let Some(dialect) = dialect() {
+            bytes.extend(refusal::encode_in(dialect, reject, head, record.request, record.at, close));
         } else {
             bytes.extend(refusal::encode(reject, Some(head), record.request, record.at, close));
         }

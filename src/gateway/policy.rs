@@ -16,6 +16,7 @@ use super::http1::conn::ConnLimits;
 use super::rate::{Quota, RateQuotas};
 use super::upstream::{Endpoint, Upstream};
 use crate::config::{Config, Durability, Limits, MissingUsage, OutgrownHold, PathPattern, PriceList, RouteConfig};
+use crate::domain::dialect::{Claim, Dialect, Dialects, HEALTH, is_under};
 use crate::domain::key::matches_pattern;
 use crate::domain::user::Role;
 use crate::error::Reject;
@@ -111,6 +112,8 @@ pub struct RouteTable {
     exact: HashMap<String, SmallVec<[Arc<Route>; 1]>>,
     /// Longest first.
     prefixes: Vec<(String, Arc<Route>)>,
+    /// Older systems whose paths are answered here.
+    dialects: Dialects,
 }
 
 /// Whose call it is, by its path.
@@ -131,17 +134,15 @@ const LOCAL: [&str; 4] = ["/v1/users", "/v1/oauth", "/v1/auth", "/.well-known/jw
 /// Those of them that are made with a user's key.
 const CHECKED: [(&str, Check); 2] =
     [("/v1/auth/verify-key", Check::VerifyKey), ("/v1/auth/log-message", Check::LogMessage)];
+/// The same calls below a dialect's root.
+const CHECKED_IN_DIALECT: [(Dialect, &str, Check); 2] =
+    [(Dialect::Usermgmt, "/verify-key", Check::VerifyKey), (Dialect::Usermgmt, "/log-message", Check::LogMessage)];
 /// Paths of the side port: never served, and never passed on, by the public listener.
 const SIDE_ONLY: [&str; 2] = ["/v1/admin-panel", "/v1/support"];
 
-fn is_under(path: &[u8], root: &str) -> bool {
-    path.get(..root.len()).is_some_and(|head| head.eq_ignore_ascii_case(root.as_bytes()))
-        && matches!(path.get(root.len()), None | Some(b'/'))
-}
-
 impl RouteTable {
-    fn new(routes: impl IntoIterator<Item = (PathPattern, Arc<Route>)>) -> Self {
-        let mut table = Self { exact: HashMap::new(), prefixes: Vec::new() };
+    fn new(routes: impl IntoIterator<Item = (PathPattern, Arc<Route>)>, dialects: Dialects) -> Self {
+        let mut table = Self { exact: HashMap::new(), prefixes: Vec::new(), dialects };
         for (pattern, route) in routes {
             match pattern {
                 PathPattern::Exact(path) => table.exact.entry(path).or_default().push(route),
@@ -167,6 +168,9 @@ impl RouteTable {
         if LOCAL.iter().any(|root| is_under(path, root)) {
             return Surface::Local;
         }
+        if let Some(claim) = self.claim(path) {
+            return self.in_dialect(claim, path, method);
+        }
         let mut allowed: Vec<&str> = Vec::new();
         let exact = std::str::from_utf8(path).ok().and_then(|path| self.exact.get(path)).into_iter().flatten();
         let prefixes = self.prefixes.iter().filter(|(prefix, _)| path.starts_with(prefix.as_bytes())).map(|(_, r)| r);
@@ -177,11 +181,37 @@ impl RouteTable {
             allowed.extend(route.methods.iter().map(String::as_str));
         }
         if allowed.is_empty() {
-            return Surface::NotFound;
+            let is_health = self.dialects.has(Dialect::Usermgmt) && path == HEALTH.as_bytes();
+            return if is_health { Surface::Local } else { Surface::NotFound };
         }
         allowed.sort_unstable();
         allowed.dedup();
         Surface::WrongMethod(allowed.join(", "))
+    }
+
+    /// The dialect that a path belongs to, unless a route of the operator's says as much of the path.
+    pub fn claim(&self, path: &[u8]) -> Option<Claim> {
+        let claim = self.dialects.claim(path)?;
+        let exact = std::str::from_utf8(path).is_ok_and(|path| self.exact.contains_key(path));
+        let as_long = |prefix: &str| prefix.trim_end_matches('/').len() >= claim.root.len();
+        let routed =
+            exact || self.prefixes.iter().any(|(prefix, _)| as_long(prefix) && path.starts_with(prefix.as_bytes()));
+        (!routed).then_some(claim)
+    }
+
+    fn in_dialect(&self, claim: Claim, path: &[u8], method: &str) -> Surface<'_> {
+        if claim.side_only {
+            return Surface::NotFound;
+        }
+        let call = path.get(claim.root.len()..).unwrap_or_default();
+        let check = CHECKED_IN_DIALECT
+            .iter()
+            .find(|(dialect, end, _)| *dialect == claim.dialect && call.eq_ignore_ascii_case(end.as_bytes()));
+        match check {
+            Some((.., check)) if method == "POST" => Surface::Checked(*check),
+            Some(_) => Surface::WrongMethod("POST".into()),
+            None => Surface::Local,
+        }
     }
 }
 
@@ -292,7 +322,7 @@ impl Policy {
             let upstream = upstreams.iter().find(|u| u.config.name == route.upstream)?;
             Some((route.path.clone(), Arc::new(Route::new(route, &config.prices, upstream.clone(), metrics))))
         });
-        let routes = RouteTable::new(routes);
+        let routes = RouteTable::new(routes, config.compat.dialects());
         let limits = &config.limits;
         Self {
             routes,
@@ -381,6 +411,7 @@ mod tests {
         assert_eq!(matched("/v10/chat", "POST"), "/*");
         let only_get = RouteTable::new(
             policy().routes.exact.into_iter().map(|(path, mut routes)| (PathPattern::Exact(path), routes.remove(0))),
+            Dialects::default(),
         );
         assert!(matches!(only_get.surface(b"/v1/models", "POST"), Surface::WrongMethod(allowed) if allowed == "GET"));
     }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::http1::head::{RequestHead, Version};
 use super::rate;
 use crate::clock::UnixMillis;
+use crate::domain::dialect::Dialect;
 use crate::domain::ids::RequestId;
 use crate::error::Reject;
 
@@ -46,7 +47,20 @@ pub fn encode(
     now: UnixMillis,
     close: bool,
 ) -> Vec<u8> {
-    encode_as(reject.status(), reject, head, request, now, close)
+    encode_as(reject.status(), &reject.body(request, now), reject, head, request, now, close)
+}
+
+/// As [`encode`], for a call in a dialect.
+pub fn encode_in(
+    dialect: Dialect,
+    reject: &Reject,
+    head: &RequestHead,
+    request: RequestId,
+    now: UnixMillis,
+    close: bool,
+) -> Vec<u8> {
+    let body = reject.body_for(Some(dialect), request, now);
+    encode_as(reject.status(), &body, reject, Some(head), request, now, close)
 }
 
 /// A refusal for an nginx that asks: it takes 401 and 403 from its `auth_request`, and makes 500 of everything else. The
@@ -59,18 +73,18 @@ pub fn encode_for_nginx(
     close: bool,
 ) -> Vec<u8> {
     let status = if reject.status() == 401 { 401 } else { 403 };
-    encode_as(status, reject, Some(head), request, now, close)
+    encode_as(status, &reject.body(request, now), reject, Some(head), request, now, close)
 }
 
 fn encode_as(
     status: u16,
+    body: &[u8],
     reject: &Reject,
     head: Option<&RequestHead>,
     request: RequestId,
     now: UnixMillis,
     close: bool,
 ) -> Vec<u8> {
-    let body = reject.body(request, now);
     let mut out = Vec::with_capacity(512 + body.len());
     status_line(status, &mut out);
     if status != reject.status() {
@@ -95,7 +109,7 @@ fn encode_as(
     connection_field(close, head.map_or(Version::Http11, |h| h.version), &mut out);
     out.extend_from_slice(b"\r\n");
     if head.is_none_or(|h| h.method() != "HEAD") {
-        out.extend_from_slice(&body);
+        out.extend_from_slice(body);
     }
     out
 }

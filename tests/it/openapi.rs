@@ -4,7 +4,7 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 use tollgate::api::document::listed_routes;
-use tollgate::api::{public_document, side_document};
+use tollgate::app::documents;
 
 use crate::openai_client::python;
 use crate::support::{PASSWORD, TestApp, http};
@@ -24,8 +24,8 @@ fn both_documents_are_served_and_the_page_needs_nothing_from_elsewhere() {
         assert_eq!(answer.status, 200, "{path}: {}", answer.text());
         answer
     };
-    assert_eq!(served("/openapi.json").json(), side_document());
-    assert_eq!(served("/openapi/public.json").json(), public_document());
+    assert_eq!(served("/openapi.json").json(), documents().side);
+    assert_eq!(served("/openapi/public.json").json(), documents().public);
     let page = served("/docs/");
     let policy = page.header("content-security-policy").unwrap();
     assert!(policy.contains("default-src 'none'") && policy.contains("connect-src 'self'"), "{policy}");
@@ -41,7 +41,7 @@ fn both_documents_are_served_and_the_page_needs_nothing_from_elsewhere() {
 #[test]
 fn every_listed_route_is_served_and_says_so() {
     let app = TestApp::start("[limits]\nper_ip_per_minute = 0\n[access]\nblock_after_failures = 0\n");
-    for (document, port) in [(public_document(), app.public), (side_document(), app.admin)] {
+    for (document, port) in [(documents().public, app.public), (documents().side, app.admin)] {
         let routes = listed_routes(&document);
         assert!(routes.len() > 8);
         for route in routes {
@@ -92,7 +92,7 @@ fn schemathesis_finds_no_fault_in_what_users_call() {
     let answer = app.call("POST", "/v1/users/login", "", Some(&body)).json();
     let token = answer["session"]["session_token"].as_str().unwrap();
     let dir = tempfile::tempdir().unwrap();
-    assert_found_nothing(&schemathesis(&format!("http://{}", app.public), &public_document(), token, dir.path()));
+    assert_found_nothing(&schemathesis(&format!("http://{}", app.public), &documents().public, token, dir.path()));
 }
 
 #[test]
@@ -103,5 +103,5 @@ fn schemathesis_finds_no_fault_in_what_staff_calls() {
     }
     let token = app.admin_token();
     let dir = tempfile::tempdir().unwrap();
-    assert_found_nothing(&schemathesis(&format!("http://{}", app.admin), &side_document(), &token, dir.path()));
+    assert_found_nothing(&schemathesis(&format!("http://{}", app.admin), &documents().side, &token, dir.path()));
 }

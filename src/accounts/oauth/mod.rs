@@ -29,7 +29,8 @@ use super::{Accounts, Forget, MAX_TRIES, no_randomness, too_busy};
 use crate::clock::{self, UnixMillis};
 use crate::config::OauthProvider;
 use crate::domain::ids::{SecretMac, UserId};
-use crate::domain::session::Principal;
+use crate::domain::key::KeyLook;
+use crate::domain::session::{Principal, SessionStyle};
 use crate::domain::user::{Status, User};
 use crate::error::Reject;
 use crate::store::{Batch, Order, prefix_end, tables};
@@ -305,7 +306,7 @@ impl Accounts {
             batch.put(row.key, super::encode_bounded(&user)?);
             self.announce_sign_in(&user, address, agent, &mut batch)?;
             let forget = self.make_room_for_session(id, &mut batch)?;
-            let view = self.open_session(id, address, agent, &mut batch)?;
+            let view = self.open_session(id, address, agent, SessionStyle::default(), &mut batch)?;
             match self.commit_for_user(id, batch, forget).await {
                 Ok(()) => {
                     self.metrics.login(Login::Ok);
@@ -472,11 +473,11 @@ impl Accounts {
             self.add_identity(user, provider, claims, batch)?;
             if user.email_verified { Ok(()) } else { self.ask_to_verify(user, batch) }
         };
-        Ok(self.insert_user(user, &self.fresh_account(plan)?, add).await?.0)
+        Ok(self.insert_user(user, &self.fresh_account(plan)?, KeyLook::Canonical, add).await?.0)
     }
 
     /// A username that is free, as near to the wish as the rules let it be.
-    fn free_username(&self, wish: &str) -> Result<String, Reject> {
+    pub(super) fn free_username(&self, wish: &str) -> Result<String, Reject> {
         let base: String =
             normalized(wish).chars().filter(|c| c.is_ascii_alphanumeric() || "-_".contains(*c)).take(40).collect();
         let base = if username_fault(&base).is_none() { base } else { format!("user-{base}") };

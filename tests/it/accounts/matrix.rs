@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use tollgate::api::document::listed_routes;
-use tollgate::api::{public_document, side_document};
+use tollgate::app::documents;
 
 use crate::support::{Answer, PASSWORD, TestApp, http};
 
@@ -235,7 +235,7 @@ fn every_route_lets_in_whom_it_should_and_nobody_else() {
         assert!(!refused || answer.json()["error_code"] == "WRONG_PASSWORD", "{who} on {route}: {}", answer.text());
     };
 
-    for (least, method, path) in table(&public_document(), PUBLIC) {
+    for (least, method, path) in table(&documents().public, PUBLIC) {
         let route = format!("{method} {path}");
         let call = |token: &str| match token {
             "" => http::call(app.public, &method, &not_there(&path), &[], Some(&body)),
@@ -262,7 +262,7 @@ fn every_route_lets_in_whom_it_should_and_nobody_else() {
         }
     }
 
-    for (least, method, path) in table(&side_document(), SIDE) {
+    for (least, method, path) in table(&documents().side, SIDE) {
         let route = format!("{method} {path}");
         let call = |token: &str| match token {
             "" => http::call(app.admin, &method, &not_there(&path), &[], Some(&body)),
@@ -290,7 +290,7 @@ fn every_route_lets_in_whom_it_should_and_nobody_else() {
         app.call("GET", &format!("/v1/users/{what}"), token, None).json()[what][0]["id"].as_u64().unwrap()
     };
     let (key, open_session) = (first(&theirs, "keys"), first(&theirs, "sessions"));
-    for (_, method, path) in table(&public_document(), PUBLIC).into_iter().filter(|(_, _, path)| path.contains("{id}"))
+    for (_, method, path) in table(&documents().public, PUBLIC).into_iter().filter(|(_, _, path)| path.contains("{id}"))
     {
         let id = if path.contains("sessions") { open_session } else { key };
         let body = json!({"password": PASSWORD, "name": "mine"});

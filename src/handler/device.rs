@@ -13,7 +13,7 @@ const COOKIE: &str = "__Host-tollgate-device";
 const HEADER: &str = "x-tollgate-device";
 
 /// What a client shows of itself, if it could be ours.
-pub(super) fn shown(headers: &HeaderMap) -> Option<String> {
+pub fn shown(headers: &HeaderMap) -> Option<String> {
     let fits = |text: &&str| text.len() <= TEXT_BYTES;
     let named = headers.get(HEADER).and_then(|value| value.to_str().ok()).map(str::trim);
     let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
@@ -23,7 +23,7 @@ pub(super) fn shown(headers: &HeaderMap) -> Option<String> {
 }
 
 /// Adds what the client is to keep to an answer.
-pub(super) fn remember(mut answer: Response, device: Option<&DeviceView>, now: UnixMillis) -> Response {
+pub fn remember(mut answer: Response, device: Option<&DeviceView>, now: UnixMillis) -> Response {
     let Some(device) = device else { return answer };
     let text = device.token.expose();
     let seconds = device.expires_at.0.saturating_sub(now.0).div_ceil(1000);

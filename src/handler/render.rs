@@ -1,6 +1,6 @@
 //! From what a handler answers to HTTP.
 //!
-//! Owns the way of every answer and the one body of refusals. What the answers look like is in [`super::shapes`].
+//! Owns the way of every answer and the one body of refusals. What the answers look like is in [`crate::api::shapes`].
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::accounts::users::Page;
 use crate::clock::Clock;
+use crate::domain::dialect::Dialect;
 use crate::domain::ids::RequestId;
 use crate::error::Reject;
 
@@ -35,15 +36,23 @@ impl IntoResponse for Refused {
     }
 }
 
-/// Gives every refusal its body, and every answer its request id.
-pub async fn refusals(State(clock): State<Clock>, mut request: Request, next: Next) -> Response {
+/// Whose refusals are written, and when.
+#[derive(Clone)]
+pub struct Refusals {
+    pub clock: Clock,
+    /// Without one: as the canonical API does.
+    pub dialect: Option<Dialect>,
+}
+
+/// Gives every refusal its body, and every answer its request id. The innermost of several decides.
+pub async fn refusals(State(how): State<Refusals>, mut request: Request, next: Next) -> Response {
     let known = request.extensions().get::<RequestId>().copied();
     let id = known.unwrap_or_else(|| RequestId::from_parts(fastrand::u32(..), fastrand::u64(..)));
     request.extensions_mut().insert(id);
     let mut response = next.run(request).await;
     if let Some(Refused(reject)) = response.extensions_mut().remove::<Refused>() {
         let headers = reject.headers();
-        *response.body_mut() = axum::body::Body::from(reject.body(id, clock.now()));
+        *response.body_mut() = axum::body::Body::from(reject.body_for(how.dialect, id, how.clock.now()));
         response.headers_mut().remove(header::CONTENT_LENGTH);
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         for (name, value) in headers {

@@ -13,7 +13,6 @@ use axum::http::{HeaderMap, header};
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
-use super::render::Refused;
 use crate::accounts::checks::Checked;
 use crate::accounts::own::Proof;
 use crate::accounts::passwords::Password;
@@ -23,6 +22,7 @@ use crate::domain::addresses::ClientAddress;
 use crate::domain::ids::RequestId;
 use crate::domain::meters::Micro;
 use crate::error::Reject;
+use crate::handler::render::Refused;
 
 /// The most a request's body may hold.
 pub const MAX_BODY_BYTES: usize = 256 << 10;
@@ -72,7 +72,7 @@ impl<S: Send + Sync> FromRequest<S> for Call {
                 .get(header::ACCEPT)
                 .and_then(|accept| accept.to_str().ok())
                 .is_some_and(|accept| accept.contains("text/html")),
-            device: super::device::shown(&parts.headers),
+            device: crate::handler::device::shown(&parts.headers),
             credential: credential(&parts.headers),
             query,
             path,

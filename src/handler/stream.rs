@@ -16,9 +16,9 @@ use hyper::body::{Body as HttpBody, Frame};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-use super::render::Answer;
 use crate::accounts::ExportTrouble;
 use crate::error::Reject;
+use crate::handler::render::Answer;
 
 const PIECE: usize = 256 << 10;
 /// Pieces that wait for the connection.

@@ -1,0 +1,13 @@
+//! What the handlers of local calls are made of, whichever API they belong to: reading a request, naming who acts, writing
+//! an answer.
+//!
+//! Owns the way from HTTP to what a service wants to know, and back. Never owns a path, and decides nothing about accounts.
+
+pub mod acts;
+pub mod device;
+pub mod entry;
+pub mod extract;
+pub mod render;
+pub mod staff_acts;
+pub mod stream;
+pub mod values;
