@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tower::ServiceExt;
 
 use crate::accounts::jwt::TokenMint;
-use crate::accounts::passwords::Password;
+use crate::accounts::passwords::{Password, Rule};
 use crate::accounts::seal::Sealer;
 use crate::accounts::secrets::{MIN_PEPPER_BYTES, Pepper};
 use crate::accounts::usage;
@@ -36,7 +36,7 @@ use crate::actors::user::registry::Registry;
 use crate::actors::writer::{Disk, Journal, JournalConfig, JournalKeys, LocalDisk, Redaction};
 use crate::api;
 use crate::backup;
-use crate::clock::Clock;
+use crate::clock::{Clock, UnixMillis};
 use crate::compat;
 use crate::config::{Backend, Compression, Config, Durability, RecoverOpenHolds, Redact, SecretSource, TokenAlgorithm};
 use crate::domain::ids::StaffId;
@@ -56,6 +56,7 @@ use crate::store::sled::SledStore;
 use crate::store::wal::LoggedStore;
 use crate::store::{Store, StoreError, migrate};
 use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::machine;
 use crate::telemetry::metrics::{Exposition, Metrics};
 
 /// How often states that have run out are cleared away.
@@ -92,6 +93,8 @@ pub struct FirstAdmin {
     pub username: String,
     pub password: String,
     pub email: Option<String>,
+    /// What the password must meet.
+    pub rule: Rule,
 }
 
 /// State without listeners: what commands on a stopped server need.
@@ -447,14 +450,15 @@ impl App {
         let policy = Arc::new(Policy::new(&config, &core.metrics, workers, &[]));
         // Until the public listeners are there.
         let ready = Arc::new(AtomicBool::new(false));
-        let shared = Arc::new(share(&core, &config, policy.clone(), control.handle().clone()));
+        let scheduler = timed_work(&core);
+        let vitals = vitals(&core, &config, scheduler.states());
+        let shared = Arc::new(share(&core, &config, policy.clone(), control.handle().clone(), vitals));
         watch_health(&control, &policy, &core.clock);
         add_probes(&core, &shared);
 
         let (stop_accepting, stopped) = watch::channel(false);
         let (end_workers, ended) = watch::channel(false);
         let (end_side_port, side_ended) = watch::channel(false);
-        let scheduler = timed_work(&core);
         add_task_probe(&core, scheduler.states());
         let admin = start_side_port(&control, &core, &config, (ready.clone(), scheduler.states()), side_ended)?;
         core.accounts
@@ -668,7 +672,7 @@ async fn make_first_admin(accounts: &Arc<Accounts>, admin: FirstAdmin) -> Result
     let record = Record::of(Action::StaffCreated).with("role", "superadmin").with("from", "environment");
     let (username, email) = (admin.username.clone(), admin.email);
     let act = move |accounts: Arc<Accounts>| async move {
-        accounts.first_superadmin(&username, password, email.as_deref()).await
+        accounts.first_superadmin(&username, password, email.as_deref(), admin.rule).await
     };
     let named = admin.username.clone();
     let tell = move |made: &Option<StaffId>, record: Record| {
@@ -679,7 +683,13 @@ async fn make_first_admin(accounts: &Arc<Accounts>, admin: FirstAdmin) -> Result
     Ok(())
 }
 
-fn share(core: &Core, config: &Config, policy: Arc<Policy>, control: tokio::runtime::Handle) -> Shared {
+fn share(
+    core: &Core,
+    config: &Config,
+    policy: Arc<Policy>,
+    control: tokio::runtime::Handle,
+    vitals: compat::Vitals,
+) -> Shared {
     let auth = Authenticator::new(
         core.pepper.clone(),
         core.accounts.tokens().clone(),
@@ -700,7 +710,7 @@ fn share(core: &Core, config: &Config, policy: Arc<Policy>, control: tokio::runt
         journal: core.journal.clone(),
         metrics: core.metrics.clone(),
         access_log: AccessLog::start(&config.telemetry, io::stdout()),
-        local: Arc::new(Local(api::public_router(core.accounts.clone(), compat::public_paths()))),
+        local: Arc::new(Local(api::public_router(core.accounts.clone(), compat::public_paths(&core.accounts, vitals)))),
         control,
         draining: AtomicBool::new(false),
         connections: AtomicUsize::new(0),
@@ -783,7 +793,7 @@ fn start_side_port(
         clock: core.clock.clone(),
     });
     let accounts = core.accounts.clone();
-    let dialects = compat::side_paths().with_state(accounts.clone());
+    let dialects = compat::side_paths(&accounts).with_state(accounts.clone());
     let documents = Arc::new(documents());
     let state = api::SideState { accounts, tasks, readiness, backups: Some(backups), documents };
     let router = api::side_router(state, dialects);
@@ -933,6 +943,26 @@ fn add_probes(core: &Core, shared: &Arc<Shared>) {
     });
     add_audit_probe(core);
     add_mail_probe(core);
+}
+
+/// How the program and its machine are doing, for the health page of a dialect.
+fn vitals(core: &Core, config: &Config, tasks: Vec<Arc<TaskState>>) -> compat::Vitals {
+    let (committer, clock) = (core.committer.clone(), core.clock.clone());
+    let (counters, data_dir) = (core.journal.counters(), config.data_dir.clone());
+    Arc::new(move || {
+        let memory = machine::memory();
+        let disk = machine::disk(&data_dir);
+        let newest = tasks.iter().map(|task| task.last_success.load(Ordering::Relaxed)).max().unwrap_or(0);
+        compat::VitalSigns {
+            store_is_well: !committer.has_failed(),
+            memory_total: memory.total,
+            memory_available: memory.free,
+            disk_total: disk.total,
+            disk_free: disk.free,
+            messages_waiting: counters.queue_records.load(Ordering::Relaxed),
+            scheduler_is_running: clock.now() < UnixMillis(newest).plus(12 * SWEEP),
+        }
+    })
 }
 
 /// What can be called on both ports, with all dialects.

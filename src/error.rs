@@ -12,6 +12,9 @@ use crate::domain::dialect::Dialect;
 use crate::domain::ids::{RequestId, UserId};
 use crate::domain::meters::{MeterName, Micro};
 
+/// What a page elsewhere is told that makes a browser call with our cookie.
+pub const CROSS_SITE: &str = "A session cookie counts only for requests from its own site";
+
 /// Why a call was not served. One body serves every client: the seeds' and OpenAI's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reject {

@@ -14,7 +14,6 @@ use super::addresses::StoredRule;
 use super::staff::StaffIdentity;
 use super::users::{MAX_PAGE_SIZE, Page};
 use crate::actors::audit::{Action, Actor, Audit, Origin, Outcome, Query, Record, Target};
-use crate::domain::ids::StaffId;
 use crate::domain::session::Staff;
 use crate::error::Reject;
 use crate::store::tables;
@@ -136,8 +135,8 @@ impl Accounts {
     /// # Errors
     /// As [`Accounts::login_target`].
     pub fn staff_login_target(&self, username: &str) -> Result<Option<Target>, Reject> {
-        let Some(id) = self.load::<StaffId>(tables::staff_by_name(username))? else { return Ok(None) };
-        Ok(self.load::<Staff>(tables::staff(id.value))?.map(|row| Target::from(&row.value)))
+        let Some(id) = self.find_staff(username)? else { return Ok(None) };
+        Ok(self.load::<Staff>(tables::staff(id))?.map(|row| Target::from(&row.value)))
     }
 
     /// One page of the newest records, newest first, as JSON texts.

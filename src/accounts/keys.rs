@@ -3,10 +3,13 @@
 //! Owns the rows of keys. A key's text is shown to the one who makes it; in vault mode it is also kept sealed, under a key
 //! that is not in the store, for its owner to see again. It is never kept in the clear.
 
+use std::net::IpAddr;
+
 use super::jwt::{TokenMint, TokenUse};
 use super::mail::{Letter, LetterKind};
 use super::seal::Purpose;
 use super::secrets::{self, Minted};
+use super::sessions::may_enter;
 use super::{Accounts, Forget, Loaded, MAX_TRIES, no_randomness, too_busy};
 use crate::clock::UnixMillis;
 use crate::config::KeyMode;
@@ -160,6 +163,15 @@ impl Accounts {
         Ok(keys)
     }
 
+    /// The key that every user has.
+    ///
+    /// # Errors
+    /// [`Reject::NotFound`] for an unknown or deleted user.
+    pub fn default_key(&self, user: UserId) -> Result<KeyView, Reject> {
+        let keys = self.keys(user)?;
+        keys.into_iter().find(|key| key.name == DEFAULT_KEY && key.rotated_to.is_none()).ok_or(Reject::NotFound)
+    }
+
     /// One key of a user.
     ///
     /// # Errors
@@ -172,6 +184,28 @@ impl Accounts {
         let pointer = self.load::<String>(tables::key_of_user(user, id))?.ok_or(Reject::NotFound)?;
         let mac = secrets::mac_from_hex(&pointer.value).ok_or(Reject::NotFound)?;
         self.load::<ApiKey>(tables::api_key(&mac))?.ok_or(Reject::NotFound)
+    }
+
+    /// The user whose API key this is, who must be allowed in: for apps that ask whose it is. Pays nothing.
+    ///
+    /// # Errors
+    /// [`Reject::Unauthenticated`] for what opens nothing, which counts against the address; [`Reject::AddressDenied`] from
+    /// outside the key's networks; [`Reject::Forbidden`] for a suspended account.
+    pub fn user_of_key(&self, key: &str, address: IpAddr) -> Result<User, Reject> {
+        let unknown = || {
+            self.blocks.failed(address, self.clock.monotonic());
+            Reject::Unauthenticated
+        };
+        let mac = self.credential_mac(key).map_err(|_| unknown())?;
+        let found = find_credential(self.store(), &self.tokens, key.as_bytes(), &mac, self.clock.now());
+        let found = found.map_err(|error| self.failed(&error))?.ok_or_else(unknown)?;
+        let CredentialKind::ApiKey { limits, .. } = found.kind else { return Err(unknown()) };
+        if !limits.allows_address(address) {
+            return Err(Reject::AddressDenied);
+        }
+        let user = self.live_user(Some(found.user))?.ok_or(Reject::Unauthenticated)?.value;
+        may_enter(&user)?;
+        Ok(user)
     }
 
     /// Makes a named key. It opens at once on every worker; its text is shown here.

@@ -21,6 +21,7 @@ pub mod mail;
 pub mod mfa;
 pub mod oauth;
 pub mod operator;
+pub mod overview;
 pub mod own;
 pub mod passwords;
 pub mod roster;
@@ -50,6 +51,7 @@ use crate::actors::user::registry::Registry;
 use crate::actors::writer::Journal;
 use crate::clock::Clock;
 use crate::config::{self, Access, Config, Plan};
+use crate::domain::cookies::CookieRule;
 use crate::domain::ids::{SecretMac, UserId};
 use crate::domain::meters::MeterName;
 use crate::domain::user::User;
@@ -75,6 +77,9 @@ pub struct Settings {
     pub mail: config::Mail,
     pub oauth: std::collections::BTreeMap<String, config::OauthProvider>,
     pub base_url: Option<String>,
+    pub compat: config::Compat,
+    /// Where sessions in cookies count.
+    pub cookies: Option<CookieRule>,
     /// The whole config, masked, to be shown.
     pub effective: Arc<serde_json::Value>,
     /// Every meter that a plan gives, or a route or a model costs.
@@ -99,13 +104,15 @@ impl From<&Config> for Settings {
             mail: config.mail.clone(),
             oauth: config.oauth.clone(),
             base_url: config.public_base_url.clone(),
+            compat: config.compat.clone(),
+            cookies: config.cookie_rule(),
             effective: config.effective.clone(),
         }
     }
 }
 
 impl Settings {
-    fn plan(&self, name: &str) -> Option<&Plan> {
+    pub fn plan(&self, name: &str) -> Option<&Plan> {
         self.plans.iter().find(|plan| &*plan.name == name)
     }
 
@@ -158,6 +165,7 @@ pub struct Accounts {
     mail: mail::MailState,
     oauth: oauth::OauthState,
     strangers: verification::Strangers,
+    overview: overview::Kept,
 }
 
 /// Names whose failures are remembered at once.
@@ -193,6 +201,7 @@ impl Accounts {
             mail: mail::MailState::new(),
             oauth: oauth::OauthState::new(&settings.oauth, &clock),
             strangers: verification::Strangers::new(),
+            overview: overview::Kept::default(),
             settings: ArcSwap::from_pointee(settings),
             committer,
             users,

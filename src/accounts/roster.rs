@@ -26,7 +26,7 @@ pub struct StaffUpdate {
 }
 
 impl Accounts {
-    fn all_staff(&self) -> Result<Vec<Staff>, Reject> {
+    pub(super) fn all_staff(&self) -> Result<Vec<Staff>, Reject> {
         let read = || {
             let rows = self.store().range(tables::STAFF, &prefix_end(tables::STAFF), MAX_STAFF, Order::Ascending)?;
             rows.iter().map(|(_, row)| tables::decode::<Staff>(row)).collect::<Result<Vec<_>, StoreError>>()

@@ -19,7 +19,7 @@ use super::passwords::Password;
 use super::secrets::{self, Minted};
 use super::{Accounts, Forget, LOGIN_TURNS, Loaded, MAX_TRIES, no_randomness, too_busy};
 use crate::clock::UnixMillis;
-use crate::domain::ids::{SecretMac, UserId};
+use crate::domain::ids::{CredentialId, SecretMac, UserId};
 use crate::domain::session::{Principal, Session, SessionStyle, Spent};
 use crate::domain::user::{Status, User};
 use crate::error::Reject;
@@ -54,6 +54,7 @@ pub struct LoginRequest {
 /// Tokens of a new session, shown once.
 #[derive(Debug)]
 pub struct SessionView {
+    pub id: CredentialId,
     pub principal: Principal,
     pub session_token: Minted,
     pub refresh_token: Option<Minted>,
@@ -353,6 +354,7 @@ impl Accounts {
             let user = self.live_user(Some(spent.user))?.ok_or(Reject::Unauthenticated)?;
             may_enter(&user.value)?;
             return Ok(SessionView {
+                id: session.value.id,
                 principal: session.value.principal,
                 session_token,
                 refresh_token: Some(refresh_token),
@@ -457,6 +459,7 @@ impl Accounts {
             batch.put(tables::session_of_user(user, session.id), pointer);
         }
         Ok(SessionView {
+            id: session.id,
             principal: session.principal,
             session_token: token,
             refresh_token: Some(refresh),

@@ -36,6 +36,8 @@ pub struct NewStaff {
     pub email: String,
     pub password: Password,
     pub role: StaffRole,
+    /// What the password must meet.
+    pub rule: Rule,
 }
 
 /// Who acts on the side port.
@@ -57,6 +59,7 @@ impl Accounts {
         username: &str,
         password: Password,
         email: Option<&str>,
+        rule: Rule,
     ) -> Result<Option<StaffId>, Reject> {
         if self.has_staff()? {
             return Ok(None);
@@ -67,6 +70,7 @@ impl Accounts {
             email: email.unwrap_or_default().to_owned(),
             password,
             role: StaffRole::Superadmin,
+            rule,
         };
         match self.insert_staff(new, true).await {
             Ok(staff) => Ok(Some(staff.id)),
@@ -93,7 +97,7 @@ impl Accounts {
     }
 
     async fn insert_staff(&self, new: NewStaff, must_be_first: bool) -> Result<Staff, Reject> {
-        let NewStaff { username, name, email, password, role } = new;
+        let NewStaff { username, name, email, password, role, rule } = new;
         let fits = (3..=50).contains(&username.len())
             && username.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
         let faults = [
@@ -105,7 +109,7 @@ impl Accounts {
         let faults: Vec<String> = faults
             .into_iter()
             .flatten()
-            .chain(self.password_faults(&password, Rule::Composition, "password", &[&username, &email]))
+            .chain(self.password_faults(&password, rule, "password", &[&username, &email]))
             .collect();
         if !faults.is_empty() {
             return Err(Reject::Invalid(faults));
@@ -165,7 +169,7 @@ impl Accounts {
         if self.blocks.is_blocked(address, self.clock.monotonic()) {
             return Err(Reject::AddressDenied);
         }
-        let id = self.load::<StaffId>(tables::staff_by_name(username))?.map(|row| row.value);
+        let id = self.find_staff(username)?;
         let read = || match id {
             Some(id) => self.load::<Staff>(tables::staff(id)),
             None => Ok(None),
@@ -197,6 +201,17 @@ impl Accounts {
             }
         }
         Err(too_busy())
+    }
+
+    /// The member of the staff with this username, or, where it is one member's alone, this email.
+    pub(super) fn find_staff(&self, name: &str) -> Result<Option<StaffId>, Reject> {
+        // No username has this sign.
+        if !name.contains('@') {
+            return Ok(self.load::<StaffId>(tables::staff_by_name(name))?.map(|row| row.value));
+        }
+        let mut found = self.all_staff()?.into_iter().filter(|staff| staff.email.eq_ignore_ascii_case(name.trim()));
+        let first = found.next().map(|staff| staff.id);
+        Ok(first.filter(|_| found.next().is_none()))
     }
 
     fn open_staff_session(&self, staff: &Staff, address: IpAddr, batch: &mut Batch) -> Result<SessionView, Reject> {
@@ -231,6 +246,7 @@ impl Accounts {
         let expires_at = session.expires_at;
         let principal = session.principal;
         Ok(SessionView {
+            id: session.id,
             principal,
             session_token: token,
             refresh_token: None,

@@ -440,9 +440,9 @@ async fn the_first_superadmin_is_made_once() {
     let world = world("");
     let accounts = &world.accounts;
     let password = || Password::new(PASSWORD).unwrap();
-    assert!(accounts.first_superadmin("root", Password::new("weak").unwrap(), None).await.is_err());
-    assert!(accounts.first_superadmin("root", password(), None).await.unwrap().is_some());
-    assert_eq!(accounts.first_superadmin("other", password(), None).await.unwrap(), None);
+    assert!(accounts.first_superadmin("root", Password::new("weak").unwrap(), None, Rule::Composition).await.is_err());
+    assert!(accounts.first_superadmin("root", password(), None, Rule::Composition).await.unwrap().is_some());
+    assert_eq!(accounts.first_superadmin("other", password(), None, Rule::Composition).await.unwrap(), None);
     let (staff, view) = accounts.staff_login("ROOT", password(), None, HERE).await.unwrap();
     assert_eq!(staff.role, StaffRole::Superadmin);
     let token = view.session_token.expose();
@@ -455,6 +455,7 @@ async fn the_first_superadmin_is_made_once() {
         email: "a@b.c".into(),
         password: password(),
         role: StaffRole::Admin,
+        rule: Rule::Composition,
     };
     accounts.create_staff(new).await.unwrap();
     let (_, view) = accounts.staff_login("admin", password(), None, HERE).await.unwrap();

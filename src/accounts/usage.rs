@@ -78,6 +78,18 @@ fn spent_of(account: &Account) -> ByMeter {
     account.meters().map(|(name, meter)| (name.to_string(), meter.spent)).collect()
 }
 
+/// What an account has spent since its last day was closed, and ever.
+pub(super) fn spent_since(
+    store: &dyn Store,
+    user: UserId,
+    account: &Account,
+) -> Result<(ByMeter, ByMeter), StoreError> {
+    let total = spent_of(account);
+    let last = days_of(store, user, Day(0), 1)?;
+    let today = since(&total, &last.first().map(|(_, row)| row.total.clone()).unwrap_or_default());
+    Ok((today, total))
+}
+
 /// What has come since; only what is not nothing.
 fn since(total: &ByMeter, before: &ByMeter) -> ByMeter {
     let more = |(name, now): (&String, &Micro)| {
@@ -88,7 +100,7 @@ fn since(total: &ByMeter, before: &ByMeter) -> ByMeter {
     total.iter().filter_map(more).collect()
 }
 
-fn add(to: &mut ByMeter, more: &ByMeter) {
+pub(super) fn add(to: &mut ByMeter, more: &ByMeter) {
     for (name, amount) in more {
         let sum = to.entry(name.clone()).or_default();
         *sum = sum.saturating_add(*amount);

@@ -129,7 +129,30 @@ pub struct UserDetails {
 pub struct MeterView {
     pub name: MeterName,
     pub meter: Meter,
+    /// When the period began.
+    pub reset_at: Option<UnixMillis>,
     pub resets_at: Option<UnixMillis>,
+}
+
+impl MeterView {
+    /// What is told of an amount on it: what has no limit shows as plenty.
+    fn shown(&self, amount: Micro) -> Micro {
+        if self.meter.reset.is_unlimited() { Micro::UNLIMITED_SHOWN } else { amount }
+    }
+
+    pub fn shown_balance(&self) -> Micro {
+        self.shown(self.meter.balance)
+    }
+
+    /// What the balance is set to at each reset, as it is told.
+    pub fn shown_reset(&self) -> Micro {
+        self.shown(self.meter.reset)
+    }
+
+    /// What is gone of the amount that the last reset gave.
+    pub fn used(&self) -> Micro {
+        Micro(self.meter.reset.0.saturating_sub(self.meter.balance.0).max(0))
+    }
 }
 
 /// One page of a list.
@@ -453,10 +476,12 @@ impl Accounts {
     pub fn meters(&self, id: UserId) -> Result<Vec<MeterView>, Reject> {
         let account = self.actor(id)?.account().map_err(|_| Reject::Internal)?;
         let (now, hour) = (self.clock.now(), self.reset_hour());
+        let moment = |second: i64| UnixMillis(second.max(0) as u64 * 1000);
         let view = |(name, meter): (&MeterName, &Meter)| MeterView {
             name: name.clone(),
             meter: *meter,
-            resets_at: meter.period.next(now, hour).map(|second| UnixMillis(second.max(0) as u64 * 1000)),
+            reset_at: meter.period.began(now, hour).map(moment),
+            resets_at: meter.period.next(now, hour).map(moment),
         };
         Ok(account.meters().map(view).collect())
     }
@@ -486,6 +511,15 @@ impl Accounts {
         }
         self.directory.finish(self.clock.monotonic().since(began).as_millis() as u64);
         Ok(())
+    }
+
+    /// Users by number: how many of them at most, after how many others; and how many there are.
+    ///
+    /// # Errors
+    /// [`Reject::StoreUnavailable`].
+    pub async fn users_from(&self, skip: usize, limit: usize) -> Result<(Vec<User>, u64), Reject> {
+        let committer = self.committer.clone();
+        self.reading(move || users_from(committer.store(), skip, limit)).await
     }
 
     /// One page of the users that a query lets through.
@@ -525,7 +559,7 @@ impl Accounts {
         let search = search.map(|text| text.trim().to_lowercase()).filter(|text| !text.is_empty());
         let committer = self.committer.clone();
         let read = move || match search {
-            None => page_of_users(committer.store(), page, page_size),
+            None => users_from(committer.store(), (page - 1).saturating_mul(page_size), page_size),
             Some(text) => search_users(committer.store(), page, page_size, &text),
         };
         let (items, total) = self.reading(read).await?;
@@ -884,9 +918,10 @@ pub(super) fn last_user(store: &dyn Store) -> Result<u64, StoreError> {
     Ok(tables::read::<u64>(store, &tables::counter("user"))?.unwrap_or(0))
 }
 
-fn page_of_users(store: &dyn Store, page: usize, page_size: usize) -> Result<(Vec<User>, u64), StoreError> {
-    let first = ((page - 1) as u64).saturating_mul(page_size as u64).saturating_add(1);
-    let rows = store.range(&tables::user(UserId(first)), &prefix_end(tables::USERS), page_size, Order::Ascending)?;
+fn users_from(store: &dyn Store, skip: usize, limit: usize) -> Result<(Vec<User>, u64), StoreError> {
+    // Numbers have no gaps, so where to begin need not be searched.
+    let first = (skip as u64).saturating_add(1);
+    let rows = store.range(&tables::user(UserId(first)), &prefix_end(tables::USERS), limit, Order::Ascending)?;
     let users = rows.iter().map(|(_, row)| tables::decode(row)).collect::<Result<_, _>>()?;
     Ok((users, last_user(store)?))
 }

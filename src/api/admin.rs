@@ -30,6 +30,7 @@ use super::{staff, support, transfer};
 use crate::accounts::Accounts;
 use crate::accounts::addresses::{NewRule, StoredRule};
 use crate::accounts::directory::{Sort, UserQuery};
+use crate::accounts::passwords::Rule;
 use crate::accounts::staff::{NewStaff, StaffIdentity};
 use crate::accounts::users::{AdminUpdate, MeterUpdate, Page};
 use crate::actors::audit::{Action, ActionFilter, Query, Record, Severity, Target, UserFilter};
@@ -175,6 +176,7 @@ async fn create_admin(State(side): Side, call: Call) -> Answer {
         password: fields.password("password")?,
         // Before there is any staff, only the operator gets here, and makes the first superadmin.
         role: if side.accounts.has_staff()? { StaffRole::Admin } else { StaffRole::Superadmin },
+        rule: Rule::Composition,
     };
     fields.done()?;
     let record = act_of(&by, &call, Action::StaffCreated).with("role", new.role.as_str());

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::admin::{Side, SideState, act_of, act_on, staff, user_in_path};
+use super::admin::{Side, SideState, act_on, staff, user_in_path};
 use super::public::Api;
 use super::shapes::Time;
 use crate::accounts::Accounts;
@@ -21,7 +21,7 @@ use crate::domain::session::StaffRole;
 use crate::error::Reject;
 use crate::handler::extract::Call;
 use crate::handler::render::{self, Answer};
-use crate::handler::stream;
+use crate::handler::{exports, staff_acts};
 
 pub(super) fn paths() -> OpenApiRouter<Arc<Accounts>> {
     OpenApiRouter::new().routes(routes!(own_codes))
@@ -190,10 +190,7 @@ async fn generate_codes(State(side): Side, call: Call) -> Answer {
     let by = staff(&side, &call, StaffRole::Admin)?;
     let new = wanted(&call)?;
     let id = user_in_path(&side, &call)?;
-    let record = act_on(&side, &by, &call, Action::CodesGenerated, id).with("count", new.count);
-    let record = record.with("category", new.category.clone());
-    let act = move |accounts: Arc<Accounts>| async move { accounts.generate_codes(id, new).await };
-    let list = side.accounts.audited(record, act, |list, record| record.with("list", list.id)).await?;
+    let list = staff_acts::generate_codes(&side.accounts, &by, &call, id, new).await?;
     render::ok(CodesMade { success: true, message: "Codes generated", user_id: id.0, list: (&list).into() })
 }
 
@@ -241,19 +238,7 @@ async fn export_codes(State(side): Side, call: Call) -> Answer {
     let by = staff(&side, &call, StaffRole::Admin)?;
     let format = call.query_parsed("format", "must be csv or json", CodesFormat::parse)?.unwrap_or(CodesFormat::Csv);
     let id = user_in_path(&side, &call)?;
-    side.accounts.user(id)?;
-    // Before the first byte: it is the act of taking them that counts, not whether all were taken.
-    let record = act_on(&side, &by, &call, Action::CodesExported, id);
-    side.accounts.audited(record, |_| async { Ok(()) }, |(), record| record).await?;
-    let (content_type, ending) = match format {
-        CodesFormat::Csv => ("text/csv; charset=utf-8", "csv"),
-        CodesFormat::Json => ("application/json", "json"),
-    };
-    let accounts = side.accounts.clone();
-    let write = move |out: &mut stream::Pipe| {
-        accounts.write_codes(id, format, out).map(drop).map_err(|trouble| stream::refusal(&trouble))
-    };
-    stream::answer(content_type, Some(format!("codes-{}.{ending}", id.0)), write).await
+    exports::codes(&side.accounts, &by, &call, id, format).await
 }
 
 /// Gives every active user a list of one-time codes of his own.
@@ -263,9 +248,7 @@ async fn generate_for_all(State(side): Side, call: Call) -> Answer {
     let by = staff(&side, &call, StaffRole::Admin)?;
     let new = wanted(&call)?;
     let count = new.count;
-    let record = act_of(&by, &call, Action::CodesGenerated).with("count", count).with("category", new.category.clone());
-    let act = move |accounts: Arc<Accounts>| async move { accounts.generate_codes_for_all(new).await };
-    let users = side.accounts.audited(record, act, |users, record| record.with("users", *users)).await?;
+    let users = staff_acts::generate_codes_for_all(&side.accounts, &by, &call, new).await?;
     render::ok(CodesMadeForAll { success: true, message: "Codes generated", users, count })
 }
 

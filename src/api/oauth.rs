@@ -1,12 +1,11 @@
 //! `/v1/oauth` and `/v1/users/oauth`: login at identity providers, and the list of one's own.
 //!
-//! Owns these paths and the cookie that binds a login to the browser it began in. A token is never in an address.
+//! Owns these paths.
 
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -15,12 +14,12 @@ use utoipa_axum::routes;
 use super::public::Api;
 use super::shapes::{Done, Time, Tokens, UserBrief};
 use crate::accounts::Accounts;
-use crate::accounts::oauth::{Arrival, Departure, Landing};
+use crate::accounts::oauth::{CallbackPath, Landing};
 use crate::actors::audit::Action;
-use crate::domain::user::User;
-use crate::error::Reject;
+use crate::domain::session::SessionStyle;
 use crate::handler::acts::{own_act, stranger};
 use crate::handler::extract::Call;
+use crate::handler::provider::{self, with_query};
 use crate::handler::render::{self, Answer};
 
 pub(super) fn paths() -> OpenApiRouter<Arc<Accounts>> {
@@ -57,35 +56,12 @@ async fn providers(State(accounts): Api) -> Answer {
     render::ok(Providers { success: true, providers })
 }
 
-/// `__Host-` binds a cookie to this very host, and needs TLS (RFC 6265bis).
-fn cookie_name(accounts: &Accounts) -> &'static str {
-    if accounts.is_reached_by_tls() { "__Host-tollgate-oauth" } else { "tollgate-oauth" }
-}
-
-fn cookie(accounts: &Accounts, value: &str, lasts: u32) -> Result<HeaderValue, Reject> {
-    let secure = if accounts.is_reached_by_tls() { "; Secure" } else { "" };
-    let text = format!("{}={value}; Path=/; HttpOnly; SameSite=Lax; Max-Age={lasts}{secure}", cookie_name(accounts));
-    HeaderValue::from_str(&text).map_err(|_| Reject::Internal)
-}
-
-fn sent_to(url: &str) -> Result<Response, Reject> {
-    let mut response = StatusCode::FOUND.into_response();
-    let headers = response.headers_mut();
-    headers.insert(header::LOCATION, HeaderValue::from_str(url).map_err(|_| Reject::Internal)?);
-    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-    Ok(response)
-}
-
 /// Sends a browser to a provider. `redirect`: where it is to be sent afterwards, one of `accounts.redirects`, with a `code`
 /// for `POST /v1/oauth/exchange`; without it the callback answers the session itself.
 #[utoipa::path(get, path = "/v1/oauth/login/{provider}", tag = "social login", security(()),
     params(("redirect" = Option<String>, Query)), responses((status = 302, description = "To the provider")))]
 async fn login(State(accounts): Api, call: Call) -> Answer {
-    let Departure { url, cookie: value } =
-        accounts.begin_login(call.part("provider"), call.query("redirect"), None).await?;
-    let mut response = sent_to(&url)?;
-    response.headers_mut().insert(header::SET_COOKIE, cookie(&accounts, &value, 600)?);
-    Ok(response)
+    Ok(provider::depart(&accounts, &call, CallbackPath::Canonical).await?)
 }
 
 #[derive(Serialize, ToSchema)]
@@ -108,37 +84,9 @@ struct SignedIn {
     params(("state" = String, Query), ("code" = Option<String>, Query), ("iss" = Option<String>, Query),
         ("error" = Option<String>, Query)),
     responses((status = 200, body = SignedIn), (status = 302, description = "To the redirect, with a `code`")))]
-async fn callback(State(accounts): Api, headers: HeaderMap, call: Call) -> Answer {
-    let wanted = cookie_name(&accounts);
-    let text = |name: &str| call.query(name).map(str::to_owned);
-    let arrival = Arrival {
-        provider: call.part("provider").to_owned(),
-        state: text("state").unwrap_or_default(),
-        code: text("code"),
-        iss: text("iss"),
-        error: text("error"),
-        cookie: cookie_of(&headers, wanted),
-        address: Some(call.address),
-        user_agent: call.user_agent.clone(),
-    };
-    let record =
-        stranger(&call, Action::LoginSucceeded).or(Action::LoginFailed).with("provider", arrival.provider.as_str());
-    let act = move |accounts: Arc<Accounts>| async move { accounts.land(arrival).await };
-    let tell = |landing: &Landing, record: crate::actors::audit::Record| {
-        let user = user_of(landing);
-        record.by(user).on(user)
-    };
-    let landing = accounts.audited(record, act, tell).await?;
-    let mut response = landed(landing)?;
-    response.headers_mut().insert(header::SET_COOKIE, cookie(&accounts, "", 0)?);
-    Ok(response)
-}
-
-fn user_of(landing: &Landing) -> &User {
-    match landing {
-        Landing::Session(both) => &both.0,
-        Landing::Code { user, .. } | Landing::Linked { user, .. } => user,
-    }
+async fn callback(State(accounts): Api, call: Call) -> Answer {
+    let landing = provider::land(&accounts, &call, SessionStyle::default()).await?;
+    Ok(provider::release(&accounts, landed(landing)?)?)
 }
 
 fn landed(landing: Landing) -> Result<Response, render::Refused> {
@@ -154,7 +102,7 @@ fn landed(landing: Landing) -> Result<Response, render::Refused> {
                 mfa_required: false,
             })
         }
-        Landing::Code { code, redirect: Some(to), .. } => Ok(sent_to(&with_query(&to, "code", &code))?),
+        Landing::Code { code, redirect: Some(to), .. } => Ok(render::sent_to(&with_query(&to, "code", &code))?),
         Landing::Code { code, second_factor, .. } => render::ok(SignedIn {
             success: true,
             message: "A code of the second factor is needed: send it with this exchange code to /v1/oauth/exchange",
@@ -163,20 +111,11 @@ fn landed(landing: Landing) -> Result<Response, render::Refused> {
             exchange_code: Some(code),
             mfa_required: second_factor,
         }),
-        Landing::Linked { redirect: Some(to), provider, .. } => Ok(sent_to(&with_query(&to, "linked", &provider))?),
+        Landing::Linked { redirect: Some(to), provider, .. } => {
+            Ok(render::sent_to(&with_query(&to, "linked", &provider))?)
+        }
         Landing::Linked { .. } => render::ok(Done::new("Login linked")),
     }
-}
-
-fn with_query(url: &str, name: &str, value: &str) -> String {
-    let mark = if url.contains('?') { '&' } else { '?' };
-    format!("{url}{mark}{name}={value}")
-}
-
-fn cookie_of(headers: &HeaderMap, wanted: &str) -> Option<String> {
-    let all = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-    let mut pairs = all.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    pairs.find(|(name, _)| *name == wanted).map(|(_, value)| value.to_owned())
 }
 
 #[derive(ToSchema)]
@@ -265,10 +204,9 @@ async fn link(State(accounts): Api, call: Call) -> Answer {
     let act = move |accounts: Arc<Accounts>| async move {
         accounts.begin_link(&user, &provider, proof, redirect.as_deref(), address).await
     };
-    let Departure { url, cookie: value } = accounts.audited(record, act, |_, record| record).await?;
-    let mut response = render::ok(Begun { success: true, url })?;
-    response.headers_mut().insert(header::SET_COOKIE, cookie(&accounts, &value, 600)?);
-    Ok(response)
+    let departure = accounts.audited(record, act, |_, record| record).await?;
+    let answer = render::ok(Begun { success: true, url: departure.url.clone() })?;
+    Ok(provider::bind(&accounts, answer, &departure)?)
 }
 
 /// Removes a login at a provider; not the last way into the account.

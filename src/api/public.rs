@@ -17,21 +17,17 @@ use super::document::{self, Document};
 use super::shapes::{self, Amount, Done, MeterShape, QuotaShape, Time, Tokens, UsageDay, UserBrief, UserDetails};
 use super::{checks, codes, jwks, keys, links, mfa, oauth, own};
 use crate::accounts::Accounts;
-use crate::accounts::audit::changes;
-use crate::accounts::keys::DEFAULT_KEY;
 use crate::accounts::passwords::{Password, Rule};
 use crate::accounts::sessions::LoginRequest;
 use crate::accounts::users::{ProfileUpdate, Registration};
-use crate::actors::audit::Action;
 use crate::domain::key::KeyLook;
 use crate::domain::session::SessionStyle;
 use crate::domain::user::{Profile, UserType};
 use crate::error::Reject;
-use crate::handler::acts::own_act;
-use crate::handler::device;
 use crate::handler::entry::{self, Welcome};
 use crate::handler::extract::{Call, Fields};
 use crate::handler::render::{self, Answer};
+use crate::handler::{device, own_acts};
 
 pub(super) type Api = State<Arc<Accounts>>;
 
@@ -360,9 +356,7 @@ async fn update_profile(State(accounts): Api, call: Call) -> Answer {
     let mut fields = call.fields()?;
     let update = profile_fields(&mut fields);
     fields.done()?;
-    let record = own_act(&call, Action::ProfileUpdated, &user);
-    let act = move |accounts: Arc<Accounts>| async move { accounts.update_profile(user.id, update).await };
-    let (user, _) = accounts.audited(record, act, |(_, list), record| record.with("changes", changes(list))).await?;
+    let user = own_acts::update_profile(&accounts, &call, &user, update).await?;
     let details = accounts.details(user)?;
     render::ok(OwnProfile { success: true, message: Some("Profile updated"), user: (&details).into() })
 }
@@ -384,14 +378,8 @@ struct OwnKey {
     responses((status = 200, body = OwnKey)))]
 async fn api_key(State(accounts): Api, call: Call) -> Answer {
     let user = accounts.user_of_session(call.token()?)?;
-    let keys = accounts.keys(user.id)?;
-    let key = keys.iter().find(|key| key.name == DEFAULT_KEY && key.rotated_to.is_none()).ok_or(Reject::NotFound)?;
-    render::ok(OwnKey {
-        success: true,
-        key: key.sealed.clone(),
-        masked: key.masked.clone(),
-        created_at: key.created_at.into(),
-    })
+    let key = accounts.default_key(user.id)?;
+    render::ok(OwnKey { success: true, key: key.sealed, masked: key.masked, created_at: key.created_at.into() })
 }
 
 /// A new key, shown here and never again.
@@ -409,9 +397,7 @@ pub(super) struct NewKey {
     responses((status = 200, body = NewKey)))]
 async fn regenerate_key(State(accounts): Api, call: Call) -> Answer {
     let user = accounts.user_of_session(call.token()?)?;
-    let record = own_act(&call, Action::KeyRegenerated, &user);
-    let act = move |accounts: Arc<Accounts>| async move { accounts.regenerate_key(user.id).await };
-    let key = accounts.audited(record, act, |_, record| record).await?;
+    let key = own_acts::regenerate_key(&accounts, &call, &user).await?;
     render::ok(NewKey { success: true, message: "API key regenerated", api_key: key.expose().to_owned() })
 }
 

@@ -245,21 +245,16 @@ pub struct MeterShape {
     pub resets_at: Option<Time>,
 }
 
-/// What is told of an amount on a meter that is set to `reset`.
-fn shown(amount: Micro, reset: Micro) -> Micro {
-    if reset.is_unlimited() { Micro::UNLIMITED_SHOWN } else { amount }
-}
-
 /// Meters by their names.
 pub fn meters(views: &[MeterView]) -> BTreeMap<String, MeterShape> {
     let shape = |view: &MeterView| {
         let meter = &view.meter;
         let shape = MeterShape {
-            balance: Amount(shown(meter.balance, meter.reset)),
+            balance: Amount(view.shown_balance()),
             held: Amount(meter.held),
             spent: Amount(meter.spent),
             granted: Amount(meter.granted),
-            reset: Amount(shown(meter.reset, meter.reset)),
+            reset: Amount(view.shown_reset()),
             unlimited: meter.reset.is_unlimited(),
             period: period(meter.period),
             resets_at: view.resets_at.map(Time::from),
@@ -306,12 +301,11 @@ impl From<&(Day, ByMeter)> for UsageDay {
 /// Quotas by their meters' names.
 pub fn quotas(views: &[MeterView]) -> BTreeMap<String, QuotaShape> {
     let shape = |view: &MeterView| {
-        let (left, reset) = (view.meter.balance, view.meter.reset);
         let shape = QuotaShape {
-            unlimited: reset.is_unlimited(),
-            limit: Amount(shown(reset, reset)),
-            used: Amount(Micro((reset.0.saturating_sub(left.0)).max(0))),
-            remaining: Amount(shown(left, reset)),
+            unlimited: view.meter.reset.is_unlimited(),
+            limit: Amount(view.shown_reset()),
+            used: Amount(view.used()),
+            remaining: Amount(view.shown_balance()),
             period: period(view.meter.period),
             resets_at: view.resets_at.map(Time::from),
         };

@@ -17,7 +17,7 @@ use super::public::NewKey;
 use super::shapes::{Done, Listed, StaffShape, Time, Tokens, UserDetails};
 use super::side_shapes::{CreditsUpdate, LimitsUpdate, PageParams, StaffLogin, UserParams, UserUpdate};
 use crate::accounts::Accounts;
-use crate::accounts::passwords::Password;
+use crate::accounts::passwords::{Password, Rule};
 use crate::accounts::staff::{NewStaff, StaffIdentity};
 use crate::accounts::users::AdminUpdate;
 use crate::actors::audit::Action;
@@ -128,6 +128,7 @@ async fn create(State(side): Side, call: Call) -> Answer {
         email: fields.text("email"),
         password: fields.password("password")?,
         role: level.unwrap_or(StaffRole::New),
+        rule: Rule::Composition,
     };
     fields.done()?;
     let record = act_of(&by, &call, Action::StaffCreated).with("role", new.role.as_str());

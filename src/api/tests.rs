@@ -12,7 +12,7 @@ use tower::ServiceExt;
 use utoipa_axum::router::OpenApiRouter;
 
 use super::{Documents, SideState, public_router, side_router};
-use crate::accounts::passwords::Password;
+use crate::accounts::passwords::{Password, Rule};
 use crate::accounts::tests::{HERE, PASSWORD, World, holds, world};
 use crate::domain::addresses::ClientAddress;
 use crate::domain::ids::RequestId;
@@ -80,7 +80,11 @@ impl Api {
     }
 
     async fn superadmin(&self) -> String {
-        self.world.accounts.first_superadmin("root", Password::new(PASSWORD).unwrap(), None).await.unwrap();
+        self.world
+            .accounts
+            .first_superadmin("root", Password::new(PASSWORD).unwrap(), None, Rule::Composition)
+            .await
+            .unwrap();
         self.staff_token("root").await
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::{Failure, client, load_config};
-use crate::accounts::passwords::Password;
+use crate::accounts::passwords::{Password, Rule};
 use crate::accounts::staff::NewStaff;
 use crate::accounts::{Accounts, operator};
 use crate::actors::audit::{Action, Actor, Record};
@@ -62,7 +62,14 @@ async fn create_on(core: &Core, username: &str, email: &str, password: String) -
     let first = !core.accounts.has_staff().map_err(refused)?;
     let role = if first { StaffRole::Superadmin } else { StaffRole::Admin };
     let password = Password::new(password).map_err(refused)?;
-    let new = NewStaff { username: username.into(), name: username.into(), email: email.into(), password, role };
+    let new = NewStaff {
+        username: username.into(),
+        name: username.into(),
+        email: email.into(),
+        password,
+        role,
+        rule: Rule::Composition,
+    };
     let record = Record::of(Action::StaffCreated).by(Actor::operator()).with("role", role.as_str());
     let act = move |accounts: Arc<Accounts>| async move { accounts.create_staff(new).await };
     core.accounts.audited(record, act, |made, record| record.on(made)).await.map_err(refused)?;

@@ -6,6 +6,7 @@ use std::path::Path;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Failure, load_config};
+use crate::accounts::passwords::Rule;
 use crate::app::{self, App, FirstAdmin};
 use crate::clock::Clock;
 use crate::config::{self, Config};
@@ -68,13 +69,15 @@ impl Signals {
     }
 }
 
+/// By our own variables, or by those of the user management backend, whose passwords need not be of many kinds of characters.
 fn first_admin() -> Option<FirstAdmin> {
     let read = |name: &str| std::env::var(name).ok().filter(|v| !v.is_empty());
-    Some(FirstAdmin {
-        username: read("TOLLGATE_ADMIN_USERNAME")?,
-        password: read("TOLLGATE_ADMIN_PASSWORD")?,
-        email: read("TOLLGATE_ADMIN_EMAIL"),
-    })
+    let named = |username: &str, password: &str, rule: Rule| {
+        let (username, password) = (read(username)?, read(password)?);
+        Some(FirstAdmin { username, password, email: read("TOLLGATE_ADMIN_EMAIL"), rule })
+    };
+    let ours = named("TOLLGATE_ADMIN_USERNAME", "TOLLGATE_ADMIN_PASSWORD", Rule::Composition);
+    ours.or_else(|| named("ADMIN_USERNAME", "ADMIN_PASSWORD", Rule::Length))
 }
 
 /// Validates a config and prints what is in force.

@@ -26,6 +26,7 @@ pub use raw::{
 pub use compat::Compat;
 pub use sessions::{CommonPasswords, Passwords, TokenAlgorithm, TokenForm, Tokens};
 
+use crate::domain::cookies::CookieRule;
 use crate::domain::meters::{MeterName, Micro, ResetPeriod};
 use crate::domain::price::{Price, Rates, Tier, TokenRate};
 use crate::domain::user::Role;
@@ -297,6 +298,11 @@ impl Config {
         };
         config.check_sections()?;
         Ok(config)
+    }
+
+    /// Where sessions in cookies count; nowhere without the dialect whose pages rely on them.
+    pub fn cookie_rule(&self) -> Option<CookieRule> {
+        self.compat.aiezzy.then(|| CookieRule::new(self.public_base_url.as_deref()))
     }
 
     fn check_sections(&self) -> Result<(), String> {

@@ -4,6 +4,7 @@
 
 pub mod addresses;
 pub mod codes;
+pub mod cookies;
 pub mod csv;
 pub mod dialect;
 pub mod ids;

@@ -19,10 +19,11 @@ use crate::accounts::secrets::Pepper;
 use crate::actors::user::actor::UserActor;
 use crate::actors::user::registry::Registry;
 use crate::clock::{Monotonic, UnixMillis};
+use crate::domain::cookies::{CookieRule, Provenance};
 use crate::domain::ids::{SecretMac, UserId};
 use crate::domain::key::KeyLimits;
 use crate::domain::user::Standing;
-use crate::error::Reject;
+use crate::error::{CROSS_SITE, Reject};
 use crate::telemetry::metrics::{CacheResult, Shard};
 
 /// Longest credential we look at.
@@ -112,9 +113,13 @@ impl Authenticator {
         client: ClientIp,
         now: UnixMillis,
         ticks: Monotonic,
+        cookies: Option<&CookieRule>,
         shard: &Shard,
     ) -> Result<Caller, Reject> {
         let Some(secret) = extract(head)? else {
+            if let Some(session) = cookies.map(|rule| cookie(head, rule)).transpose()?.flatten() {
+                return self.by_cookie(session, now, shard);
+            }
             shard.authenticated(false);
             return Err(Reject::Unauthenticated);
         };
@@ -124,6 +129,13 @@ impl Authenticator {
             self.blocks.failed(client.0, ticks);
             Reject::Unauthenticated
         })
+    }
+
+    /// A cookie that opens nothing is no guess: browsers send the one they have for as long as they have it.
+    fn by_cookie(&self, session: &[u8], now: UnixMillis, shard: &Shard) -> Result<Caller, Reject> {
+        let found = self.find(session, now, shard)?.filter(|caller| caller.limits().is_none());
+        shard.authenticated(found.is_some());
+        found.ok_or(Reject::Unauthenticated)
     }
 
     fn find(&self, secret: &[u8], now: UnixMillis, shard: &Shard) -> Result<Option<Caller>, Reject> {
@@ -213,6 +225,26 @@ fn extract(head: &RequestHead) -> Result<Option<&[u8]>, Reject> {
     let plausible =
         !secret.is_empty() && secret.len() <= MAX_CREDENTIAL_BYTES && secret.iter().all(u8::is_ascii_graphic);
     Ok(plausible.then_some(secret))
+}
+
+/// The session in a request's cookie, where nothing else says who calls.
+fn cookie<'h>(head: &'h RequestHead, rule: &CookieRule) -> Result<Option<&'h [u8]>, Reject> {
+    if head.first(Name::Authorization).is_some() || head.first(Name::XApiKey).is_some() {
+        return Ok(None);
+    }
+    let mut lines = head.all(Name::Cookie);
+    // HTTP/1.1 has one such field (RFC 6265, 5.4).
+    let (Some(line), None) = (lines.next(), lines.next()) else { return Ok(None) };
+    let Some(session) = rule.find(line).filter(|s| !s.is_empty() && s.len() <= MAX_CREDENTIAL_BYTES) else {
+        return Ok(None);
+    };
+    let from = Provenance {
+        method: head.method(),
+        fetch_site: head.first(Name::SecFetchSite),
+        origin: head.first(Name::Origin),
+        host: head.first(Name::Host),
+    };
+    if rule.trusts(&from) { Ok(Some(session)) } else { Err(Reject::Forbidden(CROSS_SITE)) }
 }
 
 #[cfg(test)]

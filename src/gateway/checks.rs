@@ -69,7 +69,8 @@ impl Worker {
         taken: &mut Taken,
     ) -> Result<Admitted, Reject> {
         let shared = &*self.shared;
-        let caller = shared.auth.authenticate(head, record.client, record.at, record.started, &self.shard)?;
+        // No cookies: whoever asks is an app or a proxy, and its pages are not ours.
+        let caller = shared.auth.authenticate(head, record.client, record.at, record.started, None, &self.shard)?;
         record.user = Some(caller.standing.id);
         let own_rate = caller.limits().and_then(|limits| limits.per_minute);
         rate::check_caller(&shared.rates, &policy.rates, &caller.mac, own_rate, &caller.actor, record.started, taken)?;
@@ -194,7 +195,7 @@ impl Worker {
         let body = self.local_body(client, head, longest as u64, policy, record).await?;
         // Whoever was revoked while the body came does not go either.
         let (now, ticks) = (self.shared.clock.now(), self.shared.clock.monotonic());
-        let caller_now = self.shared.auth.authenticate(head, record.client, now, ticks, &self.shard)?;
+        let caller_now = self.shared.auth.authenticate(head, record.client, now, ticks, None, &self.shard)?;
         authorize::check_standing(&caller_now, record.client, policy, false, None)?;
         if self.paid(client, policy, cost, &mut hold).await? == Waited::ClientGone {
             record.outcome = Outcome::ClientGone;

@@ -29,6 +29,7 @@ use crate::actors::user::hold::Hold;
 use crate::actors::user::once::Ended;
 use crate::clock::Monotonic;
 use crate::config::Durability;
+use crate::domain::cookies;
 use crate::domain::ids::RequestId;
 use crate::domain::meters::Micro;
 use crate::domain::user;
@@ -562,7 +563,12 @@ fn write_request_head(call: &Call<'_>, endpoint: &Endpoint, body_len: usize, out
             )
             || (field.name == Name::AcceptEncoding && !route.compression)
             || credential.is_some_and(|(header, _)| is_same_field(name, header.as_bytes()));
-        if !ours {
+        if field.name == Name::Cookie && !ours {
+            let rest = cookies::without_ours(value);
+            if !rest.is_empty() {
+                write_field(name, &rest, out);
+            }
+        } else if !ours {
             write_field(name, value, out);
         }
     }

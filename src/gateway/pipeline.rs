@@ -151,7 +151,9 @@ impl Worker {
             Surface::WrongMethod(allowed) => return Err(Reject::MethodNotAllowed(allowed)),
         };
         (record.route, record.route_name) = (route.label, route.pattern.clone());
-        let mut caller = shared.auth.authenticate(head, record.client, record.at, record.started, &self.shard)?;
+        let cookies = policy.cookies.as_ref();
+        let mut caller =
+            shared.auth.authenticate(head, record.client, record.at, record.started, cookies, &self.shard)?;
         record.user = Some(caller.standing.id);
         let own_rate = caller.limits().and_then(|limits| limits.per_minute);
         rate::check_caller(&shared.rates, &policy.rates, &caller.mac, own_rate, &caller.actor, record.started, taken)?;
@@ -170,7 +172,7 @@ impl Worker {
         if intake.waited {
             // Whoever was revoked while his body came does not go either.
             let (now, ticks) = (shared.clock.now(), shared.clock.monotonic());
-            caller = shared.auth.authenticate(head, record.client, now, ticks, &self.shard)?;
+            caller = shared.auth.authenticate(head, record.client, now, ticks, cookies, &self.shard)?;
             authorize::check_caller(&caller, record.client, policy, route)?;
         }
         let (cost, amounts) = authorize::check_body(&caller, route, &intake)?;

@@ -16,6 +16,7 @@ use super::http1::conn::ConnLimits;
 use super::rate::{Quota, RateQuotas};
 use super::upstream::{Endpoint, Upstream};
 use crate::config::{Config, Durability, Limits, MissingUsage, OutgrownHold, PathPattern, PriceList, RouteConfig};
+use crate::domain::cookies::CookieRule;
 use crate::domain::dialect::{Claim, Dialect, Dialects, HEALTH, is_under};
 use crate::domain::key::matches_pattern;
 use crate::domain::user::Role;
@@ -30,6 +31,8 @@ pub struct Policy {
     pub checks: Checks,
     pub rates: RateQuotas,
     pub trusted_proxies: Vec<IpNet>,
+    /// Where sessions in cookies count.
+    pub cookies: Option<CookieRule>,
     pub email_verification: bool,
     pub durability: Durability,
     pub missing_usage: MissingUsage,
@@ -343,6 +346,7 @@ impl Policy {
             },
             limits: limits.clone(),
             trusted_proxies: config.access.trusted_proxies.clone(),
+            cookies: config.cookie_rule(),
             email_verification: config.accounts.email_verification,
             durability: config.ledger.durability,
             missing_usage: config.ledger.missing_usage,

@@ -7,9 +7,11 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::extract::{FromRequest, FromRequestParts, Multipart, Path, Query, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, Method, header};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
@@ -19,9 +21,10 @@ use crate::accounts::passwords::Password;
 use crate::actors::audit::Origin;
 use crate::clock::UnixMillis;
 use crate::domain::addresses::ClientAddress;
+use crate::domain::cookies::{CookieRule, Provenance};
 use crate::domain::ids::RequestId;
 use crate::domain::meters::Micro;
-use crate::error::Reject;
+use crate::error::{CROSS_SITE, Reject};
 use crate::handler::render::Refused;
 
 /// The most a request's body may hold.
@@ -45,6 +48,8 @@ pub struct Call {
     /// A browser asks.
     pub wants_html: bool,
     credential: Result<Option<String>, Reject>,
+    headers: HeaderMap,
+    method: Method,
     query: HashMap<String, String>,
     path: HashMap<String, String>,
     body: Bytes,
@@ -74,6 +79,8 @@ impl<S: Send + Sync> FromRequest<S> for Call {
                 .is_some_and(|accept| accept.contains("text/html")),
             device: crate::handler::device::shown(&parts.headers),
             credential: credential(&parts.headers),
+            headers: parts.headers,
+            method: parts.method,
             query,
             path,
             body,
@@ -130,6 +137,38 @@ impl Call {
             Ok(None) => Err(Reject::Unauthenticated),
             Err(reject) => Err(reject.clone()),
         }
+    }
+
+    /// The session that the call came with: as [`Call::token`], or, where cookies count, in one.
+    ///
+    /// # Errors
+    /// As [`Call::token`]; [`Reject::Forbidden`] for a cookie in a request that another site's page has made.
+    pub fn session(&self, cookies: Option<&CookieRule>) -> Result<String, Reject> {
+        let token = self.token();
+        let line = self.headers.get(header::COOKIE).map(|line| line.as_bytes());
+        let (Err(Reject::Unauthenticated), Some(rule), Some(line)) = (&token, cookies, line) else {
+            return token.map(str::to_owned);
+        };
+        let named = self.headers.contains_key(header::AUTHORIZATION) || self.headers.contains_key("x-api-key");
+        let Some(session) = rule.find(line).filter(|_| !named) else { return Err(Reject::Unauthenticated) };
+        let field = |name: &str| self.headers.get(name).map(axum::http::HeaderValue::as_bytes);
+        let from = Provenance {
+            method: self.method.as_str(),
+            fetch_site: field("sec-fetch-site"),
+            origin: field("origin"),
+            host: field("host"),
+        };
+        if !rule.trusts(&from) {
+            return Err(Reject::Forbidden(CROSS_SITE));
+        }
+        String::from_utf8(session.to_vec()).map_err(|_| Reject::Unauthenticated)
+    }
+
+    /// A cookie of the request.
+    pub fn cookie(&self, wanted: &str) -> Option<&str> {
+        let all = self.headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+        let mut pairs = all.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='));
+        pairs.find(|(name, _)| *name == wanted).map(|(_, value)| value)
     }
 
     /// A part of the path; empty when the route has no such part.
@@ -240,7 +279,7 @@ impl Call {
 
     /// `HEAD` reaches the handlers of `GET`.
     pub fn is_head(&self) -> bool {
-        self.line.starts_with("HEAD ")
+        self.method == Method::HEAD
     }
 
     /// As [`Call::optional_fields`], also for what a browser's form sends.
@@ -257,6 +296,29 @@ impl Call {
         let uri = http::Uri::try_from(uri).map_err(|_| unreadable())?;
         let Query(map) = Query::<HashMap<String, String>>::try_from_uri(&uri).map_err(|_| unreadable())?;
         let map = map.into_iter().map(|(name, value)| (name, Value::String(value))).collect();
+        Ok(Fields { map, path: String::new(), faults: Vec::new() })
+    }
+
+    /// As [`Call::fields_or_form`], also for a form with files in it; a file is a field with its content in base64.
+    ///
+    /// # Errors
+    /// As [`Call::fields`].
+    pub async fn form(&self) -> Result<Fields, Reject> {
+        let kind = self.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+        if !kind.to_ascii_lowercase().starts_with("multipart/form-data") {
+            return self.fields_or_form();
+        }
+        let unreadable = |_| Reject::BadRequest("The form cannot be read".into());
+        let request = Request::builder().header(header::CONTENT_TYPE, kind);
+        let request = request.body(axum::body::Body::from(self.body.clone())).map_err(|_| Reject::Internal)?;
+        let mut parts = Multipart::from_request(request, &()).await.map_err(|_| unreadable(()))?;
+        let mut map = Map::new();
+        while let Some(part) = parts.next_field().await.map_err(|_| unreadable(()))? {
+            let (Some(name), is_file) = (part.name().map(str::to_owned), part.file_name().is_some()) else { continue };
+            let bytes = part.bytes().await.map_err(|_| unreadable(()))?;
+            let text = if is_file { STANDARD.encode(&bytes) } else { String::from_utf8_lossy(&bytes).into_owned() };
+            map.insert(name, Value::String(text));
+        }
         Ok(Fields { map, path: String::new(), faults: Vec::new() })
     }
 
@@ -280,7 +342,8 @@ pub struct Fields {
 }
 
 impl Fields {
-    fn fault(&mut self, name: &str, what: &str) {
+    /// Notes what does not fit a field.
+    pub fn fault(&mut self, name: &str, what: &str) {
         self.faults.push(format!("{}{name}: {what}", self.path));
     }
 
@@ -296,6 +359,18 @@ impl Fields {
                 self.fault(name, "must be a string");
                 None
             }
+        }
+    }
+
+    /// A string, or a number as it is written.
+    pub fn optional_word(&mut self, name: &str) -> Option<String> {
+        match self.map.get(name) {
+            Some(Value::Number(number)) => {
+                let text = number.to_string();
+                self.map.remove(name);
+                Some(text)
+            }
+            _ => self.optional_text(name),
         }
     }
 

@@ -6,7 +6,10 @@
 pub mod acts;
 pub mod device;
 pub mod entry;
+pub mod exports;
 pub mod extract;
+pub mod own_acts;
+pub mod provider;
 pub mod render;
 pub mod staff_acts;
 pub mod stream;

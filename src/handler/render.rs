@@ -69,6 +69,24 @@ pub async fn refusals(State(how): State<Refusals>, mut request: Request, next: N
     response
 }
 
+/// Sends a browser elsewhere.
+///
+/// # Errors
+/// [`Reject::Internal`] for what is no address.
+pub fn sent_to(url: &str) -> Result<Response, Reject> {
+    let mut response = StatusCode::FOUND.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::LOCATION, HeaderValue::from_str(url).map_err(|_| Reject::Internal)?);
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    Ok(response)
+}
+
+/// A value for a query: everything but letters, digits and `-._~` escaped (RFC 3986, 2.3).
+pub fn escaped_query(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
 /// A JSON answer.
 pub fn ok<T: Serialize>(body: T) -> Answer {
     Ok(axum::Json(body).into_response())

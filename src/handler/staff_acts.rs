@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::accounts::Accounts;
 use crate::accounts::audit::changes;
+use crate::accounts::codes::{CodeList, NewCodes};
 use crate::accounts::credits::{Adjustment, Whose};
 use crate::accounts::staff::StaffIdentity;
 use crate::accounts::users::{AdminUpdate, MeterView};
@@ -95,6 +96,39 @@ pub async fn adjust(
         record.with("balance_after", after)
     };
     accounts.audited(record, act, tell).await
+}
+
+/// Gives a user one-time codes, all of them or none.
+///
+/// # Errors
+/// Those of [`Accounts::generate_codes`].
+pub async fn generate_codes(
+    accounts: &Arc<Accounts>,
+    by: &StaffIdentity,
+    call: &Call,
+    id: UserId,
+    new: NewCodes,
+) -> Result<CodeList, Reject> {
+    let record = act_on(accounts, by, call, Action::CodesGenerated, id).with("count", new.count);
+    let record = record.with("category", new.category.clone());
+    let act = move |accounts: Arc<Accounts>| async move { accounts.generate_codes(id, new).await };
+    accounts.audited(record, act, |list, record| record.with("list", list.id)).await
+}
+
+/// Gives every active user a list of one-time codes of his own; says how many users.
+///
+/// # Errors
+/// Those of [`Accounts::generate_codes_for_all`].
+pub async fn generate_codes_for_all(
+    accounts: &Arc<Accounts>,
+    by: &StaffIdentity,
+    call: &Call,
+    new: NewCodes,
+) -> Result<u64, Reject> {
+    let record = act_of(by, call, Action::CodesGenerated).with("count", new.count);
+    let record = record.with("category", new.category.clone());
+    let act = move |accounts: Arc<Accounts>| async move { accounts.generate_codes_for_all(new).await };
+    accounts.audited(record, act, |users, record| record.with("users", *users)).await
 }
 
 /// Sets meters to their reset amounts; answers of how many users.

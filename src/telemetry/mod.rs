@@ -3,5 +3,6 @@
 //! Owns every metric family. Never holds a label that a client can choose without a bound, and never a secret.
 
 pub mod access_log;
+pub mod machine;
 pub mod metrics;
 pub mod tracing;

@@ -51,6 +51,7 @@ const MAX_REDIRECT: usize = 1000;
 struct Flow {
     provider: String,
     secrets: Secrets,
+    back_by: CallbackPath,
     /// The MAC of the cookie of the browser that began it.
     browser: SecretMac,
     redirect: Option<String>,
@@ -64,6 +65,14 @@ struct Flow {
 struct Admission {
     user: UserId,
     ends: UnixMillis,
+}
+
+/// By which of our paths a browser comes back. The provider has to know it beforehand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallbackPath {
+    Canonical,
+    /// `/api/oauth/callback/…`, as AIezzy's operators have registered it.
+    Aiezzy,
 }
 
 /// Where a browser is to go, and the cookie that it must bring back.
@@ -85,6 +94,7 @@ pub struct Arrival {
     pub cookie: Option<String>,
     pub address: Option<IpAddr>,
     pub user_agent: Option<String>,
+    pub style: SessionStyle,
 }
 
 /// How a login at a provider ended.
@@ -189,10 +199,13 @@ impl Accounts {
         })
     }
 
-    fn callback(&self, provider: &str) -> String {
+    fn callback(&self, provider: &str, back_by: CallbackPath) -> String {
         let settings = self.settings();
         let base = settings.base_url.as_deref().unwrap_or_default().trim_end_matches('/');
-        format!("{base}/v1/oauth/callback/{provider}")
+        match back_by {
+            CallbackPath::Canonical => format!("{base}/v1/oauth/callback/{provider}"),
+            CallbackPath::Aiezzy => format!("{base}/api/oauth/callback/{provider}"),
+        }
     }
 
     /// Whether cookies can be marked as for TLS only: whether users reach this service so.
@@ -210,6 +223,7 @@ impl Accounts {
         provider: &str,
         redirect: Option<&str>,
         link_to: Option<UserId>,
+        back_by: CallbackPath,
     ) -> Result<Departure, Reject> {
         let known = self.provider(provider)?;
         if let Some(target) = redirect
@@ -219,11 +233,13 @@ impl Accounts {
         }
         let secrets = Secrets { state: random()?, nonce: random()?, verifier: random()? };
         let cookie = random()?;
-        let url = known.authorize(&self.callback(provider), &secrets).await.map_err(|why| told(provider, why))?;
+        let url =
+            known.authorize(&self.callback(provider, back_by), &secrets).await.map_err(|why| told(provider, why))?;
         let state = self.pepper.mac_in("oauth state", secrets.state.as_bytes());
         let flow = Flow {
             provider: provider.to_owned(),
             secrets,
+            back_by,
             browser: self.pepper.mac_in("oauth browser", cookie.as_bytes()),
             redirect: redirect.map(str::to_owned),
             link_to,
@@ -255,7 +271,7 @@ impl Accounts {
         let Some(code) = arrival.code.as_deref().filter(|_| arrival.error.is_none()) else {
             return Err(Reject::BadRequest("The provider did not let you in".into()));
         };
-        let callback = self.callback(&arrival.provider);
+        let callback = self.callback(&arrival.provider, flow.back_by);
         let claims = provider.identify(code, &callback, &flow.secrets).await.map_err(failed)?;
         if let Some(user) = flow.link_to {
             let user = self.link_identity(user, &arrival.provider, &claims).await?;
@@ -271,7 +287,8 @@ impl Accounts {
             return Ok(Landing::Code { code, user, redirect: flow.redirect, second_factor });
         }
         let address = arrival.address.unwrap_or(IpAddr::from([127, 0, 0, 1]));
-        self.enter(user.id, address, arrival.user_agent.as_deref()).await.map(|in_| Landing::Session(Box::new(in_)))
+        let agent = arrival.user_agent.as_deref();
+        self.enter(user.id, address, agent, arrival.style).await.map(|in_| Landing::Session(Box::new(in_)))
     }
 
     /// Exchanges the code of a login for its session. The code is good once; a wrong code of the second factor does not burn
@@ -293,11 +310,17 @@ impl Accounts {
             self.oauth.admissions.insert(mac, admission);
             return Err(reject);
         }
-        self.enter(admission.user, address, user_agent).await
+        self.enter(admission.user, address, user_agent, SessionStyle::default()).await
     }
 
     /// Opens a session for somebody a provider has vouched for.
-    async fn enter(&self, id: UserId, address: IpAddr, agent: Option<&str>) -> Result<(User, SessionView), Reject> {
+    async fn enter(
+        &self,
+        id: UserId,
+        address: IpAddr,
+        agent: Option<&str>,
+        style: SessionStyle,
+    ) -> Result<(User, SessionView), Reject> {
         for _ in 0..MAX_TRIES {
             let row = self.live_user(Some(id))?.ok_or(Reject::Unauthenticated)?;
             may_enter(&row.value)?;
@@ -306,7 +329,7 @@ impl Accounts {
             batch.put(row.key, super::encode_bounded(&user)?);
             self.announce_sign_in(&user, address, agent, &mut batch)?;
             let forget = self.make_room_for_session(id, &mut batch)?;
-            let view = self.open_session(id, address, agent, SessionStyle::default(), &mut batch)?;
+            let view = self.open_session(id, address, agent, style, &mut batch)?;
             match self.commit_for_user(id, batch, forget).await {
                 Ok(()) => {
                     self.metrics.login(Login::Ok);
@@ -476,8 +499,16 @@ impl Accounts {
         Ok(self.insert_user(user, &self.fresh_account(plan)?, KeyLook::Canonical, add).await?.0)
     }
 
+    /// A free username for somebody who has given an email only.
+    ///
+    /// # Errors
+    /// [`Reject::StoreUnavailable`], [`Reject::Overloaded`].
+    pub fn username_like(&self, email: &str) -> Result<String, Reject> {
+        self.free_username(email.split('@').next().unwrap_or_default())
+    }
+
     /// A username that is free, as near to the wish as the rules let it be.
-    pub(super) fn free_username(&self, wish: &str) -> Result<String, Reject> {
+    fn free_username(&self, wish: &str) -> Result<String, Reject> {
         let base: String =
             normalized(wish).chars().filter(|c| c.is_ascii_alphanumeric() || "-_".contains(*c)).take(40).collect();
         let base = if username_fault(&base).is_none() { base } else { format!("user-{base}") };
@@ -531,7 +562,7 @@ impl Accounts {
         address: IpAddr,
     ) -> Result<Departure, Reject> {
         self.prove_password(user.id, proof, address).await?;
-        self.begin_login(provider, redirect, Some(user.id)).await
+        self.begin_login(provider, redirect, Some(user.id), CallbackPath::Canonical).await
     }
 
     /// Removes a way in.

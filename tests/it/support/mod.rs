@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tollgate::accounts::passwords::Rule;
 use tollgate::actors::writer::{Disk, LocalDisk};
 use tollgate::app::{App, Core, FirstAdmin};
 use tollgate::clock::{Clock, ManualClock, UnixMillis};
@@ -96,7 +97,8 @@ impl TestApp {
             }
             None => (Clock::system(), None),
         };
-        let admin = FirstAdmin { username: ADMIN.into(), password: PASSWORD.into(), email: None };
+        let admin =
+            FirstAdmin { username: ADMIN.into(), password: PASSWORD.into(), email: None, rule: Rule::Composition };
         let core = match (options.store, options.journal_disk) {
             (store, Some(disk)) => {
                 let store = store.unwrap_or_else(|| Arc::new(MemoryStore::default()));
