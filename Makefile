@@ -15,7 +15,7 @@ demo:
 # One binary of integration tests; those that drive clients need Python with them. The benchmarks are only
 # built, by `make lint`.
 test: clients
-	@command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || ./tests/install-nginx.sh
+	./tests/install-packages.sh nginx=nginx-light curl=curl
 	TOLLGATE_TEST_PYTHON=$(abspath $(VENV))/bin/python $(CARGO) test --lib --bins --test it
 	$(CARGO) test --doc
 	$(MAKE) crash

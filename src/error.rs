@@ -325,8 +325,13 @@ impl Reject {
         }
         match dialect {
             None => {}
-            // What FastAPI makes of an exception.
-            Some(Dialect::Clisonix | Dialect::Usermgmt) => body["detail"] = message.into(),
+            // What FastAPI makes of an exception; and who asks whether a credential is good reads `valid`.
+            Some(Dialect::Clisonix | Dialect::Usermgmt) => {
+                body["detail"] = message.into();
+                if self.status() == 401 {
+                    body["valid"] = false.into();
+                }
+            }
             // Pages show this member as it is.
             Some(Dialect::Aiezzy | Dialect::Noteria) => body["error"] = message.into(),
         }

@@ -415,8 +415,7 @@ pub struct RefusalShape {
     #[schema(required = false)]
     limits: Option<Value>,
     details: RefusalDetails,
-    /// The same in the form that clients of the OpenAI API read.
-    #[schema(value_type = Object)]
+    /// The same in the form that clients of the OpenAI API read; in the dialects of AIezzy and Noteria, the message.
     error: Value,
 }
 

@@ -68,7 +68,7 @@ impl Imported {
 
 /// Imports users: at most 250 lines with a JSON object each. Lines that do not fit are told, and the others imported.
 #[utoipa::path(post, path = "/v1/admin-panel/users/import", tag = "users",
-    request_body(content = String, content_type = "application/x-ndjson"),
+    request_body(content = String, content_type = "text/plain", description = "A JSON object a line."),
     params(("dry_run" = Option<bool>, Query, description = "Say what would be done, and do nothing."),
         ("update" = Option<bool>, Query, description = "Change users who are there already.")),
     security(("staff" = ["superadmin"])), responses((status = 200, body = Imported)))]

@@ -23,6 +23,9 @@ pub fn run(file: Option<&Path>) -> Result<(), Failure> {
     if config.routes.is_empty() {
         tracing::warn!("no [[routes]]: only the local API answers");
     }
+    for (name, why) in config::idle_names(std::env::vars()) {
+        tracing::warn!("the environment variable {name} sets nothing here: {why}");
+    }
     let mut app = App::start(config, Clock::system(), first_admin())?;
     // Made once: a signal that comes while a reload runs must not be lost.
     let mut signals = app.block_on(async { Signals::new() })??;

@@ -5,7 +5,7 @@
 mod compat;
 mod diff;
 mod env;
-pub use env::foreign_names;
+pub use env::{foreign_names, idle_names};
 pub use oauth::OauthProvider;
 mod journal;
 mod oauth;
@@ -272,7 +272,11 @@ impl Config {
         // A file that describes one plan does not take the others away from the users who have them.
         let mut described = raw::default_plans();
         described.extend(raw.plans);
-        let plans = described.into_iter().map(|(name, plan)| check_plan(&name, plan)).collect::<Result<Vec<_>, _>>()?;
+        let mut plans =
+            described.into_iter().map(|(name, plan)| check_plan(&name, plan)).collect::<Result<Vec<_>, _>>()?;
+        if !raw.ledger.auto_reset {
+            plans.iter_mut().flat_map(|plan| &mut plan.meters).for_each(|meter| meter.period = ResetPeriod::Never);
+        }
         let config = Self {
             effective,
             data_dir: raw.data_dir,

@@ -905,6 +905,9 @@ pub struct Ledger {
     pub idempotency_total_bytes: u64,
     /// The UTC hour at which days, weeks and months begin.
     pub reset_hour: ResetHour,
+    /// Whether meters are set back by themselves; if not, whoever gets a plan from then on keeps what he has until staff
+    /// sets it.
+    pub auto_reset: bool,
     /// Writes waiting for the store; more get 503.
     pub max_pending: usize,
 }
@@ -922,6 +925,7 @@ impl Default for Ledger {
             idempotency_answer_bytes: 64 << 10,
             idempotency_total_bytes: 256 << 20,
             reset_hour: ResetHour::default(),
+            auto_reset: true,
             max_pending: 100_000,
         }
     }

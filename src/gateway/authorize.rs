@@ -55,6 +55,9 @@ pub struct Facts {
     choices: Option<u64>,
     /// Where in the body the conversation stands.
     pub messages: Option<Range<usize>>,
+    /// For the conversation's record, as [`super::usage::RequestFacts`] has them.
+    pub r_type: Option<Box<str>>,
+    pub research: bool,
     malformed: bool,
     ambiguous: bool,
     is_object: bool,
@@ -153,6 +156,8 @@ impl Intake {
             max_tokens: found.max_tokens,
             choices: found.n,
             messages,
+            r_type: found.r_type.and_then(|word| std::str::from_utf8(word).ok()).map(Box::from),
+            research: found.research,
             malformed: found.broken || !found.complete,
             ambiguous: found.ambiguous,
             is_object: found.is_object,

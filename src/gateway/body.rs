@@ -510,6 +510,7 @@ fn journal(
         None if !intake.is_json => &[],
         None => &intake.body,
     };
+    let said = call.policy.notes_r_type.then_some(&intake.facts);
     let answered_by = model.or(observed.model.as_deref());
     worker.shared.journal.emit_or_wait(&ConversationEntry {
         user_id: standing.id.0,
@@ -520,8 +521,8 @@ fn journal(
         request,
         request_is_json,
         response: observed.text.as_bytes(),
-        research_enabled: false,
-        r_type: None,
+        research_enabled: said.is_some_and(|facts| facts.research),
+        r_type: said.and_then(|facts| facts.r_type.as_deref()),
         tokens_used: usage.input_tokens.saturating_add(usage.output_tokens),
         input_tokens: usage.input_tokens,
         output_tokens: usage.output_tokens,

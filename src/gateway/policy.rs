@@ -39,6 +39,8 @@ pub struct Policy {
     pub outgrown_hold: OutgrownHold,
     /// `None`: the journal is off.
     pub journal_bytes: Option<usize>,
+    /// Whether what PromptEnchanter's requests say of their kind goes into the record.
+    pub notes_r_type: bool,
     /// Users whose conversations are not kept, in lower case.
     journal_excludes: HashSet<String>,
     /// The label of calls that reached no route.
@@ -352,6 +354,7 @@ impl Policy {
             missing_usage: config.ledger.missing_usage,
             outgrown_hold: config.ledger.outgrown_hold,
             journal_bytes: config.journal.enabled.then_some(config.journal.max_message_bytes),
+            notes_r_type: config.compat.promptenchanter,
             journal_excludes: config.journal.exclude_users.iter().map(|name| name.to_lowercase()).collect(),
             no_route: metrics.route("(none)"),
             no_name: Arc::from("(none)"),

@@ -9,6 +9,7 @@ mod attacks;
 mod audit;
 mod bad_input;
 mod checks;
+mod compat;
 mod credits;
 mod fake_upstream;
 mod http_semantics;

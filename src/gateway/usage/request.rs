@@ -16,6 +16,8 @@ pub const MAX_DEPTH: u32 = crate::actors::writer::MAX_JSON_DEPTH as u32;
 
 /// Keys that matter are shorter than this, so that longer ones need no decoding.
 const LONGEST_KEY: usize = 24;
+/// Longer ones are no words, and are not told.
+const LONGEST_R_TYPE: usize = 32;
 
 /// What a request's body says at its top level. Of a prefix of a body, what was complete in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +46,10 @@ pub struct RequestFacts<'a> {
     pub ambiguous: bool,
     /// There is a model, and it is a string.
     pub model_is_string: bool,
+    /// `r_type`, as PromptEnchanter's clients send it. Nothing is decided by it: of several, the last.
+    pub r_type: Option<&'a [u8]>,
+    /// `research_model` or `research_enabled`, of the same clients.
+    pub research: bool,
 }
 
 /// Reads a complete body, or as much of one as there is.
@@ -81,6 +87,15 @@ enum Field {
     Messages,
     Input,
     Prompt,
+    RType,
+    Research,
+}
+
+impl Field {
+    /// Only told in the record: whoever reads it otherwise than we do harms nobody.
+    fn is_a_remark(self) -> bool {
+        matches!(self, Self::RType | Self::Research)
+    }
 }
 
 /// Which object's keys are read.
@@ -130,6 +145,8 @@ impl Level {
             (Self::Request, b"n") => Field::N,
             (Self::Request, b"input") => Field::Input,
             (Self::Request, b"prompt") => Field::Prompt,
+            (Self::Request, b"r_type") => Field::RType,
+            (Self::Request, b"research_model" | b"research_enabled") => Field::Research,
             (Self::StreamOptions, b"include_usage") => Field::IncludeUsage,
             _ => return None,
         })
@@ -202,6 +219,9 @@ impl<'a> Scan<'a> {
             return Ok(None);
         }
         if let Some(field) = level.field(name) {
+            if field.is_a_remark() {
+                return Ok(Some(field));
+            }
             let bit = 1 << (field as u16);
             self.facts.ambiguous |= self.seen & bit != 0;
             self.seen |= bit;
@@ -252,6 +272,19 @@ impl<'a> Scan<'a> {
             Field::Messages => self.text(0),
             Field::Input => self.text(1),
             Field::Prompt => self.text(2),
+            Field::RType => {
+                self.facts.r_type = None;
+                if self.cursor.peek()? != b'"' {
+                    return self.cursor.skip_value(1);
+                }
+                let word = self.cursor.string()?;
+                self.facts.r_type = Some(word.bytes).filter(|bytes| !word.escaped && bytes.len() <= LONGEST_R_TYPE);
+                Ok(())
+            }
+            Field::Research => {
+                self.facts.research = self.cursor.raw_value(1)? == b"true";
+                Ok(())
+            }
         }
     }
 
