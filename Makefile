@@ -3,8 +3,14 @@
 CARGO ?= cargo
 VENV := target/venv
 # Clients that the tests drive; a change here installs them anew.
-CLIENTS := openai==3.52.0 duckdb==1.5.6 schemathesis==4.32.5
+CLIENTS := openai==3.52.0 duckdb==1.5.6 schemathesis==4.32.5 \
+  fastapi==0.165.0 httpx==0.28.1 uvicorn==0.54.0 pytest==9.2.0 mypy==2.4.1 hatchling==1.33.0
 CLIENTS_STAMP := $(VENV)/.$(subst $(eval ) ,-,$(CLIENTS))
+# Our own, which is installed anew whenever a file of it changes, comes or goes.
+PACKAGE := clients/python
+PACKAGE_STAMP := $(VENV)/.tollgate-client
+PACKAGE_FILES := $(PACKAGE)/pyproject.toml $(PACKAGE)/README.md \
+  $(shell find $(PACKAGE)/src -name __pycache__ -prune -o -print)
 
 .PHONY: demo test crash lint bench fuzz soak clients
 
@@ -26,10 +32,14 @@ crash:
 	TOLLGATE_CRASH_CYCLES=$(CYCLES) TOLLGATE_CRASH_ONLY=$(ONLY) TOLLGATE_CRASH_SEED=$(SEED) TOLLGATE_CRASH_BACKENDS=$(BACKENDS) \
 	  $(CARGO) test --features failpoints --test crash
 
-clients: $(CLIENTS_STAMP)
+clients: $(CLIENTS_STAMP) $(PACKAGE_STAMP)
 
 $(CLIENTS_STAMP):
 	./tests/install-clients.sh $(VENV) $(CLIENTS)
+	touch $@
+
+$(PACKAGE_STAMP): $(CLIENTS_STAMP) $(PACKAGE_FILES)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall ./$(PACKAGE)
 	touch $@
 
 lint:

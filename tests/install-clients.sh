@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests drive from outside (the official OpenAI client, DuckDB, Schemathesis) into a virtual environment of
+# Installs what the tests drive from outside (the official OpenAI client, DuckDB, FastAPI, …) into a virtual environment of
 # its own: install-clients.sh DIR PACKAGE==VERSION …
 set -euo pipefail
 dir=$1
