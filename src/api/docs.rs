@@ -12,6 +12,7 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config, Url};
 
 use super::admin::{Side, SideState};
+use super::document;
 use crate::error::Reject;
 use crate::handler::render::{self, Answer};
 
@@ -31,14 +32,14 @@ pub(super) fn paths() -> OpenApiRouter<SideState> {
 /// The OpenAPI document of the side port.
 #[utoipa::path(get, path = "/openapi.json", tag = "documents", security(()), responses((status = 200, body = Object)))]
 async fn side_json(State(side): Side) -> Answer {
-    render::ok(&side.documents.side)
+    render::ok(document::while_on(&side.documents.side, side.accounts.settings().compat.dialects()))
 }
 
 /// The OpenAPI document of what the public port answers itself.
 #[utoipa::path(get, path = "/openapi/public.json", tag = "documents", security(()),
     responses((status = 200, body = Object)))]
 async fn public_json(State(side): Side) -> Answer {
-    render::ok(&side.documents.public)
+    render::ok(document::while_on(&side.documents.public, side.accounts.settings().compat.dialects()))
 }
 
 /// Leads to the page.

@@ -8,6 +8,7 @@ use utoipa::openapi::OpenApi;
 use utoipa::{PartialSchema, ToSchema};
 
 use super::shapes::RefusalShape;
+use crate::domain::dialect::{Dialect, Dialects};
 
 /// A document, ready to be served.
 pub type Document = Value;
@@ -36,6 +37,19 @@ pub fn public(paths: OpenApi) -> Document {
 /// The document of the side port.
 pub fn side(paths: OpenApi) -> Document {
     finish(paths, "tollgate: side port", "What admins and support staff do, and what machines ask.")
+}
+
+/// A document without the calls of dialects that are off. Their operations have the dialect's name for a tag.
+pub fn while_on(document: &Document, on: Dialects) -> Document {
+    let mut shown = document.clone();
+    let is_off = |tag: &str| Dialect::ALL.into_iter().any(|dialect| dialect.as_str() == tag && !on.has(dialect));
+    if let Some(paths) = shown["paths"].as_object_mut() {
+        for item in paths.values_mut().filter_map(Value::as_object_mut) {
+            item.retain(|_, operation| !operation["tags"][0].as_str().is_some_and(is_off));
+        }
+        paths.retain(|_, item| item.as_object().is_some_and(|item| !item.is_empty()));
+    }
+    shown
 }
 
 fn finish(paths: OpenApi, title: &str, about: &str) -> Document {

@@ -169,6 +169,9 @@ const LOOKED_AT: usize = 64;
 /// hold hyphens and underscores. A rest that may is a key only with a digit in it: words in kebab case have none.
 const KEYS: &[(&[u8], usize, usize, bool)] = &[
     (b"pe-", 2, 32, false),
+    (b"clx_", 3, 32, false),
+    (b"at_", 2, 43, false),
+    (b"rt_", 2, 43, false),
     (b"ts-", 2, 43, false),
     (b"tr-", 2, 43, false),
     (b"op-", 2, 43, false),

@@ -40,6 +40,9 @@ fn what_is_off_is_the_operators_own_again_also_by_a_reload() {
             // On the public port they are nobody's while the dialect is on; this one is two dialects'.
             let is_free = dialect == off && path != "/api/admin/users";
             assert_eq!(is_echoed(app, path, &user.key), is_free, "{path} with {off} off");
+            let document = app.admin_call(&root, "GET", "/openapi.json", None).json();
+            let described = document["paths"][path].is_object();
+            assert_eq!(described, dialect != off, "{path} in the document with {off} off");
             let status = app.admin_call(&root, "GET", path, None).status;
             assert_eq!(status, if dialect == off { 404 } else { 200 }, "{path} with {off} off");
         }

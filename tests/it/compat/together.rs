@@ -189,3 +189,79 @@ fn an_administrator_may_come_by_his_email() {
     assert_eq!(login("both@example.com"), 401, "an address of two is nobody's");
     assert_eq!(login("nobody@example.com"), 401);
 }
+
+/// A login of each dialect: its path, and its body.
+fn attempts(password: &str, code: Option<&str>) -> Vec<(&'static str, Value)> {
+    let with = |name: &str, who: &str| json!({name: who, "password": password, "code": code});
+    vec![
+        ("/v1/users/login", with("email", EMAIL)),
+        ("/api/users/login", with("email_or_username", NAME)),
+        ("/api/v2/login", with("username", EMAIL)),
+        ("/api/v1/auth/login", with("email", EMAIL)),
+        (
+            "/noteria/login.php",
+            json!({"email": EMAIL, "password": password, "code": code, "unique_code": "A7F3B2E9D4C1F6A8"}),
+        ),
+    ]
+}
+
+/// One count, whichever door is tried: otherwise five doors are five times as many guesses.
+#[test]
+fn wrong_passwords_count_together() {
+    let app = TestApp::start("");
+    register(&app, "clisonix");
+    for (path, body) in attempts("WrongPass1", None) {
+        assert_eq!(http::call(app.public, "POST", path, &[], Some(&body)).status, 401, "{path}");
+    }
+    for (path, body) in attempts(PASSWORD, None) {
+        let locked = http::call(app.public, "POST", path, &[], Some(&body));
+        assert_eq!((locked.status, locked.error_code()), (423, "LOCKED".into()), "{path}");
+        assert!(locked.header("retry-after").is_some(), "{path}");
+    }
+}
+
+#[test]
+fn a_second_factor_is_asked_for_at_every_door() {
+    let app = TestApp::with(Options { manual_clock: Some("2026-01-15T12:00:00Z"), ..Options::default() });
+    register(&app, "usermgmt");
+    let token = logins(&app).swap_remove(0).2.unwrap();
+    let secret = crate::accounts::mfa::switch_on(&app, &token);
+    let enter = |path: &str, code: Option<&str>| {
+        let (_, body) = attempts(PASSWORD, code).into_iter().find(|(known, _)| *known == path).unwrap();
+        http::call(app.public, "POST", path, &[], Some(&body))
+    };
+    for (steps, path) in (1..).zip(["/v1/users/login", "/api/users/login", "/api/v2/login", "/api/v1/auth/login"]) {
+        let asked = enter(path, None);
+        assert_eq!((asked.status, asked.error_code()), (401, "MFA_REQUIRED".into()), "{path}");
+        app.hands.as_ref().unwrap().advance(std::time::Duration::from_secs(30));
+        let code = crate::accounts::mfa::code(&secret, steps);
+        assert_eq!(enter(path, Some(&code)).status, 200, "{path}");
+        assert_eq!(enter(path, Some(&code)).error_code(), "WRONG_CODE", "{path}: each opens once");
+    }
+    let asked = enter("/noteria/login.php", None);
+    assert_eq!((asked.status, asked.error_code()), (401, "MFA_REQUIRED".into()), "{}", asked.text());
+}
+
+/// What a strict service says of an address that is taken is what it says of one that is free.
+#[test]
+fn a_strict_service_is_strict_in_every_dialect() {
+    let mail = crate::support::smtp::MailServer::start();
+    let app = TestApp::start(&format!("{}[accounts]\nstrict = true\n", mail.config()));
+    register(&app, "promptenchanter");
+    for (path, mut body) in [
+        ("/api/users/register", json!({"email": EMAIL, "username": "other", "password": PASSWORD})),
+        ("/api/v2/register", json!({"email": EMAIL, "password": PASSWORD, "full_name": "Other"})),
+        (
+            "/api/v1/auth/register",
+            json!({"username": "another", "name": "Other", "email": EMAIL, "password": PASSWORD}),
+        ),
+    ] {
+        let taken = http::call(app.public, "POST", path, &[], Some(&body));
+        body["email"] = json!(format!("{}@example.org", path.replace('/', "-")));
+        let free = http::call(app.public, "POST", path, &[], Some(&body));
+        assert_eq!((taken.status, taken.text()), (free.status, free.text()), "{path}");
+        assert!(taken.status == 200 && taken.header("set-cookie").is_none(), "{path}");
+        assert!(free.header("set-cookie").is_none() && !free.text().contains("pe-"), "{path}: {}", free.text());
+    }
+    assert_eq!(http::call(app.public, "GET", &format!("/api/users/check-email/{EMAIL}"), &[], None).status, 403);
+}
