@@ -6,7 +6,7 @@ from typing import Any, AsyncIterator, Dict
 
 import pytest
 from fastapi import HTTPException
-from tollgate_client import TollgateError, UserManagerClient
+from tollgate_client import TollgateError, UserManagerClient, default_client, validate_user
 
 from .conftest import Gateway, User
 
@@ -73,6 +73,18 @@ async def test_a_revoked_key_opens_nothing(users: UserManagerClient, user: User)
 
 async def test_a_session_is_no_key(users: UserManagerClient, user: User) -> None:
     assert (await refused(users, user.session)).status == 401
+
+
+async def test_a_session_is_looked_at_and_pays_nothing(users: UserManagerClient, user: User) -> None:
+    for answer in (await users.validate_user(user.session), await validate_user(user.session)):
+        assert (answer["valid"], answer["user_id"], answer["username"]) == (True, user.id, user.name)
+    for other in (user.key, "nonsense"):
+        answer = await users.validate_user(other)
+        assert (answer["valid"], answer["error_code"]) == (False, "UNAUTHENTICATED")
+    user.call("POST", "/v1/users/logout", json={})
+    assert (await users.validate_user(user.session))["valid"] is False
+    assert user.left() == 10
+    await default_client().aclose()
 
 
 async def test_a_suspended_user_is_refused(users: UserManagerClient, user: User) -> None:
