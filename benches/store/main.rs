@@ -1,12 +1,15 @@
-//! The stores side by side: what a commit costs, what a million users take, how long a start is.
+//! The stores side by side: what a commit costs, what a million users take, how long a start is; what a million one-time
+//! codes take.
 //!
 //! Owns the experiment: rows as the product writes them, through the product's own committer, log and backends, and the real
 //! program for everything that a process is asked (start, memory, checks, backups).
 //!
-//! `cargo bench --bench store -- [commits] [users] [dir=/path] [count=1000000] [quick]`: no section named means both. The
+//! `cargo bench --bench store -- [commits] [users] [codes] [dir=/path] [count=1000000] [quick]`: no section named means all. The
 //! folder is where the disk under test is; it needs some gigabytes per million users.
 
+mod codes;
 mod commits;
+mod site;
 mod users;
 
 use std::error::Error;
@@ -22,6 +25,7 @@ const BACKENDS: [&str; 2] = ["sled", "redb"];
 struct Choice {
     commits: bool,
     users: bool,
+    codes: bool,
     quick: bool,
     count: u64,
     dir: PathBuf,
@@ -29,12 +33,19 @@ struct Choice {
 
 impl Choice {
     fn parse(args: impl Iterator<Item = String>) -> Fallible<Self> {
-        let mut choice =
-            Self { commits: false, users: false, quick: false, count: 1_000_000, dir: std::env::temp_dir() };
+        let mut choice = Self {
+            commits: false,
+            users: false,
+            codes: false,
+            quick: false,
+            count: 1_000_000,
+            dir: std::env::temp_dir(),
+        };
         for arg in args {
             match arg.as_str() {
                 "commits" => choice.commits = true,
                 "users" => choice.users = true,
+                "codes" => choice.codes = true,
                 "quick" => choice.quick = true,
                 // Cargo passes `--bench`, and whatever else is meant for its own harness.
                 option if option.starts_with("--") => {}
@@ -45,8 +56,8 @@ impl Choice {
                 },
             }
         }
-        if !choice.commits && !choice.users {
-            (choice.commits, choice.users) = (true, true);
+        if !choice.commits && !choice.users && !choice.codes {
+            (choice.commits, choice.users, choice.codes) = (true, true, true);
         }
         Ok(choice)
     }
@@ -63,6 +74,9 @@ fn run() -> Fallible<()> {
     }
     if choice.users {
         users::run(&choice)?;
+    }
+    if choice.codes {
+        codes::run(&choice)?;
     }
     Ok(())
 }
