@@ -447,7 +447,7 @@ impl App {
             control.block_on(make_first_admin(&core.accounts, admin))?;
         }
         let workers = config.worker_count();
-        let policy = Arc::new(Policy::new(&config, &core.metrics, workers, &[]));
+        let policy = Arc::new(Policy::new(&config, &core.metrics, workers, None));
         // Until the public listeners are there.
         let ready = Arc::new(AtomicBool::new(false));
         let scheduler = timed_work(&core);
@@ -585,8 +585,8 @@ impl App {
                 tracing::warn!(key, "this change takes effect at the next start");
             }
         }
-        let known = self.shared.policy.load().endpoints();
-        let policy = Arc::new(Policy::new(&config, &self.core.metrics, self.workers.len(), &known));
+        let before = self.shared.policy.load_full();
+        let policy = Arc::new(Policy::new(&config, &self.core.metrics, self.workers.len(), Some(&before)));
         if let Some(control) = &self.control {
             watch_health(control, &policy, &self.core.clock);
         }
@@ -857,6 +857,12 @@ fn add_probes(core: &Core, shared: &Arc<Shared>) {
             }
         }
         out.labelled_gauges("tollgate_upstream_healthy", "Whether calls go to this endpoint.", healthy);
+        let placed = shared.policy.load().places.users(now).into_iter();
+        out.labelled_gauges(
+            "tollgate_route_users",
+            "Users who have a place on a route, or on the routes that share places.",
+            placed.map(|(name, users)| (vec![("route", name)], users as f64)).collect(),
+        );
         if let Some(accounts) = accounts.upgrade() {
             out.gauge(
                 "tollgate_addresses_blocked",

@@ -53,6 +53,12 @@ pub enum Reject {
     TooManyInFlight {
         limit: u32,
     },
+    /// As many users as may be are on this route, or on those of this name.
+    NoPlace {
+        name: std::sync::Arc<str>,
+        limit: u32,
+        retry_after: Duration,
+    },
     CreditsExhausted(Box<Shortage>),
     /// The credits did not last for the rest of an answer that has begun.
     CreditsRanOut,
@@ -140,6 +146,7 @@ impl Reject {
             Self::Locked { .. } => 423,
             Self::RateLimited { .. }
             | Self::TooManyInFlight { .. }
+            | Self::NoPlace { .. }
             | Self::CreditsExhausted(_)
             | Self::CreditsRanOut => 429,
             Self::HeadTooLarge => 431,
@@ -167,7 +174,7 @@ impl Reject {
             Self::MethodNotAllowed(_) => "METHOD_NOT_ALLOWED",
             Self::Conflict(_) => "CONFLICT",
             Self::RateLimited { .. } => "RATE_LIMITED",
-            Self::TooManyInFlight { .. } => "TOO_MANY_IN_FLIGHT",
+            Self::TooManyInFlight { .. } | Self::NoPlace { .. } => "TOO_MANY_IN_FLIGHT",
             Self::CreditsExhausted(_) | Self::CreditsRanOut => "CREDITS_EXHAUSTED",
             Self::Repeated(Repeat::Running) => "IDEMPOTENCY_CONFLICT",
             Self::Repeated(Repeat::Different) => "IDEMPOTENCY_MISMATCH",
@@ -216,6 +223,7 @@ impl Reject {
             Self::MethodNotAllowed(_) => "This method is not allowed here".into(),
             Self::RateLimited { limit, .. } => format!("Rate limit of {limit} requests a minute exceeded"),
             Self::TooManyInFlight { limit } => format!("More than {limit} calls in flight"),
+            Self::NoPlace { name, limit, .. } => format!("{name} is full: at most {limit} users at once"),
             Self::CreditsExhausted(short) => match short.meter.as_str() {
                 "conversations" => "Insufficient conversation credits".into(),
                 meter => format!("Insufficient {meter}"),
@@ -254,6 +262,9 @@ impl Reject {
             Self::RateLimited { scope, retry_after, .. } => {
                 vec![format!("limit per {}: try again in {} s", scope.as_str(), whole_seconds(*retry_after))]
             }
+            Self::NoPlace { name, limit, retry_after } => {
+                vec![format!("{name}: at most {limit} users at once; try again in {} s", whole_seconds(*retry_after))]
+            }
             other => vec![other.message()],
         }
     }
@@ -275,7 +286,9 @@ impl Reject {
     /// Seconds for `Retry-After`, at least 1.
     pub fn retry_after(&self) -> Option<u64> {
         match self {
-            Self::RateLimited { retry_after, .. } | Self::Locked { retry_after } => Some(whole_seconds(*retry_after)),
+            Self::RateLimited { retry_after, .. }
+            | Self::NoPlace { retry_after, .. }
+            | Self::Locked { retry_after } => Some(whole_seconds(*retry_after)),
             Self::TooManyInFlight { .. } | Self::Overloaded(_) | Self::Repeated(Repeat::Running) => Some(1),
             Self::StoreUnavailable => Some(5),
             Self::CreditsExhausted(_) => None,

@@ -9,6 +9,7 @@ pub use env::{foreign_names, idle_names};
 pub use oauth::OauthProvider;
 mod journal;
 mod oauth;
+mod places;
 pub mod raw;
 mod sessions;
 
@@ -120,6 +121,18 @@ pub struct RouteConfig {
     pub compression: bool,
     pub preserve_host: bool,
     pub assumed_output_tokens: u64,
+    /// `None`: any number of users at once.
+    pub places: Option<PlacesConfig>,
+}
+
+/// How many users may be on a route at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlacesConfig {
+    pub max_users: u32,
+    /// How long a place is a user's after his last call.
+    pub kept: Duration,
+    /// Under which name other routes have the same places.
+    pub shared: Option<Arc<str>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -269,6 +282,7 @@ impl Config {
             return Err(format!("upstreams.name: \"{}\" is there twice; give each upstream its own name", twice.name));
         }
         let routes = raw.routes.into_iter().map(|route| check_route(route, &names)).collect::<Result<Vec<_>, _>>()?;
+        places::check_shared(&routes)?;
         // A file that describes one plan does not take the others away from the users who have them.
         let mut described = raw::default_plans();
         described.extend(raw.plans);
@@ -573,6 +587,7 @@ fn check_route(raw: raw::RawRoute, upstreams: &HashSet<Arc<str>>) -> Result<Rout
         ));
     };
     let cost = check_cost(&raw.cost).map_err(|why| named("cost", why))?;
+    let places = places::check(&raw).map_err(|(key, why)| named(key, why))?;
     Ok(RouteConfig {
         pattern: Arc::from(raw.path.as_str()),
         path,
@@ -589,6 +604,7 @@ fn check_route(raw: raw::RawRoute, upstreams: &HashSet<Arc<str>>) -> Result<Rout
         compression: raw.compression,
         preserve_host: raw.preserve_host,
         assumed_output_tokens: raw.assumed_output_tokens,
+        places,
     })
 }
 

@@ -18,7 +18,7 @@ use crate::domain::meters::{ResetHour, ResetPeriod};
 use crate::domain::user::Role;
 
 /// A length of time: `"250ms"`, `"10s"`, `"1h 30m"`, or a bare number of seconds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Span(pub Duration);
 
 impl Span {
@@ -276,6 +276,15 @@ pub struct RawRoute {
     /// Output tokens to hold credits for when a metered request names no limit of its own.
     #[serde(default = "defaults::assumed_output_tokens")]
     pub assumed_output_tokens: u64,
+    /// Users who may be on this route at once; left out: any number.
+    #[serde(default)]
+    pub max_users: Option<u32>,
+    /// How long a user keeps his place after his last call has ended.
+    #[serde(default)]
+    pub place_kept: Span,
+    /// Routes with the same name here have one set of places together.
+    #[serde(default)]
+    pub places: Option<String>,
 }
 
 /// `1`, or `{ per_call = 1, per_input_token = 0.001, … }`.

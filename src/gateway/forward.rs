@@ -18,6 +18,7 @@ use super::http1::chunked::{LAST_CHUNK, write_chunk};
 use super::http1::conn::{BodyError, BodyStep, ClientConn};
 use super::http1::head::{Framing, HeadEnd, HeadError, Name, RequestHead, ResponseHead, Version};
 use super::pipeline::Worker;
+use super::places::Place;
 use super::policy::{Policy, Route};
 use super::rate::{self, Standing};
 use super::record::Record;
@@ -54,6 +55,7 @@ pub struct Call<'a> {
     pub cost: &'a Arc<Cost>,
     pub intake: Intake,
     pub hold: Hold,
+    pub place: Option<Place<'a>>,
     pub rate: Option<Standing>,
     pub share: Share,
     pub request: RequestId,
@@ -98,6 +100,7 @@ pub async fn forward(
     let Some(_place) = upstream.enter() else {
         return Err(Reject::Overloaded("Too many calls to the upstream"));
     };
+    call.place.iter_mut().for_each(Place::is_used);
     let now = worker.shared.clock.monotonic();
     record.forwarded = Some(now);
     let total_due = now.plus(upstream.config.total_timeout);

@@ -17,6 +17,7 @@ pub mod forward;
 pub mod http1;
 pub mod ip_rules;
 pub mod pipeline;
+pub mod places;
 pub mod policy;
 pub mod rate;
 pub mod record;

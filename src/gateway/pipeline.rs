@@ -158,6 +158,7 @@ impl Worker {
         let own_rate = caller.limits().and_then(|limits| limits.per_minute);
         rate::check_caller(&shared.rates, &policy.rates, &caller.mac, own_rate, &caller.actor, record.started, taken)?;
         authorize::check_caller(&caller, record.client, policy, route)?;
+        let place = route.places.as_ref().map(|p| p.enter(caller.standing.id, &shared.clock)).transpose()?;
         // Before anything is kept for this call, and before it can owe a debit that could not be written.
         if shared.committer.has_failed() {
             return Err(Reject::StoreUnavailable);
@@ -193,8 +194,20 @@ impl Worker {
             self.shard.reserved(*label, *amount);
         }
         let (client_ip, request, rate) = (record.client, record.request, taken.tightest);
-        let mut call =
-            Call { head, client: client_ip, caller: &caller, policy, route, cost, intake, hold, rate, share, request };
+        let mut call = Call {
+            head,
+            client: client_ip,
+            caller: &caller,
+            policy,
+            route,
+            cost,
+            intake,
+            hold,
+            place,
+            rate,
+            share,
+            request,
+        };
         forward::forward(self, client, &mut call, record).await
     }
 

@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 use super::checks::{Check, FORWARD};
 use super::cost::{Cost, RouteCosts};
 use super::http1::conn::ConnLimits;
+use super::places::{PlaceBook, Places};
 use super::rate::{Quota, RateQuotas};
 use super::upstream::{Endpoint, Upstream};
 use crate::config::{Config, Durability, Limits, MissingUsage, OutgrownHold, PathPattern, PriceList, RouteConfig};
@@ -26,6 +27,7 @@ use crate::telemetry::metrics::{Label, Metrics};
 pub struct Policy {
     pub routes: RouteTable,
     pub upstreams: Vec<Arc<Upstream>>,
+    pub places: PlaceBook,
     pub limits: Limits,
     pub conn_limits: ConnLimits,
     pub checks: Checks,
@@ -67,10 +69,18 @@ pub struct Route {
     pub compression: bool,
     pub preserve_host: bool,
     pub assumed_output_tokens: u64,
+    /// Where users need one.
+    pub places: Option<Arc<Places>>,
 }
 
 impl Route {
-    fn new(config: &RouteConfig, prices: &PriceList, upstream: Arc<Upstream>, metrics: &Metrics) -> Self {
+    fn new(
+        config: &RouteConfig,
+        prices: &PriceList,
+        upstream: Arc<Upstream>,
+        places: Option<Arc<Places>>,
+        metrics: &Metrics,
+    ) -> Self {
         Self {
             pattern: config.pattern.clone(),
             label: metrics.route(&config.pattern),
@@ -86,6 +96,7 @@ impl Route {
             compression: config.compression,
             preserve_host: config.preserve_host,
             assumed_output_tokens: config.assumed_output_tokens,
+            places,
         }
     }
 
@@ -319,19 +330,23 @@ impl Checks {
 }
 
 impl Policy {
-    /// `known`: endpoints of the policy before, which keep their connections.
-    pub fn new(config: &Config, metrics: &Metrics, workers: usize, known: &[Arc<Endpoint>]) -> Self {
+    /// `before`: whose endpoints keep their connections, and whose users their places.
+    pub fn new(config: &Config, metrics: &Metrics, workers: usize, before: Option<&Self>) -> Self {
+        let known = before.map(Self::endpoints).unwrap_or_default();
         let upstreams: Vec<Arc<Upstream>> =
-            config.upstreams.iter().map(|u| Arc::new(Upstream::new(u.clone(), workers, known))).collect();
+            config.upstreams.iter().map(|u| Arc::new(Upstream::new(u.clone(), workers, &known))).collect();
+        let mut places = PlaceBook::default();
         let routes = config.routes.iter().filter_map(|route| {
             let upstream = upstreams.iter().find(|u| u.config.name == route.upstream)?;
-            Some((route.path.clone(), Arc::new(Route::new(route, &config.prices, upstream.clone(), metrics))))
+            let places = places.places_of(route, before.map(|before| &before.places));
+            Some((route.path.clone(), Arc::new(Route::new(route, &config.prices, upstream.clone(), places, metrics))))
         });
         let routes = RouteTable::new(routes, config.compat.dialects());
         let limits = &config.limits;
         Self {
             routes,
             upstreams,
+            places,
             checks: Checks::new(config, metrics),
             conn_limits: ConnLimits {
                 max_head_bytes: limits.max_head_bytes,
@@ -368,7 +383,7 @@ impl Policy {
         !self.journal_excludes.is_empty() && self.journal_excludes.contains(&username.to_lowercase())
     }
 
-    pub fn endpoints(&self) -> Vec<Arc<Endpoint>> {
+    fn endpoints(&self) -> Vec<Arc<Endpoint>> {
         self.upstreams.iter().flat_map(|u| u.endpoints.iter().cloned()).collect()
     }
 }
@@ -395,7 +410,7 @@ mod tests {
             upstream = "a"
         "#;
         let raw: RawConfig = toml::from_str(text).unwrap();
-        Policy::new(&Config::from_raw(raw).unwrap(), &Metrics::new(0), 1, &[])
+        Policy::new(&Config::from_raw(raw).unwrap(), &Metrics::new(0), 1, None)
     }
 
     fn matched(path: &str, method: &str) -> String {

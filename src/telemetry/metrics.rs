@@ -49,6 +49,8 @@ pub enum Outcome {
     NotFound,
     RateLimited,
     TooManyInFlight,
+    /// All places for users of the route were taken.
+    NoPlace,
     CreditsExhausted,
     Repeated,
     BodyTooLarge,
@@ -60,7 +62,7 @@ pub enum Outcome {
     Internal,
 }
 
-const OUTCOMES: [&str; 23] = [
+const OUTCOMES: [&str; 24] = [
     "ok",
     "upstream_refused",
     "upstream_failed",
@@ -75,6 +77,7 @@ const OUTCOMES: [&str; 23] = [
     "not_found",
     "rate_limited",
     "too_many_in_flight",
+    "no_place",
     "credits_exhausted",
     "repeated",
     "body_too_large",
@@ -115,6 +118,7 @@ impl From<&Reject> for Outcome {
             Reject::NotFound | Reject::MethodNotAllowed(_) => Self::NotFound,
             Reject::RateLimited { .. } => Self::RateLimited,
             Reject::TooManyInFlight { .. } => Self::TooManyInFlight,
+            Reject::NoPlace { .. } => Self::NoPlace,
             Reject::CreditsExhausted(_) | Reject::CreditsRanOut => Self::CreditsExhausted,
             Reject::Repeated(_) => Self::Repeated,
             Reject::BodyTooLarge { .. } => Self::BodyTooLarge,

@@ -21,6 +21,7 @@ mod oauth;
 mod openai_client;
 mod openapi;
 mod passing_time;
+mod places;
 mod python_client;
 mod refusals;
 mod revocation;

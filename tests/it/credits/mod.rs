@@ -2,7 +2,7 @@
 
 mod calendar;
 mod durability;
-mod faults;
+pub mod faults;
 mod metering;
 mod prices;
 mod race;

@@ -71,6 +71,28 @@ fn too_many_calls_of_one_user_in_flight() {
 }
 
 #[test]
+fn all_places_of_a_route_are_taken() {
+    let desk = Desk::with(Options {
+        route: "[[routes]]\npath = \"/v1/*\"\nupstream = \"ai\"\ncost = { conversations = 1 }\nmax_users = 1\n",
+        ..Options::default()
+    });
+    let bob = desk.app.register("bob");
+    desk.refill();
+    let answer = costs_nothing_beside(&desk, 1, |desk| desk.app.chat(&bob.key, json!({})));
+    assert_refused(&answer, &IN_FLIGHT);
+    assert_eq!(answer.json()["message"], "/v1/* is full: at most 1 users at once");
+    assert_eq!(answer.json()["errors"], json!(["/v1/*: at most 1 users at once; try again in 1 s"]));
+    desk.refill();
+    // He who was refused has lost nothing by it either.
+    let good = desk.app.chat(&bob.key, json!({}));
+    let left = |name: &str| good.header(name).unwrap().to_owned();
+    assert_eq!(
+        (left("x-tollgate-remaining-conversations"), left("x-ratelimit-remaining-requests")),
+        ("9".into(), "29".into())
+    );
+}
+
+#[test]
 fn too_many_bytes_in_flight() {
     // Room for the buffers of 21 calls.
     let desk = Desk::open("[limits]\nin_flight_bytes = 1048576\n");

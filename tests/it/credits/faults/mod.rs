@@ -4,7 +4,7 @@
 //! held, no hold is open, and the meter adds up.
 
 mod clients;
-mod panics;
+pub mod panics;
 mod reports;
 mod shutdown;
 mod upstreams;

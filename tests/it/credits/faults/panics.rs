@@ -29,7 +29,7 @@ fn list() -> &'static Mutex<HashSet<String>> {
 }
 
 /// From now on the first event about this endpoint or upstream panics.
-fn set_trap(name: &str) {
+pub fn set_trap(name: &str) {
     static ONCE: OnceLock<()> = OnceLock::new();
     ONCE.get_or_init(|| tracing::subscriber::set_global_default(Trap).unwrap());
     list().lock().unwrap().insert(name.to_owned());
