@@ -882,6 +882,11 @@ fn add_probes(core: &Core, shared: &Arc<Shared>) {
                 accounts.passwords().inside() as f64,
             );
             out.gauge(
+                "tollgate_login_checks_running",
+                "Logins that are with the operator's verifier.",
+                accounts.login_checks_running() as f64,
+            );
+            out.gauge(
                 "tollgate_address_failures_tracked",
                 "Addresses whose failures are remembered.",
                 accounts.blocks().tracked() as f64,

@@ -28,6 +28,12 @@ pub enum Reject {
     WrongCode,
     /// The password was right, and one of the codes that the user has been given is needed too.
     UniqueCodeRequired,
+    /// A login that does not bring all it must: the fields that are missing.
+    LoginFactorsMissing(Vec<String>),
+    /// The password was right, and the operator's verifier did not believe the rest. Its reason, if it may be read.
+    LoginFactorRefused {
+        reason: Option<String>,
+    },
     /// Staff that must set up a second factor first.
     FactorRequired,
     /// A password that staff has chosen must be changed first.
@@ -133,7 +139,9 @@ impl Reject {
             | Self::Replayed { .. }
             | Self::CodeRequired
             | Self::WrongCode
-            | Self::UniqueCodeRequired => 401,
+            | Self::UniqueCodeRequired
+            | Self::LoginFactorsMissing(_)
+            | Self::LoginFactorRefused { .. } => 401,
             Self::WrongPassword | Self::FactorRequired | Self::PasswordChangeRequired => 403,
             Self::AddressDenied | Self::Forbidden(_) => 403,
             Self::NotFound => 404,
@@ -165,6 +173,8 @@ impl Reject {
             Self::CodeRequired => "MFA_REQUIRED",
             Self::WrongCode => "WRONG_CODE",
             Self::UniqueCodeRequired => "UNIQUE_CODE_REQUIRED",
+            Self::LoginFactorsMissing(_) => "FACTORS_REQUIRED",
+            Self::LoginFactorRefused { .. } => "FACTOR_REFUSED",
             Self::FactorRequired => "MFA_SETUP_REQUIRED",
             Self::PasswordChangeRequired => "PASSWORD_CHANGE_REQUIRED",
             Self::BadRequest(_) | Self::Invalid(_) => "BAD_REQUEST",
@@ -213,6 +223,9 @@ impl Reject {
             Self::CodeRequired => "A code of the second factor is needed: send it as `code`".into(),
             Self::UniqueCodeRequired => "A one-time code is needed: send it as `unique_code`".into(),
             Self::WrongCode => "The code is wrong, too old, or has been used".into(),
+            Self::LoginFactorsMissing(fields) => format!("A login here needs {}", fields.join(", ")),
+            Self::LoginFactorRefused { reason: Some(reason) } => format!("The login was refused: {reason}"),
+            Self::LoginFactorRefused { reason: None } => "The login was refused".into(),
             Self::FactorRequired => "Your role needs a second factor: set one up first".into(),
             Self::PasswordChangeRequired => "The password was set by staff and must be changed first".into(),
             Self::BadRequest(why) | Self::Conflict(why) => why.clone(),
@@ -256,6 +269,7 @@ impl Reject {
     fn errors(&self) -> Vec<String> {
         match self {
             Self::Invalid(errors) => errors.clone(),
+            Self::LoginFactorsMissing(fields) => fields.iter().map(|field| format!("{field}: is required")).collect(),
             Self::CreditsExhausted(short) => {
                 vec![format!("{}: {} left, {} needed", short.meter, short.left, short.needed)]
             }

@@ -17,6 +17,7 @@ pub mod directory;
 pub mod jwt;
 pub mod keys;
 pub mod legacy;
+pub mod login_check;
 pub mod mail;
 pub mod mfa;
 pub mod oauth;
@@ -164,6 +165,7 @@ pub struct Accounts {
     operator: ArcSwapOption<Operator>,
     mail: mail::MailState,
     oauth: oauth::OauthState,
+    login_checks: login_check::LoginChecks,
     strangers: verification::Strangers,
     overview: overview::Kept,
 }
@@ -200,6 +202,7 @@ impl Accounts {
             operator: ArcSwapOption::empty(),
             mail: mail::MailState::new(),
             oauth: oauth::OauthState::new(&settings.oauth, &clock),
+            login_checks: login_check::LoginChecks::new(&settings.accounts.login_check),
             strangers: verification::Strangers::new(),
             overview: overview::Kept::default(),
             settings: ArcSwap::from_pointee(settings),
@@ -221,6 +224,7 @@ impl Accounts {
         self.blocks.reconfigure(&settings.access);
         self.addresses.reconfigure(&settings.access);
         self.oauth.reconfigure(&settings.oauth, &self.clock);
+        self.login_checks.reconfigure(&settings.accounts.login_check);
         self.settings.store(Arc::new(settings));
     }
 

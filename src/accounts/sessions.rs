@@ -14,12 +14,13 @@ use tokio::sync::MutexGuard;
 use super::codes::UsedCode;
 use super::devices::DeviceView;
 use super::jwt::{Lineage, TokenUse};
+use super::login_check::Factors;
 use super::mail::{Letter, LetterKind};
 use super::passwords::Password;
 use super::secrets::{self, Minted};
 use super::{Accounts, Forget, LOGIN_TURNS, Loaded, MAX_TRIES, no_randomness, too_busy};
 use crate::clock::UnixMillis;
-use crate::domain::ids::{CredentialId, SecretMac, UserId};
+use crate::domain::ids::{CredentialId, RequestId, SecretMac, UserId};
 use crate::domain::session::{Principal, Session, SessionStyle, Spent};
 use crate::domain::user::{Status, User};
 use crate::error::Reject;
@@ -44,7 +45,11 @@ pub struct LoginRequest {
     pub code: Option<String>,
     /// One of the codes that staff has given him, each of which is good for one login.
     pub unique_code: Option<String>,
+    /// What `accounts.login_check` asks for.
+    pub factors: Factors,
     pub address: IpAddr,
+    /// The id of the call that brings this.
+    pub request: Option<RequestId>,
     pub user_agent: Option<String>,
     /// What an earlier login has left on the device.
     pub device: Option<String>,
@@ -82,9 +87,23 @@ impl Accounts {
     ///
     /// # Errors
     /// [`Reject::Unauthenticated`], the same for an unknown name and a wrong password; [`Reject::Locked`] after too many of
-    /// them; [`Reject::Forbidden`] for an account that may not come in; [`Reject::Overloaded`] in a flood.
+    /// them; [`Reject::Forbidden`] for an account that may not come in; [`Reject::Overloaded`] in a flood; those of the other
+    /// things that a login must bring: [`Reject::CodeRequired`], [`Reject::WrongCode`], [`Reject::UniqueCodeRequired`],
+    /// [`Reject::LoginFactorsMissing`], [`Reject::LoginFactorRefused`].
     pub async fn login(&self, request: LoginRequest) -> Result<(User, SessionView), Reject> {
-        let LoginRequest { identifier, password, code, unique_code, address, user_agent, device, style } = request;
+        let LoginRequest {
+            identifier,
+            password,
+            code,
+            unique_code,
+            factors,
+            address,
+            request,
+            user_agent,
+            device,
+            style,
+        } = request;
+        let checking = self.begin_check(factors)?;
         let id = self.find_user(&identifier)?;
         let hash = || Ok(self.live_user(id)?.and_then(|row| row.value.password_hash));
         let subject = match self.live_user(id)? {
@@ -94,10 +113,13 @@ impl Accounts {
             }
             _ => self.login_subject("user", &identifier, id.map(|id| id.0)),
         };
-        let Proven { hash: verified, upgraded, _turn } =
-            self.check_password_as(subject, "user", id.map(|id| id.0), address, password, hash).await?;
+        let mut proven = self.check_password_as(subject, "user", id.map(|id| id.0), address, password, hash).await?;
         let Some(id) = id else { return Err(Reject::Unauthenticated) };
         self.second_factor(Principal::User(id), code.as_deref(), address).await?;
+        if let Some(checking) = checking {
+            proven = self.pass_check(checking, id, proven, unique_code.as_deref(), address, request).await?;
+        }
+        let Proven { hash: verified, upgraded, _turn } = proven;
         let code_turn = self.code_turn(id, unique_code.as_deref()).await?;
         for _ in 0..MAX_TRIES {
             let row = self.live_user(Some(id))?.ok_or(Reject::Unauthenticated)?;

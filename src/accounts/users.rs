@@ -302,7 +302,7 @@ impl AdminUpdate {
 
 impl Accounts {
     /// Makes a user with the default plan's meters and one API key, all in one commit. With `entrance`, in the same commit
-    /// also a session.
+    /// also a session, unless logins are judged by more than a password.
     ///
     /// # Errors
     /// [`Reject::Invalid`] with one line per field, [`Reject::Conflict`] for a name or email that is taken,
@@ -353,6 +353,7 @@ impl Accounts {
         }
         user.password_hash = Some(self.passwords.enter()?.hash(new.password).await?);
         let meters = self.fresh_account(plan)?;
+        let entrance = entrance.filter(|_| self.opens_at_registration());
         let mut session = None;
         let more = |user: &User, batch: &mut Batch| {
             if let Some(Entrance { address, user_agent, style }) = &entrance {

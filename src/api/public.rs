@@ -187,6 +187,8 @@ struct LoginBody {
     /// One of the codes that staff has given the user; each opens one login.
     #[schema(example = "A7F3B2E9D4C1F6A8")]
     unique_code: Option<String>,
+    /// What else this service asks for (`FACTORS_REQUIRED` names it), such as `personal_number` (ten digits) and `photo` (base64).
+    factors: Option<BTreeMap<String, String>>,
 }
 
 impl LoginBody {
@@ -200,6 +202,7 @@ impl LoginBody {
             password: fields.password("password")?,
             code: fields.optional_text("code"),
             unique_code: fields.optional_text("unique_code"),
+            factors: fields.optional_text_map("factors"),
         };
         fields.done()?;
         Ok(body)
@@ -221,10 +224,10 @@ struct LoggedIn {
     params(("X-Tollgate-Device" = Option<String>, Header, description = "What an earlier login has left here")),
     responses((status = 200, body = LoggedIn, headers(("X-Tollgate-Device" = String)))))]
 async fn login(State(accounts): Api, call: Call) -> Answer {
-    let LoginBody { email, username, password, code, unique_code } = LoginBody::read(&call)?;
+    let LoginBody { email, username, password, code, unique_code, factors } = LoginBody::read(&call)?;
     let identifier = username.or(email).unwrap_or_default();
     let usual = entry::login_request(&call, identifier, password, SessionStyle::default());
-    let request = LoginRequest { code, unique_code, ..usual };
+    let request = LoginRequest { code, unique_code, factors: factors.unwrap_or_default().into(), ..usual };
     let (user, session) = entry::log_in(&accounts, &call, request).await?;
     let answer = render::ok(LoggedIn {
         success: true,

@@ -8,6 +8,7 @@ mod env;
 pub use env::{foreign_names, idle_names};
 pub use oauth::OauthProvider;
 mod journal;
+mod login_check;
 mod oauth;
 mod places;
 pub mod raw;
@@ -25,6 +26,7 @@ pub use raw::{
 };
 
 pub use compat::Compat;
+pub use login_check::{LoginCheck, SocialLogins, is_factor_name};
 pub use sessions::{CommonPasswords, Passwords, TokenAlgorithm, TokenForm, Tokens};
 
 use crate::domain::cookies::CookieRule;
@@ -379,6 +381,7 @@ impl Config {
             );
         }
         check_tokens(&self.accounts.tokens)?;
+        login_check::check(&self.accounts.login_check)?;
         at_least("accounts.staff_idle_minutes", self.accounts.staff_idle_minutes, 1)?;
         at_least("accounts.staff_sessions", self.accounts.staff_sessions as u64, 1)?;
         if self.accounts.staff_sessions > 1000 {

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::compat::Compat;
+use super::login_check::LoginCheck;
 use super::sessions::{Passwords, Tokens};
 use crate::domain::codes::CodeLength;
 use crate::domain::meters::{ResetHour, ResetPeriod};
@@ -617,6 +618,7 @@ pub struct Accounts {
     pub keys: Keys,
     pub mfa: Mfa,
     pub codes: Codes,
+    pub login_check: LoginCheck,
     pub deletion: Deletion,
 }
 
@@ -849,6 +851,7 @@ impl Default for Accounts {
             keys: Keys::default(),
             mfa: Mfa::default(),
             codes: Codes::default(),
+            login_check: LoginCheck::default(),
             deletion: Deletion::default(),
         }
     }

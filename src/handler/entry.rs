@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use crate::accounts::Accounts;
+use crate::accounts::login_check::Factors;
 use crate::accounts::passwords::Password;
 use crate::accounts::sessions::{LoginRequest, SessionView};
 use crate::accounts::users::{EMAIL_TAKEN, Entrance, Registered, Registration};
@@ -58,7 +59,9 @@ pub fn login_request(call: &Call, identifier: String, password: Password, style:
         password,
         code: None,
         unique_code: None,
+        factors: Factors::default(),
         address: call.address,
+        request: call.request,
         user_agent: call.user_agent.clone(),
         device: call.device.clone(),
         style,

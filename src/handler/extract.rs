@@ -3,7 +3,7 @@
 //! Owns the reading of credentials, queries and JSON bodies, each with a bound, and the message about each field that does
 //! not fit. Unknown fields are ignored. Never repeats a value in a message: it might be a password.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
@@ -412,6 +412,25 @@ impl Fields {
         };
         if texts.is_none() {
             self.fault(name, "must be a list of strings");
+        }
+        texts
+    }
+
+    /// An object of strings, under whatever names. What is null is left out.
+    pub fn optional_text_map(&mut self, name: &str) -> Option<BTreeMap<String, String>> {
+        let texts = match self.take(name)? {
+            Value::Object(map) => map
+                .into_iter()
+                .filter(|(_, value)| !value.is_null())
+                .map(|(key, value)| match value {
+                    Value::String(text) => Some((key, text)),
+                    _ => None,
+                })
+                .collect(),
+            _ => None,
+        };
+        if texts.is_none() {
+            self.fault(name, "must be an object of strings");
         }
         texts
     }

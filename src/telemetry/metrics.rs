@@ -102,7 +102,9 @@ impl From<&Reject> for Outcome {
             | Reject::Replayed { .. }
             | Reject::CodeRequired
             | Reject::WrongCode
-            | Reject::UniqueCodeRequired => Self::Unauthenticated,
+            | Reject::UniqueCodeRequired
+            | Reject::LoginFactorsMissing(_)
+            | Reject::LoginFactorRefused { .. } => Self::Unauthenticated,
             Reject::BadRequest(_)
             | Reject::Invalid(_)
             | Reject::Conflict(_)
@@ -366,6 +368,7 @@ pub struct Metrics {
     logins_ok: AtomicU64,
     logins_failed: AtomicU64,
     logins_locked: AtomicU64,
+    login_checks: [AtomicU64; LOGIN_CHECKS.len()],
     config_reloads_ok: AtomicU64,
     config_reloads_refused: AtomicU64,
     actor_panics: AtomicU64,
@@ -400,6 +403,20 @@ pub enum Login {
     Locked,
 }
 
+/// What came of asking the verifier of logins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum LoginChecked {
+    Allowed,
+    Refused,
+    /// Too late, not reached, or an answer that is none.
+    Unavailable,
+    /// Too many at once: it was not asked.
+    Busy,
+}
+
+const LOGIN_CHECKS: [&str; 4] = ["allowed", "refused", "unavailable", "busy"];
+
 impl Metrics {
     pub fn new(workers: usize) -> Self {
         Self {
@@ -413,6 +430,7 @@ impl Metrics {
             logins_ok: AtomicU64::new(0),
             logins_failed: AtomicU64::new(0),
             logins_locked: AtomicU64::new(0),
+            login_checks: Default::default(),
             config_reloads_ok: AtomicU64::new(0),
             config_reloads_refused: AtomicU64::new(0),
             actor_panics: AtomicU64::new(0),
@@ -454,6 +472,10 @@ impl Metrics {
             Login::Locked => &self.logins_locked,
         }
         .fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn login_checked(&self, result: LoginChecked) {
+        self.login_checks[result as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     pub fn config_reloaded(&self, ok: bool) {
@@ -636,6 +658,12 @@ impl Metrics {
                 result("failed", &self.logins_failed),
                 result("locked", &self.logins_locked),
             ],
+        );
+        let checks = LOGIN_CHECKS.iter().zip(&self.login_checks);
+        out.counters(
+            "tollgate_login_checks_total",
+            "Logins that the operator's verifier was to judge.",
+            checks.map(|(name, n)| result(name, n)).collect(),
         );
         out.counters(
             "tollgate_config_reloads_total",

@@ -1,4 +1,5 @@
-//! How we speak to identity providers: bounded in time and size, following no redirect, and never into our own network.
+//! How we speak to identity providers, and to a verifier of logins: bounded in time and size, following no redirect, and never
+//! into our own network unless the operator says so.
 //!
 //! Owns the fence against being sent to inner addresses: names are judged by what they resolve to, at the moment of
 //! connecting, so that a name cannot mean one thing when it is looked at and another when it is used.
@@ -83,28 +84,37 @@ impl Resolve for PublicOnly {
     }
 }
 
-/// Speaks to one provider.
+/// Speaks to one provider, or one verifier.
 #[derive(Clone)]
 pub struct HttpClient {
     client: reqwest::Client,
     /// Its addresses may be ours: it runs in the operator's own network, who said so.
     private_network: bool,
+    max_answer_bytes: usize,
 }
 
 impl HttpClient {
     /// # Errors
     /// TLS cannot be set up.
     pub fn new(private_network: bool) -> Result<Self, HttpError> {
+        Self::bounded(private_network, TIMEOUT, MAX_ANSWER_BYTES)
+    }
+
+    /// As [`HttpClient::new`], with limits of its own for an exchange and for the answer's body.
+    ///
+    /// # Errors
+    /// As [`HttpClient::new`].
+    pub fn bounded(private_network: bool, timeout: Duration, max_answer_bytes: usize) -> Result<Self, HttpError> {
         let mut builder = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
-            .timeout(TIMEOUT)
+            .timeout(timeout)
             .connect_timeout(CONNECT_TIMEOUT)
             .user_agent("tollgate")
             .no_proxy();
         if !private_network {
             builder = builder.dns_resolver(std::sync::Arc::new(PublicOnly));
         }
-        Ok(Self { client: builder.build().map_err(|error| told(&error))?, private_network })
+        Ok(Self { client: builder.build().map_err(|error| told(&error))?, private_network, max_answer_bytes })
     }
 
     /// Sends a request and reads the answer.
@@ -121,8 +131,8 @@ impl HttpClient {
         }
         let mut body = Vec::new();
         while let Some(piece) = answer.chunk().await.map_err(|error| told(&error))? {
-            if body.len() + piece.len() > MAX_ANSWER_BYTES {
-                return Err(HttpError(format!("the answer is longer than {MAX_ANSWER_BYTES} bytes")));
+            if body.len() + piece.len() > self.max_answer_bytes {
+                return Err(HttpError(format!("the answer is longer than {} bytes", self.max_answer_bytes)));
             }
             body.extend_from_slice(&piece);
         }

@@ -217,7 +217,7 @@ impl Accounts {
     ///
     /// # Errors
     /// [`Reject::BadRequest`] for an unknown provider, [`Reject::Invalid`] for a redirect that is not allowed,
-    /// [`Reject::UpstreamUnreachable`].
+    /// [`Reject::UpstreamUnreachable`]; [`Reject::Forbidden`] where logins are checked by a verifier.
     pub async fn begin_login(
         &self,
         provider: &str,
@@ -226,6 +226,9 @@ impl Accounts {
         back_by: CallbackPath,
     ) -> Result<Departure, Reject> {
         let known = self.provider(provider)?;
+        if link_to.is_none() {
+            self.judge_social_login()?;
+        }
         if let Some(target) = redirect
             && !allows_redirect(&self.settings().accounts.redirects, target)
         {
@@ -263,6 +266,9 @@ impl Accounts {
         let browser = arrival.cookie.as_deref().map(|cookie| self.pepper.mac_in("oauth browser", cookie.as_bytes()));
         if browser != Some(flow.browser) || flow.provider != arrival.provider {
             return Err(bad_state());
+        }
+        if flow.link_to.is_none() {
+            self.judge_social_login()?;
         }
         let failed = |why| told(&arrival.provider, why);
         if !provider.accepts_issuer(arrival.iss.as_deref()).await.map_err(failed)? {
@@ -303,6 +309,7 @@ impl Accounts {
         address: IpAddr,
         user_agent: Option<&str>,
     ) -> Result<(User, SessionView), Reject> {
+        self.judge_social_login()?;
         let mac = self.pepper.mac_in("oauth code", code.as_bytes());
         let taken = self.oauth.admissions.remove(&mac).filter(|admission| self.clock.now() < admission.ends);
         let admission = taken.ok_or_else(bad_state)?;

@@ -113,6 +113,8 @@ acts! {
     KeyRevoked = "key.revoked", Warning;
     LoginSucceeded = "login.succeeded", Info;
     LoginFailed = "login.failed", Warning;
+    /// The password was right, and the verifier did not believe the rest.
+    LoginCheckRefused = "login.check_refused", Warning;
     /// Too many wrong passwords: the account takes none for a while.
     AccountLocked = "account.locked", Warning;
     SessionRefreshed = "session.refreshed", Info;

@@ -6,6 +6,7 @@ mod commands;
 mod directory;
 mod exports;
 mod keys;
+mod login_check;
 mod logs;
 mod matrix;
 pub mod mfa;

@@ -2,7 +2,7 @@
 //! `README.md` here says which test stands for which.
 
 mod codes;
-mod common;
+pub mod common;
 mod deletion;
 mod jwt;
 mod links;
