@@ -1,5 +1,7 @@
 //! What Noteria's pages send.
 
+use std::collections::BTreeMap;
+
 use utoipa::ToSchema;
 
 use crate::accounts::passwords::Password;
@@ -22,7 +24,16 @@ pub(super) struct LoginRequest {
     unique_code: String,
     /// Of the second factor, for those who have one.
     code: Option<String>,
+    /// Or `foto`: of an ID or passport, a file or base64. It and the next two go to the operator's verifier, where there is one.
+    photo: Option<String>,
+    /// Or `numri_personal`: ten digits.
+    personal_number: Option<String>,
+    /// Or `roli`.
+    role: Option<String>,
 }
+
+/// What a verifier of logins may want, under our names and the pages'.
+const FACTORS: [(&str, &str); 3] = [("photo", "foto"), ("personal_number", "numri_personal"), ("role", "roli")];
 
 /// A field under its name, or under the one that the pages have for it.
 pub(super) fn either(fields: &mut Fields, name: &str, theirs: &str) -> Option<String> {
@@ -37,11 +48,13 @@ impl LoginRequest {
         let (email, password) = (fields.text("email"), fields.password("password")?);
         let unique_code = either(&mut fields, "unique_code", "kodi_unik");
         let code = fields.optional_text("code").filter(|text| !text.is_empty());
+        let factor = |(name, theirs): (&str, &str)| Some((name.to_owned(), either(&mut fields, name, theirs)?));
+        let factors: BTreeMap<String, String> = FACTORS.into_iter().filter_map(factor).collect();
         fields.done()?;
         if unique_code.is_none() {
             return Err(Reject::UniqueCodeRequired);
         }
         let usual = entry::login_request(call, email, password, SessionStyle::default());
-        Ok(sessions::LoginRequest { code, unique_code, ..usual })
+        Ok(sessions::LoginRequest { code, unique_code, factors: factors.into(), ..usual })
     }
 }

@@ -447,6 +447,33 @@ fn an_old_hash_is_replaced_before_the_verifier_thinks() {
     assert_eq!(enter(&app, &alice.email, json!({})).status, 200);
 }
 
+/// Its page has the photo as a file.
+#[test]
+fn what_noteria_s_page_sends_reaches_the_verifier() {
+    let verifier = Verifier::start();
+    let app = start(&verifier, "required = [\"photo\", \"personal_number\", \"role\"]");
+    let (alice, root) = (app.register("alice"), app.admin_token());
+    let codes = give_codes(&app, &root, &alice, 1);
+    let part =
+        |name: &str, value: &str| format!("--b\r\ncontent-disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n");
+    let fields = |number: &str| {
+        let own =
+            [("email", alice.email.as_str()), ("password", PASSWORD), ("kodi_unik", &codes[0]), ("roli", "noter")];
+        let own: String = own.iter().map(|(name, value)| part(name, value)).collect();
+        let file =
+            "--b\r\ncontent-disposition: form-data; name=\"foto\"; filename=\"id.jpg\"\r\n\r\nPHOTO-OF-ALICE\r\n";
+        format!("{own}{}{file}--b--\r\n", part("numri_personal", number))
+    };
+    let kind = [("content-type", "multipart/form-data; boundary=b")];
+    let post =
+        |number: &str| http::call_raw(app.public, "POST", "/noteria/login.php", &kind, fields(number).as_bytes());
+    assert_eq!((said(&post("")).1, said(&post("12"))), ("FACTORS_REQUIRED".into(), (400, "BAD_REQUEST".into())));
+    let login = post(NUMBER);
+    assert_eq!(login.status, 200, "{}", login.text());
+    assert_eq!(verifier.last().1["factors"], json!({"photo": PHOTO, "personal_number": NUMBER, "role": "noter"}));
+    assert_eq!(verifier.asked(), 1);
+}
+
 /// One of the older systems opens a session for who registers.
 #[test]
 fn whoever_registers_is_not_in_yet() {
