@@ -44,7 +44,7 @@ use crate::error::Reject;
 use crate::gateway::authenticate::Authenticator;
 use crate::gateway::buffers::Budget;
 use crate::gateway::deadline::Deadlines;
-use crate::gateway::pipeline::{Shared, Worker};
+use crate::gateway::pipeline::{LongLogins, Shared, Worker};
 use crate::gateway::policy::Policy;
 use crate::gateway::rate::RateStates;
 use crate::gateway::{LocalApi, accept, upstream};
@@ -711,6 +711,7 @@ fn share(
         metrics: core.metrics.clone(),
         access_log: AccessLog::start(&config.telemetry, io::stdout()),
         local: Arc::new(Local(api::public_router(core.accounts.clone(), compat::public_paths(&core.accounts, vitals)))),
+        long_logins: LongLogins::default(),
         control,
         draining: AtomicBool::new(false),
         connections: AtomicUsize::new(0),
@@ -857,6 +858,11 @@ fn add_probes(core: &Core, shared: &Arc<Shared>) {
             }
         }
         out.labelled_gauges("tollgate_upstream_healthy", "Whether calls go to this endpoint.", healthy);
+        out.gauge(
+            "tollgate_long_logins",
+            "Logins with long bodies that are being received or answered.",
+            shared.long_logins.running() as f64,
+        );
         let placed = shared.policy.load().places.users(now).into_iter();
         out.labelled_gauges(
             "tollgate_route_users",

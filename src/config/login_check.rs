@@ -7,9 +7,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::raw::{SecretSource, Span};
+use crate::domain::bodies::MAX_LOCAL_BODY;
 
-/// No login has a longer body.
-const MAX_BYTES: usize = 256 << 10;
+/// Copies of it are made on the way to the verifier.
+const MAX_BYTES: usize = 8 << 20;
+/// What a login's body holds besides its factors.
+const BODY_BESIDES: usize = 64 << 10;
 const MAX_REQUIRED: usize = 8;
 
 /// What becomes of logins at identity providers, which bring no factors.
@@ -52,10 +55,19 @@ impl Default for LoginCheck {
             secret: None,
             timeout: Span(Duration::from_secs(5)),
             required: Vec::new(),
-            max_bytes: MAX_BYTES,
+            max_bytes: 2 << 20,
             max_concurrent: 16,
             social: SocialLogins::default(),
         }
+    }
+}
+
+impl LoginCheck {
+    /// The most bytes of a login's body.
+    pub fn longest_body(&self) -> usize {
+        // A file in a form is shorter than the factor that it becomes.
+        let factors = if self.url.is_some() { self.max_bytes + BODY_BESIDES } else { 0 };
+        factors.max(MAX_LOCAL_BODY)
     }
 }
 
@@ -93,10 +105,7 @@ pub(super) fn check(section: &LoginCheck) -> Result<(), String> {
         return Err(named("required", &format!("more than {MAX_REQUIRED}")));
     }
     if !(1..=MAX_BYTES).contains(&section.max_bytes) {
-        return Err(named(
-            "max_bytes",
-            &format!("must be between 1 and {MAX_BYTES}, the most a login's body may hold"),
-        ));
+        return Err(named("max_bytes", &format!("must be between 1 and {MAX_BYTES}")));
     }
     if !(1..=1000).contains(&section.max_concurrent) {
         return Err(named("max_concurrent", "must be between 1 and 1000"));
@@ -154,7 +163,7 @@ mod tests {
             (format!("{on}secret = \"a b\""), "secret: must be"),
             (format!("{on}timeout = \"31s\""), "timeout: must be"),
             (format!("{on}required = [\"Photo\"]"), "required: \"Photo\" is no name"),
-            (format!("{on}max_bytes = 300000"), "max_bytes: must be"),
+            (format!("{on}max_bytes = 8388609"), "max_bytes: must be"),
             (format!("{on}max_concurrent = 0"), "max_concurrent: must be"),
         ] {
             let reason = reason(&bad).unwrap_or_else(|| panic!("{bad}"));

@@ -3,6 +3,7 @@
 //! Owns the words of the product. Never does input or output, never reads a clock, never knows of tokio or the store.
 
 pub mod addresses;
+pub mod bodies;
 pub mod codes;
 pub mod cookies;
 pub mod csv;

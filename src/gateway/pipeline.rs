@@ -14,6 +14,7 @@ use std::task::{Context, Poll};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use super::LocalApi;
 use super::authenticate::Authenticator;
@@ -39,14 +40,15 @@ use crate::actors::user::hold::{Hold, Reserved};
 use crate::actors::writer::Journal;
 use crate::clock::Clock;
 use crate::domain::addresses::ClientAddress;
+use crate::domain::bodies::{LongBody, MAX_LOCAL_BODY};
 use crate::domain::ids::RequestId;
 use crate::error::Reject;
 use crate::store::committer::{Committer, Gate};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{Metrics, Outcome, Shard};
 
-/// Largest body of a local call.
-const MAX_LOCAL_BODY: u64 = 256 << 10;
+/// Logins with longer bodies than other local calls may have that are received at once.
+const MAX_LONG_LOGINS: usize = 16;
 /// A refused request's body is received and forgotten up to here, so that its connection can go on.
 pub(super) const MAX_DISCARD: usize = 256 << 10;
 /// What a call in flight holds in buffers, besides bodies that are kept.
@@ -67,10 +69,27 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     pub access_log: AccessLog,
     pub local: Arc<dyn LocalApi>,
+    pub long_logins: LongLogins,
     /// Where local calls run.
     pub control: tokio::runtime::Handle,
     pub draining: AtomicBool,
     pub connections: std::sync::atomic::AtomicUsize,
+}
+
+/// Room for long bodies of people whom nobody knows yet. Apart from the bytes of other calls in flight, so that they can take
+/// nothing away from these.
+pub struct LongLogins(Semaphore);
+
+impl Default for LongLogins {
+    fn default() -> Self {
+        Self(Semaphore::new(MAX_LONG_LOGINS))
+    }
+}
+
+impl LongLogins {
+    pub fn running(&self) -> usize {
+        MAX_LONG_LOGINS.saturating_sub(self.0.available_permits())
+    }
 }
 
 impl Shared {
@@ -140,7 +159,7 @@ impl Worker {
         let route = match policy.routes.surface(&path, head.method()) {
             Surface::Proxied(route) => route,
             // On the heap: a proxied call should not carry the room for a local one.
-            Surface::Local => return Box::pin(self.local(client, head, policy, record)).await,
+            Surface::Local => return Box::pin(self.local(client, head, &path, policy, record)).await,
             Surface::Checked(check) => {
                 return Box::pin(self.checked(client, head, policy, check, record, taken)).await;
             }
@@ -231,12 +250,22 @@ impl Worker {
         &self,
         client: &mut ClientConn,
         head: &RequestHead,
+        path: &[u8],
         policy: &Policy,
         record: &mut Record<'_>,
     ) -> Result<Served, Reject> {
         (record.route, record.route_name) = (policy.local_route, policy.local_name.clone());
         let _share = self.shared.budget.take(CALL_BYTES).ok_or(Reject::Overloaded("Too many bytes in flight"))?;
-        let max = MAX_LOCAL_BODY.min(policy.limits.max_body_bytes);
+        let max = policy.longest_local_body(path).min(policy.limits.max_body_bytes);
+        let usual = MAX_LOCAL_BODY as u64;
+        let is_long = max > usual
+            && match head.framing {
+                Framing::None => false,
+                Framing::Length(length) => length > usual,
+                Framing::Chunked | Framing::UntilClose => true,
+            };
+        let long = is_long.then(|| self.shared.long_logins.0.try_acquire()).transpose();
+        let _long = long.map_err(|_| Reject::Overloaded("Too many logins with long bodies"))?;
         self.begin_body(client, head, max, record)?;
         let body = read_whole_body(client, max, policy).await?;
         let response = self.ask_local(head, body, None, record).await?;
@@ -251,7 +280,11 @@ impl Worker {
         checked: Option<Checked>,
         record: &Record<'_>,
     ) -> Result<http::Response<Bytes>, Reject> {
+        let is_long = body.len() > MAX_LOCAL_BODY;
         let mut request = local_request(head, body, record)?;
+        if is_long {
+            request.extensions_mut().insert(LongBody);
+        }
         if let Some(checked) = checked {
             request.extensions_mut().insert(checked);
         }

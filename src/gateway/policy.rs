@@ -17,6 +17,7 @@ use super::places::{PlaceBook, Places};
 use super::rate::{Quota, RateQuotas};
 use super::upstream::{Endpoint, Upstream};
 use crate::config::{Config, Durability, Limits, MissingUsage, OutgrownHold, PathPattern, PriceList, RouteConfig};
+use crate::domain::bodies::MAX_LOCAL_BODY;
 use crate::domain::cookies::CookieRule;
 use crate::domain::dialect::{Claim, Dialect, Dialects, HEALTH, is_under};
 use crate::domain::key::matches_pattern;
@@ -28,6 +29,8 @@ pub struct Policy {
     pub routes: RouteTable,
     pub upstreams: Vec<Arc<Upstream>>,
     pub places: PlaceBook,
+    /// The most of the body of a login that brings factors.
+    login_body: usize,
     pub limits: Limits,
     pub conn_limits: ConnLimits,
     pub checks: Checks,
@@ -155,6 +158,8 @@ const CHECKED_IN_DIALECT: [(Dialect, &str, Check); 2] =
     [(Dialect::Usermgmt, "/verify-key", Check::VerifyKey), (Dialect::Usermgmt, "/log-message", Check::LogMessage)];
 /// Paths of the side port: never served, and never passed on, by the public listener.
 const SIDE_ONLY: [&str; 2] = ["/v1/admin-panel", "/v1/support"];
+/// Logins that can bring what a verifier wants to see.
+const FACTOR_LOGINS: [&str; 2] = ["/v1/users/login", "/noteria/login.php"];
 
 impl RouteTable {
     fn new(routes: impl IntoIterator<Item = (PathPattern, Arc<Route>)>, dialects: Dialects) -> Self {
@@ -347,6 +352,7 @@ impl Policy {
             routes,
             upstreams,
             places,
+            login_body: config.accounts.login_check.longest_body(),
             checks: Checks::new(config, metrics),
             conn_limits: ConnLimits {
                 max_head_bytes: limits.max_head_bytes,
@@ -381,6 +387,12 @@ impl Policy {
     /// Whether this user's conversations are kept out of the journal. Names are the same in any case.
     pub fn excludes(&self, username: &str) -> bool {
         !self.journal_excludes.is_empty() && self.journal_excludes.contains(&username.to_lowercase())
+    }
+
+    /// The most of a local call's body. `path` as [`normalize`] left it.
+    pub fn longest_local_body(&self, path: &[u8]) -> u64 {
+        let brings_factors = FACTOR_LOGINS.iter().any(|login| path.eq_ignore_ascii_case(login.as_bytes()));
+        (if brings_factors { self.login_body } else { MAX_LOCAL_BODY }) as u64
     }
 
     fn endpoints(&self) -> Vec<Arc<Endpoint>> {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
-use axum::extract::{FromRequest, FromRequestParts, Multipart, Path, Query, Request};
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Multipart, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, header};
 use base64::Engine;
@@ -15,22 +15,18 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
-use crate::accounts::checks::Checked;
 use crate::accounts::own::Proof;
 use crate::accounts::passwords::Password;
 use crate::actors::audit::Origin;
 use crate::clock::UnixMillis;
 use crate::domain::addresses::ClientAddress;
+use crate::domain::bodies::{LongBody, MAX_LOCAL_BODY, MAX_LONG_BODY};
 use crate::domain::cookies::{CookieRule, Provenance};
 use crate::domain::ids::RequestId;
 use crate::domain::meters::Micro;
 use crate::error::{CROSS_SITE, Reject};
 use crate::handler::render::Refused;
 
-/// The most a request's body may hold.
-pub const MAX_BODY_BYTES: usize = 256 << 10;
-/// The most a conversation that is handed in may hold.
-const MAX_CONVERSATION_BYTES: usize = 16 << 20;
 const DEFAULT_PAGE_SIZE: usize = 50;
 /// Far beyond any list, and far from any overflow.
 const MAX_PAGE: usize = 1 << 40;
@@ -63,9 +59,8 @@ impl<S: Send + Sync> FromRequest<S> for Call {
         let path = path_of(&mut parts, state).await;
         let query = Query::try_from_uri(&parts.uri).map(|Query(map)| map);
         let query = query.map_err(|_| Refused(Reject::BadRequest("The query string cannot be read".into())))?;
-        // Conversations are handed in by callers who were judged already, and are longer than anything else here.
-        let is_conversation = parts.extensions.get::<Checked>().is_some();
-        let most = if is_conversation { MAX_CONVERSATION_BYTES } else { MAX_BODY_BYTES };
+        let is_long = parts.extensions.get::<LongBody>().is_some();
+        let most = if is_long { MAX_LONG_BODY } else { MAX_LOCAL_BODY };
         let body = axum::body::to_bytes(body, most).await.map_err(|error| Refused(broken_body(error)))?;
         Ok(Self {
             address: parts.extensions.get::<ClientAddress>().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |client| client.0),
@@ -96,7 +91,7 @@ fn broken_body(error: axum::Error) -> Reject {
     let mut cause: Option<&dyn std::error::Error> = Some(&error);
     while let Some(error) = cause {
         if error.is::<http_body_util::LengthLimitError>() {
-            return Reject::BodyTooLarge { limit: MAX_BODY_BYTES as u64 };
+            return Reject::BodyTooLarge { limit: MAX_LOCAL_BODY as u64 };
         }
         cause = error.source();
     }
@@ -310,7 +305,9 @@ impl Call {
         }
         let unreadable = |_| Reject::BadRequest("The form cannot be read".into());
         let request = Request::builder().header(header::CONTENT_TYPE, kind);
-        let request = request.body(axum::body::Body::from(self.body.clone())).map_err(|_| Reject::Internal)?;
+        let mut request = request.body(axum::body::Body::from(self.body.clone())).map_err(|_| Reject::Internal)?;
+        // It was received already.
+        DefaultBodyLimit::disable().apply(&mut request);
         let mut parts = Multipart::from_request(request, &()).await.map_err(|_| unreadable(()))?;
         let mut map = Map::new();
         while let Some(part) = parts.next_field().await.map_err(|_| unreadable(()))? {

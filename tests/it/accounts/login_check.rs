@@ -474,6 +474,68 @@ fn what_noteria_s_page_sends_reaches_the_verifier() {
     assert_eq!(verifier.asked(), 1);
 }
 
+/// A photo is larger than whatever else is posted here.
+#[test]
+fn a_login_may_bring_a_photo() {
+    let verifier = Verifier::start();
+    let app = start(&verifier, "required = [\"photo\"]");
+    let (alice, root) = (app.register("alice"), app.admin_token());
+    let photo = "A".repeat(1 << 20);
+    let login = enter(&app, &alice.email, json!({"factors": {"photo": photo}}));
+    assert_eq!(login.status, 200, "{}", login.text());
+    assert_eq!(verifier.last().1["factors"]["photo"], json!(photo));
+
+    // As a file, which Noteria's page sends; the form is longer than what axum takes unasked.
+    let code = give_codes(&app, &root, &alice, 1).remove(0);
+    let mut form = String::new();
+    for (name, value) in [("email", alice.email.as_str()), ("password", PASSWORD), ("kodi_unik", &code)] {
+        form += &format!("--b\r\ncontent-disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n");
+    }
+    let file = "z".repeat(3 << 20);
+    form += "--b\r\ncontent-disposition: form-data; name=\"foto\"; filename=\"id.jpg\"\r\n\r\n";
+    let form = format!("{form}{file}\r\n--b--\r\n");
+    let kind = [("content-type", "multipart/form-data; boundary=b")];
+    let post = || http::call_raw(app.public, "POST", "/noteria/login.php", &kind, form.as_bytes());
+    assert_eq!(said(&post()), (413, "BODY_TOO_LARGE".into()), "two MiB are allowed");
+    let mut app = app;
+    app.reload(&verifier.config("required = [\"photo\"]\nmax_bytes = 5000000"));
+    let login = http::call_raw(app.public, "POST", "/noteria/login.php", &kind, form.as_bytes());
+    assert_eq!(login.status, 200, "{}", login.text());
+    assert_eq!(verifier.last().1["factors"]["photo"].as_str().map(str::len), Some(4 << 20));
+
+    let fields = json!({"username": "bobby", "email": "b@example.com", "password": PASSWORD, "about_me": photo});
+    let other = http::call(app.public, "POST", "/v1/users/register", &[], Some(&fields));
+    assert_eq!(said(&other), (413, "BODY_TOO_LARGE".into()), "nothing else grows");
+    app.reload("");
+    let off = enter(&app, &alice.email, json!({"factors": {"photo": photo}}));
+    assert_eq!(said(&off), (413, "BODY_TOO_LARGE".into()), "nor logins that nobody checks");
+}
+
+/// Nobody knows who sends them: what they take is bounded, and nobody else's.
+#[test]
+fn long_logins_are_received_sixteen_at_once() {
+    let verifier = Verifier::start();
+    let app = start(&verifier, "required = [\"photo\"]");
+    let alice = app.register("alice");
+    let head = "POST /v1/users/login HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n";
+    let slow = |length: &str| {
+        let mut conn = http::Conn::open(app.public);
+        conn.send(format!("{head}{length}\r\n\r\n"));
+        conn
+    };
+    let mut held: Vec<_> = (0..15).map(|_| slow("content-length: 1000000")).collect();
+    // Whoever does not say how much will come is taken for one of them.
+    held.push(slow("transfer-encoding: chunked"));
+    wait_until("all are being received", || app.metric("tollgate_long_logins") == 16.0);
+    let long = json!({"factors": {"photo": "A".repeat(300_000)}});
+    assert_eq!(said(&enter(&app, &alice.email, long.clone())), unavailable());
+    assert_eq!(enter(&app, &alice.email, json!({})).status, 200, "short ones go on");
+    assert_eq!(app.chat(&alice.key, json!({})).status, 200, "and so does all else");
+    held.pop();
+    wait_until("one has gone", || app.metric("tollgate_long_logins") == 15.0);
+    assert_eq!(enter(&app, &alice.email, long).status, 200);
+}
+
 /// One of the older systems opens a session for who registers.
 #[test]
 fn whoever_registers_is_not_in_yet() {
