@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::transcript::{To, Transcript, fits};
-use crate::support::{Options, TestApp};
+use crate::support::{Options, TestApp, wait_until};
 
 const HOST: &str = "https://api.promptenchanter.net";
 const ROUTES: &str = "[[routes]]\npath = \"/v1/prompt/*\"\nupstream = \"ai\"\ncost = { conversations = 1 }\n\
@@ -321,8 +321,10 @@ fn what_a_request_says_of_its_kind_is_recorded_while_the_dialect_is_on() {
         let body = json!({"level": "high", "messages": [{"role": "user", "content": "Hi"}], "r_type": "tot",
             "research_model": true});
         assert_eq!(app.call("POST", "/v1/prompt/completions", &user.key, Some(&body)).status, 200);
-        let logs = app.admin_call(&root, "GET", &format!("/v1/admin-panel/message-logs/{}", user.id), None).json();
-        let said = &logs["items"][0];
+        let path = format!("/v1/admin-panel/message-logs/{}", user.id);
+        let logs = || app.admin_call(&root, "GET", &path, None).json();
+        wait_until("the call is recorded", || logs()["items"][0].is_object());
+        let said = &logs()["items"][0];
         assert_eq!((&said["r_type"], &said["research_enabled"]), (&r_type, &json!(research)), "{said}");
     }
 }
