@@ -61,6 +61,8 @@ use crate::telemetry::metrics::{Exposition, Metrics};
 
 /// How often states that have run out are cleared away.
 const SWEEP: Duration = Duration::from_secs(5);
+/// How often it is written when keys were used; a crash forgets as much.
+const KEY_USES: Duration = Duration::from_secs(20);
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// Why the process cannot start.
@@ -190,6 +192,9 @@ impl Core {
     /// Writes everything that waits and ends the threads. The order matters: accounts last, as holds settle into them.
     pub fn close(&self) {
         self.users.write_back_all();
+        if let Err(reject) = self.accounts.write_key_uses_blocking() {
+            tracing::warn!(?reject, "when keys were last used could not be written");
+        }
         if let Err(error) = self.journal.stop() {
             tracing::error!(%error, "the journal could not be written to its end");
         }
@@ -695,6 +700,7 @@ fn share(
         core.accounts.tokens().clone(),
         core.users.clone(),
         core.accounts.blocks().clone(),
+        core.accounts.key_uses().clone(),
         config.limits.max_cached_credentials,
     );
     Shared {
@@ -959,7 +965,7 @@ fn add_probes(core: &Core, shared: &Arc<Shared>) {
         );
     });
     add_audit_probe(core);
-    add_mail_probe(core);
+    add_accounts_probe(core);
 }
 
 /// How the program and its machine are doing, for the health page of a dialect.
@@ -994,7 +1000,7 @@ fn timed_work(core: &Core) -> Scheduler {
     let told = |reject: Reject| format!("{reject:?}");
     let with = |core: &Core| core.accounts.clone();
     let (rules, tokens, deleted, sessions) = (with(core), with(core), with(core), with(core));
-    let (usage, users) = (with(core), core.users.clone());
+    let (usage, key_uses, users) = (with(core), with(core), core.users.clone());
     Scheduler::new(core.clock.clone())
         .with("address_rules", When::Every(SWEEP), move || {
             let accounts = rules.clone();
@@ -1009,6 +1015,10 @@ fn timed_work(core: &Core) -> Scheduler {
                 users.forget_old_keys().await;
                 Ok(String::new())
             }
+        })
+        .with("key_uses", When::Every(KEY_USES), move || {
+            let accounts = key_uses.clone();
+            async move { accounts.write_key_uses().await.map(|_| String::new()).map_err(told) }
         })
         .with("one_time_tokens", When::Every(HOUR), move || {
             let accounts = tokens.clone();
@@ -1053,7 +1063,7 @@ fn add_task_probe(core: &Core, tasks: Vec<Arc<TaskState>>) {
     });
 }
 
-fn add_mail_probe(core: &Core) {
+fn add_accounts_probe(core: &Core) {
     let accounts = Arc::downgrade(&core.accounts);
     core.metrics.probe(move |out: &mut Exposition| {
         let Some(accounts) = accounts.upgrade() else { return };
@@ -1080,6 +1090,13 @@ fn add_mail_probe(core: &Core) {
             "How long its reading took at the start; 0: not done.",
             took as f64 / 1000.0,
         );
+        let uses = accounts.key_uses();
+        out.counters(
+            "tollgate_key_uses_total",
+            "Times of a key's last use: noted once a minute, and what became of them.",
+            vec![result("noted", &uses.noted), result("written", &uses.written), result("dropped", &uses.dropped)],
+        );
+        out.gauge("tollgate_key_uses_waiting", "Keys whose last use waits to be written.", uses.waiting() as f64);
         out.gauge("tollgate_mail_queue", "Letters that wait to be sent.", accounts.letters_waiting() as f64);
     });
 }

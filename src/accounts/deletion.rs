@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use super::keys::drop_key;
 use super::mail::{Letter, LetterKind};
 use super::seal::Purpose;
 use super::tokens::TokenKind;
@@ -87,7 +88,7 @@ impl Accounts {
             batch.delete(tables::factor(Principal::User(id)));
         }
         for key in self.load_keys(id)? {
-            batch.delete(key.key).delete(tables::key_of_user(id, key.value.id));
+            drop_key(&key, batch);
         }
         for (mac, session) in self.load_sessions(id)? {
             sessions::close_session(&mac, &session.value, batch);

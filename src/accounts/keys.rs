@@ -87,6 +87,8 @@ pub struct KeyView {
     pub sealed: Option<String>,
     pub created_at: UnixMillis,
     pub expires_at: Option<UnixMillis>,
+    /// To the minute.
+    pub last_used: Option<UnixMillis>,
     pub limits: KeyLimits,
     pub rotated_to: Option<CredentialId>,
 }
@@ -95,8 +97,8 @@ fn purpose(user: UserId, key: CredentialId) -> Purpose<'static> {
     Purpose { what: "api key", whose: user.0, which: key.0 }
 }
 
-impl From<&ApiKey> for KeyView {
-    fn from(key: &ApiKey) -> Self {
+impl KeyView {
+    fn of(key: &ApiKey, last_used: Option<UnixMillis>) -> Self {
         Self {
             id: key.id,
             name: key.name.clone(),
@@ -104,6 +106,7 @@ impl From<&ApiKey> for KeyView {
             sealed: key.sealed.clone(),
             created_at: key.created_at,
             expires_at: key.expires_at,
+            last_used,
             limits: key.limits.clone(),
             rotated_to: key.rotated_to,
         }
@@ -152,13 +155,27 @@ fn is_over(key: &ApiKey, now: UnixMillis) -> bool {
     key.expires_at.is_some_and(|at| at <= now)
 }
 
+/// Removes all rows of a key.
+pub(super) fn drop_key(row: &Loaded<ApiKey>, batch: &mut Batch) {
+    let (user, id) = (row.value.user, row.value.id);
+    batch.delete(row.key.clone()).delete(tables::key_of_user(user, id)).delete(tables::key_use(user, id));
+}
+
+/// Removes the rows of keys that have run out.
+fn clear_dead_keys(keys: &[Loaded<ApiKey>], now: UnixMillis, batch: &mut Batch) {
+    keys.iter().filter(|key| is_over(&key.value, now)).for_each(|dead| drop_key(dead, batch));
+}
+
 impl Accounts {
     /// The keys of a user, oldest first, those that have run out included until they are cleared away.
     ///
     /// # Errors
     /// [`Reject::StoreUnavailable`].
     pub fn keys(&self, user: UserId) -> Result<Vec<KeyView>, Reject> {
-        let mut keys: Vec<KeyView> = self.load_keys(user)?.iter().map(|row| KeyView::from(&row.value)).collect();
+        let rows = self.load_keys(user)?;
+        let uses = self.last_uses(user, rows.iter().map(|row| row.value.id))?;
+        let view = |row: &Loaded<ApiKey>| KeyView::of(&row.value, uses.get(&row.value.id).copied());
+        let mut keys: Vec<KeyView> = rows.iter().map(view).collect();
         keys.sort_by_key(|key| (key.created_at, key.id));
         Ok(keys)
     }
@@ -177,7 +194,11 @@ impl Accounts {
     /// # Errors
     /// [`Reject::NotFound`] also for another user's.
     pub fn key(&self, user: UserId, id: CredentialId) -> Result<KeyView, Reject> {
-        Ok(KeyView::from(&self.load_key(user, id)?.value))
+        self.view(&self.load_key(user, id)?.value)
+    }
+
+    fn view(&self, key: &ApiKey) -> Result<KeyView, Reject> {
+        Ok(KeyView::of(key, self.last_use(key.user, key.id)?))
     }
 
     fn load_key(&self, user: UserId, id: CredentialId) -> Result<Loaded<ApiKey>, Reject> {
@@ -227,7 +248,7 @@ impl Accounts {
             if alive().any(|key| key.value.name == new.name && key.value.rotated_to.is_none()) {
                 return Err(Reject::Conflict("There is a key of this name already".into()));
             }
-            self.clear_dead_keys(user, keys, now, batch);
+            clear_dead_keys(keys, now, batch);
             self.add_key(user, &new, batch)
         })
         .await
@@ -263,7 +284,7 @@ impl Accounts {
             refuse(key.limits.faults())?;
             batch.require_equal(row.key.clone(), row.raw.clone());
             batch.put(row.key.clone(), super::encode_bounded(&key)?);
-            Ok(KeyView::from(&key))
+            self.view(&key)
         })
         .await
     }
@@ -278,9 +299,10 @@ impl Accounts {
             if row.value.name == DEFAULT_KEY && row.value.rotated_to.is_none() {
                 return Err(Reject::Conflict("The default key cannot be removed; it can be regenerated".into()));
             }
+            let view = self.view(&row.value)?;
             batch.require_equal(row.key.clone(), row.raw.clone());
-            batch.delete(row.key.clone()).delete(tables::key_of_user(user, id));
-            Ok(KeyView::from(&row.value))
+            drop_key(row, batch);
+            Ok(view)
         })
         .await
     }
@@ -312,11 +334,11 @@ impl Accounts {
             let old = &row.value;
             let (name, limits) = (old.name.clone(), old.limits.clone());
             let new = NewKey { name, limits, expires_at: old.expires_at, look: KeyLook::Canonical };
-            self.clear_dead_keys(user, keys, now, batch);
+            clear_dead_keys(keys, now, batch);
             let made = self.add_key(user, &new, batch)?;
             batch.require_equal(row.key.clone(), row.raw.clone());
             if grace.is_zero() {
-                batch.delete(row.key.clone()).delete(tables::key_of_user(user, id));
+                drop_key(row, batch);
             } else {
                 let ends = now.plus(grace);
                 let ends = old.expires_at.map_or(ends, |at| at.min(ends));
@@ -346,7 +368,7 @@ impl Accounts {
             return Err(Reject::Internal);
         };
         let text = String::from_utf8(text).map_err(|_| Reject::Internal)?;
-        Ok((KeyView::from(&row.value), Minted::again(text)))
+        Ok((self.view(&row.value)?, Minted::again(text)))
     }
 
     /// Replaces a user's default key. The old one is dead before this returns; the new one is shown here.
@@ -358,7 +380,7 @@ impl Accounts {
         let made = self.changing_keys(user, Forget::Credentials, Some(letter), |batch, keys| {
             for old in keys.iter().filter(|key| key.value.name == DEFAULT_KEY) {
                 batch.require_equal(old.key.clone(), old.raw.clone());
-                batch.delete(old.key.clone()).delete(tables::key_of_user(user, old.value.id));
+                drop_key(old, batch);
             }
             self.add_key(user, &NewKey { name: DEFAULT_KEY.into(), ..NewKey::default() }, batch)
         });
@@ -394,13 +416,6 @@ impl Accounts {
         Err(too_busy())
     }
 
-    /// Removes the rows of keys that have run out.
-    fn clear_dead_keys(&self, user: UserId, keys: &[Loaded<ApiKey>], now: UnixMillis, batch: &mut Batch) {
-        for dead in keys.iter().filter(|key| is_over(&key.value, now)) {
-            batch.delete(dead.key.clone()).delete(tables::key_of_user(user, dead.value.id));
-        }
-    }
-
     /// Mints a key and adds its rows to a batch.
     pub(super) fn add_key(&self, user: UserId, new: &NewKey, batch: &mut Batch) -> Result<(KeyView, Minted), Reject> {
         let minted = secrets::mint_api_key(new.look).map_err(|error| no_randomness(&error))?;
@@ -434,7 +449,7 @@ impl Accounts {
         let mac = self.pepper.mac(minted.expose().as_bytes());
         let pointer = tables::encode(&secrets::mac_to_hex(&mac)).map_err(|error| self.failed(&error))?;
         batch.put(tables::api_key(&mac), super::encode_bounded(&key)?).put(tables::key_of_user(user, key.id), pointer);
-        Ok((KeyView::from(&key), minted))
+        Ok((KeyView::of(&key, None), minted))
     }
 
     pub(super) fn load_keys(&self, user: UserId) -> Result<Vec<Loaded<ApiKey>>, Reject> {

@@ -15,6 +15,7 @@ pub mod deletion;
 pub mod devices;
 pub mod directory;
 pub mod jwt;
+pub mod key_use;
 pub mod keys;
 pub mod legacy;
 pub mod login_check;
@@ -168,6 +169,7 @@ pub struct Accounts {
     login_checks: login_check::LoginChecks,
     strangers: verification::Strangers,
     overview: overview::Kept,
+    key_uses: Arc<key_use::KeyUses>,
 }
 
 /// Names whose failures are remembered at once.
@@ -205,6 +207,7 @@ impl Accounts {
             login_checks: login_check::LoginChecks::new(&settings.accounts.login_check),
             strangers: verification::Strangers::new(),
             overview: overview::Kept::default(),
+            key_uses: Arc::default(),
             settings: ArcSwap::from_pointee(settings),
             committer,
             users,
@@ -267,6 +270,11 @@ impl Accounts {
     /// What makes and checks the tokens of sessions.
     pub fn tokens(&self) -> &Arc<TokenMint> {
         &self.tokens
+    }
+
+    /// When keys were used, as far as it is not on disk yet.
+    pub fn key_uses(&self) -> &Arc<key_use::KeyUses> {
+        &self.key_uses
     }
 
     /// Addresses that sent wrong credentials.

@@ -53,6 +53,8 @@ pub(super) struct KeyShape {
     per_minute: Option<u32>,
     created_at: Time,
     expires_at: Option<Time>,
+    /// To the minute; null: never.
+    last_used: Option<Time>,
     /// The key that takes this one's place.
     rotated_to: Option<u64>,
 }
@@ -69,6 +71,7 @@ impl From<&KeyView> for KeyShape {
             per_minute: view.limits.per_minute,
             created_at: view.created_at.into(),
             expires_at: view.expires_at.map(Time::from),
+            last_used: view.last_used.map(Time::from),
             rotated_to: view.rotated_to.map(|id| id.0),
         }
     }

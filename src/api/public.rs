@@ -374,6 +374,8 @@ struct OwnKey {
     #[schema(example = "pe-rqrF…")]
     masked: String,
     created_at: Time,
+    /// To the minute; null: never.
+    last_used: Option<Time>,
 }
 
 /// The caller's default key.
@@ -382,7 +384,13 @@ struct OwnKey {
 async fn api_key(State(accounts): Api, call: Call) -> Answer {
     let user = accounts.user_of_session(call.token()?)?;
     let key = accounts.default_key(user.id)?;
-    render::ok(OwnKey { success: true, key: key.sealed, masked: key.masked, created_at: key.created_at.into() })
+    render::ok(OwnKey {
+        success: true,
+        key: key.sealed,
+        masked: key.masked,
+        created_at: key.created_at.into(),
+        last_used: key.last_used.map(Time::from),
+    })
 }
 
 /// A new key, shown here and never again.

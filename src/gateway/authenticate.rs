@@ -14,6 +14,7 @@ use super::client_ip::ClientIp;
 use super::http1::head::{Name, RequestHead};
 use crate::accounts::blocks::AddressBlocks;
 use crate::accounts::jwt::TokenMint;
+use crate::accounts::key_use::{KeyUses, UseMark};
 use crate::accounts::keys::{self, CredentialKind};
 use crate::accounts::secrets::Pepper;
 use crate::actors::user::actor::UserActor;
@@ -58,6 +59,8 @@ pub struct Credential {
     expires_at: Option<UnixMillis>,
     /// `None` for a session, which has all of its user's rights.
     limits: Option<KeyLimits>,
+    /// Of a key.
+    used: Option<UseMark>,
 }
 
 /// Who calls, and with what.
@@ -79,6 +82,7 @@ pub struct Authenticator {
     tokens: Arc<TokenMint>,
     users: Arc<Registry>,
     blocks: Arc<AddressBlocks>,
+    uses: Arc<KeyUses>,
     known: Cache<SecretMac, Arc<Credential>, BuildHasherDefault<MacHasher>>,
     unknown: Cache<SecretMac, (), BuildHasherDefault<MacHasher>>,
 }
@@ -89,6 +93,7 @@ impl Authenticator {
         tokens: Arc<TokenMint>,
         users: Arc<Registry>,
         blocks: Arc<AddressBlocks>,
+        uses: Arc<KeyUses>,
         max_cached: u64,
     ) -> Self {
         Self {
@@ -96,6 +101,7 @@ impl Authenticator {
             tokens,
             users,
             blocks,
+            uses,
             known: Cache::builder().max_capacity(max_cached).build_with_hasher(BuildHasherDefault::default()),
             unknown: Cache::builder()
                 .max_capacity(MAX_UNKNOWN)
@@ -145,7 +151,7 @@ impl Authenticator {
                 && actor.generation() == credential.generation
             {
                 shard.cache(CacheResult::Hit);
-                return Ok(admit(actor, credential, mac, now));
+                return Ok(self.admit(actor, credential, mac, now));
             }
             shard.cache(CacheResult::Stale);
         } else if self.unknown.contains_key(&mac) {
@@ -174,13 +180,31 @@ impl Authenticator {
         let Some(found) = lookup()?.filter(|found| found.user == hint.user) else {
             return Ok(self.remember_unknown(mac));
         };
-        let limits = match found.kind {
-            CredentialKind::ApiKey { limits, .. } => Some(limits),
-            CredentialKind::Session { .. } => None,
+        let (limits, used) = match found.kind {
+            CredentialKind::ApiKey { id, limits } => (Some(limits), Some(UseMark::new(found.user, id))),
+            CredentialKind::Session { .. } => (None, None),
         };
-        let credential = Arc::new(Credential { user: found.user, generation, expires_at: found.expires_at, limits });
+        let expires_at = found.expires_at;
+        let credential = Arc::new(Credential { user: found.user, generation, expires_at, limits, used });
         self.known.insert(mac, credential.clone());
-        Ok(admit(actor, credential, mac, now))
+        Ok(self.admit(actor, credential, mac, now))
+    }
+
+    fn admit(
+        &self,
+        actor: Arc<UserActor>,
+        credential: Arc<Credential>,
+        mac: SecretMac,
+        now: UnixMillis,
+    ) -> Option<Caller> {
+        if credential.expires_at.is_some_and(|at| at <= now) {
+            return None;
+        }
+        if let Some(used) = &credential.used {
+            used.touch(now, &self.uses);
+        }
+        let standing = actor.standing();
+        Some(Caller { actor, standing, credential, mac })
     }
 
     fn remember_unknown(&self, mac: SecretMac) -> Option<Caller> {
@@ -192,14 +216,6 @@ impl Authenticator {
     pub fn cached(&self) -> u64 {
         self.known.entry_count()
     }
-}
-
-fn admit(actor: Arc<UserActor>, credential: Arc<Credential>, mac: SecretMac, now: UnixMillis) -> Option<Caller> {
-    if credential.expires_at.is_some_and(|at| at <= now) {
-        return None;
-    }
-    let standing = actor.standing();
-    Some(Caller { actor, standing, credential, mac })
 }
 
 /// The one credential of a request; `None` when there is none that could be one.

@@ -10,6 +10,7 @@
 //! | `ue/` email, folded | user id |
 //! | `k/` MAC of the key | [`ApiKey`](crate::domain::key::ApiKey) |
 //! | `uk/` user id, key id | MAC of the key |
+//! | `ku/` user id, key id | when the key was last used |
 //! | `s/` MAC of the session token | [`Session`](crate::domain::session::Session) |
 //! | `sr/` MAC of the refresh token | MAC of the session token |
 //! | `sp/` MAC of a refresh token that was used | [`Spent`](crate::domain::session::Spent) |
@@ -90,6 +91,14 @@ pub fn keys_of_user(user: UserId) -> Vec<u8> {
 
 pub fn key_of_user(user: UserId, id: CredentialId) -> Vec<u8> {
     [keys_of_user(user), id.0.to_be_bytes().to_vec()].concat()
+}
+
+pub fn key_uses_of_user(user: UserId) -> Vec<u8> {
+    key(b"ku/", &user.0.to_be_bytes())
+}
+
+pub fn key_use(user: UserId, id: CredentialId) -> Vec<u8> {
+    [key_uses_of_user(user), id.0.to_be_bytes().to_vec()].concat()
 }
 
 pub fn session(mac: &SecretMac) -> Vec<u8> {

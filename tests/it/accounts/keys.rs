@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Options, PASSWORD, TestApp, http};
+use crate::support::{Options, PASSWORD, TestApp, http, wait_until};
 
 fn login(app: &TestApp, email: &str) -> String {
     let answer = app.call("POST", "/v1/users/login", "", Some(&json!({"email": email, "password": PASSWORD})));
@@ -193,4 +193,59 @@ fn no_key_is_in_what_is_kept() {
         }
     }
     assert!(looked_at > 10_000 && secrets.iter().all(|secret| !metrics.contains(secret)));
+}
+
+#[test]
+fn lists_say_when_a_key_was_last_used_also_after_a_restart() {
+    let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
+    let from =
+        |moment| Options { backend: "sled", dir: Some(dir.clone()), manual_clock: Some(moment), ..Options::default() };
+    let mut app = TestApp::with(from("2026-01-15T12:00:00Z"));
+    let user = app.register("alice");
+    let token = login(&app, &user.email);
+    let (id, key) = make(&app, &token, json!({"name": "laptop", "models": ["gpt-4*"]}));
+    let hands = app.hands.clone().unwrap();
+    let admin = app.admin_token();
+    // Of the named key and of the default one, the same in every list.
+    let shown = |app: &TestApp, token: &str, admin: &str| -> (Value, Value) {
+        let own = app.call("GET", "/v1/users/keys", token, None).json();
+        for side in ["admin-panel", "support"] {
+            let staffs = app.admin_call(admin, "GET", &format!("/v1/{side}/users/{}/keys", user.id), None).json();
+            assert_eq!(staffs["keys"], own["keys"], "{side}");
+        }
+        let of = |name: &str| {
+            let keys = own["keys"].as_array().unwrap();
+            keys.iter().find(|key| key["name"] == name).unwrap()["last_used"].clone()
+        };
+        let one = app.call("GET", &format!("/v1/users/keys/{id}"), token, None).json();
+        assert_eq!(one["key"]["last_used"], of("laptop"));
+        let default = app.call("GET", "/v1/users/api-key", token, None).json();
+        assert_eq!(default["last_used"], of("default"));
+        (of("laptop"), of("default"))
+    };
+    assert_eq!(shown(&app, &token, &admin), (Value::Null, Value::Null));
+    assert_eq!(calls(&app, &key, "gpt-4o"), 200);
+    assert_eq!(calls(&app, &token, "gpt-4o"), 200);
+    assert_eq!(shown(&app, &token, &admin), (json!("2026-01-15T12:00:00Z"), Value::Null), "a session is no key");
+    hands.advance(std::time::Duration::from_secs(30));
+    assert_eq!(calls(&app, &key, "gpt-4o"), 200);
+    assert_eq!(shown(&app, &token, &admin).0, json!("2026-01-15T12:00:00Z"), "to the minute");
+    hands.advance(std::time::Duration::from_secs(40));
+    // Also one that is refused what it asks for; not one that nobody has.
+    assert_eq!((calls(&app, &key, "o1"), calls(&app, &format!("{key}x"), "gpt-4o")), (403, 401));
+    assert_eq!(shown(&app, &token, &admin).0, json!("2026-01-15T12:01:10Z"));
+    wait_until("the uses are on disk", || {
+        hands.advance(std::time::Duration::from_secs(1));
+        app.metric("tollgate_key_uses_total{result=\"written\"}") > 0.0
+            && app.metric("tollgate_key_uses_waiting") == 0.0
+    });
+    assert_eq!(app.metric("tollgate_key_uses_total{result=\"dropped\"}"), 0.0);
+    // The default key's use waits when the process ends in good order.
+    assert_eq!(calls(&app, &user.key, "gpt-4o"), 200);
+    let (laptop, default) = shown(&app, &token, &admin);
+    app.stop();
+    let app = TestApp::with(from("2026-01-15T18:00:00Z"));
+    let token = login(&app, &user.email);
+    let admin = app.admin_token();
+    assert_eq!(shown(&app, &token, &admin), (laptop, default));
 }
