@@ -167,6 +167,7 @@ impl Core {
             holds_open: AtomicI64::new(0),
             generations: AtomicU64::new(0),
             resets: AtomicU64::new(resets),
+            plans: ArcSwap::from_pointee(config.plans.clone()),
         });
         let idle_ms = config.limits.user_idle.0.as_millis() as u64;
         let users = Arc::new(Registry::new(around, config.limits.max_live_users, idle_ms));

@@ -6,6 +6,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::plans::unlimited_fault;
 use super::users::{self, MAX_REASON, MeterView, refuse_deleted};
 use super::{Accounts, MAX_TRIES, too_busy};
 use crate::actors::user::ledger::{Command, Reply};
@@ -54,13 +55,15 @@ impl Accounts {
         refuse_deleted(&self.user(id)?)?;
         let actor = self.actor(id)?;
         let mut faults = Vec::new();
-        if !self.settings().meters.contains(&meter) {
-            // Only then: a meter that is no longer in the config may still be in the account.
-            let account = actor.account().map_err(|_| Reject::Internal)?;
-            if account.meter(&meter).is_none() {
+        let account = actor.account().map_err(|_| Reject::Internal)?;
+        match account.meter(&meter) {
+            Some(present) if present.reset.is_unlimited() => faults.push(unlimited_fault("meter", &meter)),
+            // A meter that is no longer in the config may still be in the account.
+            None if !self.settings().meters.contains(&meter) => {
                 let known: Vec<String> = self.settings().meters.iter().map(ToString::to_string).collect();
                 faults.push(format!("meter: there is no such meter; the config has {}", known.join(", ")));
             }
+            _ => {}
         }
         if amount == Micro::ZERO {
             faults.push("amount: must not be 0".into());

@@ -26,6 +26,7 @@ pub mod operator;
 pub mod overview;
 pub mod own;
 pub mod passwords;
+mod plans;
 pub mod roster;
 pub mod seal;
 pub mod secrets;
@@ -58,7 +59,7 @@ use crate::domain::ids::{SecretMac, UserId};
 use crate::domain::meters::MeterName;
 use crate::domain::user::User;
 use crate::error::Reject;
-use crate::store::committer::Committer;
+use crate::store::committer::{Committer, Rider};
 use crate::store::{Batch, MAX_VALUE_BYTES, Store, StoreError, tables};
 use crate::telemetry::metrics::Metrics;
 
@@ -228,6 +229,7 @@ impl Accounts {
         self.addresses.reconfigure(&settings.access);
         self.oauth.reconfigure(&settings.oauth, &self.clock);
         self.login_checks.reconfigure(&settings.accounts.login_check);
+        self.users.set_plans(&settings.plans);
         self.settings.store(Arc::new(settings));
     }
 
@@ -311,9 +313,20 @@ impl Accounts {
     /// Commits a change of a user's row or credentials and puts it in force. Goes on to the end even when the caller is
     /// dropped in between: a client that leaves must not leave memory behind the disk.
     async fn commit_for_user(&self, user: UserId, batch: Batch, forget: Forget) -> Result<(), StoreError> {
+        self.commit_with_meters(user, batch, Box::new(|_| Ok(())), forget).await
+    }
+
+    /// As [`Accounts::commit_for_user`], with what `rider` adds to the batch when it is committed.
+    async fn commit_with_meters(
+        &self,
+        user: UserId,
+        batch: Batch,
+        rider: Rider,
+        forget: Forget,
+    ) -> Result<(), StoreError> {
         let (committer, in_force) = (self.committer.clone(), self.in_force.clone());
         let task = tokio::spawn(async move {
-            committer.commit(batch).await?;
+            committer.commit_with(batch, rider).await?;
             in_force.apply(user, forget)
         });
         let done = task.await.unwrap_or_else(|_| Err(StoreError::Failed("a commit was given up".into())));

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+
 use super::credits::Whose;
 use super::keys::{CredentialKind, find_credential};
 use super::passwords::{Password, Rule};
@@ -47,11 +49,16 @@ pub(crate) struct World {
 }
 
 pub(crate) fn world(toml: &str) -> World {
+    let rows = Arc::<MemoryStore>::default();
+    world_on(toml, rows.clone(), rows)
+}
+
+/// On a store that keeps what it is given in `rows`.
+pub(crate) fn world_on(toml: &str, store: Arc<dyn Store>, rows: Arc<MemoryStore>) -> World {
     let config = Config::parse("test.toml", toml, std::iter::empty()).unwrap();
-    let store = Arc::new(MemoryStore::default());
     let metrics = Arc::new(Metrics::new(0));
     let pace = CommitPace { gap: Duration::ZERO, row_gap: Duration::ZERO, max_pending: 1000 };
-    let committer = Committer::start(store.clone(), pace, metrics.clone()).unwrap();
+    let committer = Committer::start(store, pace, metrics.clone()).unwrap();
     let (clock, hands) = Clock::manual(UnixMillis::parse_rfc3339("2026-01-15T12:00:00Z").unwrap());
     let around = Surroundings {
         clock: clock.clone(),
@@ -64,6 +71,7 @@ pub(crate) fn world(toml: &str) -> World {
         holds_open: AtomicI64::new(0),
         generations: AtomicU64::new(0),
         resets: AtomicU64::new(0),
+        plans: ArcSwap::from_pointee(config.plans.clone()),
     };
     let users = Arc::new(Registry::new(Arc::new(around), 10_000, 60_000));
     let dir = tempfile::tempdir().unwrap();
@@ -82,7 +90,7 @@ pub(crate) fn world(toml: &str) -> World {
         sealer: super::seal::Sealer::new(&[8; 32]).unwrap(),
         tokens: super::jwt::TokenMint::eddsa(&config.accounts.tokens, &[&[9; 32]]).unwrap(),
     };
-    World { accounts: Arc::new(Accounts::new(parts).unwrap()), users, store, hands, journal, dir }
+    World { accounts: Arc::new(Accounts::new(parts).unwrap()), users, store: rows, hands, journal, dir }
 }
 
 impl World {

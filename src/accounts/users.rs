@@ -15,11 +15,12 @@ use super::directory::{Counts, Directory, UserQuery};
 use super::keys::NewKey;
 use super::mail::{Letter, LetterKind};
 use super::passwords::{Password, Rule};
+use super::plans::MeterChange;
 use super::secrets::Minted;
 use super::sessions::SessionView;
 use super::{Accounts, Forget, MAX_TRIES, Settings, sessions, too_busy};
 use crate::actors::user::actor::UserActor;
-use crate::actors::user::ledger::{self, Account, Command, Meter, Recovery, Reply};
+use crate::actors::user::ledger::{self, Account, Meter};
 use crate::actors::writer::{Filter, Page as JournalPage};
 use crate::clock::UnixMillis;
 use crate::config::Plan;
@@ -29,7 +30,6 @@ use crate::domain::meters::{MeterName, Micro, ResetHour};
 use crate::domain::session::SessionStyle;
 use crate::domain::user::{Profile, Role, Status, User, UserType, Verification, Vetting};
 use crate::error::Reject;
-use crate::store::committer::Epoch;
 use crate::store::{Batch, Order, Store, StoreError, prefix_end, tables};
 
 /// The most a page of any list holds.
@@ -352,7 +352,7 @@ impl Accounts {
             return Err(self.hide_taken(&user, new.password, taken).await?);
         }
         user.password_hash = Some(self.passwords.enter()?.hash(new.password).await?);
-        let meters = self.fresh_account(plan)?;
+        let meters = self.fresh_account(plan);
         let entrance = entrance.filter(|_| self.opens_at_registration());
         let mut session = None;
         let more = |user: &User, batch: &mut Batch| {
@@ -424,22 +424,11 @@ impl Accounts {
         Err(too_busy())
     }
 
-    pub(super) fn fresh_account(&self, plan: &Plan) -> Result<Account, Reject> {
+    pub(super) fn fresh_account(&self, plan: &Plan) -> Account {
         let mut account = Account::born_after(self.users.around().resets.load(Ordering::SeqCst));
-        for meter in &plan.meters {
-            let set = Command::Set {
-                meter: &meter.name,
-                balance: Some(meter.grant),
-                reset: Some(meter.reset),
-                period: Some(meter.period),
-            };
-            // Nobody has an actor yet, so the pure turn is run here.
-            let (reply, _) = ledger::step(&mut account, self.clock.now(), self.reset_hour(), Recovery::Charge, set);
-            if reply == Reply::OutOfRange {
-                return Err(Reject::Internal);
-            }
-        }
-        Ok(account)
+        // Nobody has an actor yet, so the pure turn is run here.
+        ledger::give_missing(&mut account, &plan.meters, self.clock.now(), self.reset_hour());
+        account
     }
 
     fn reset_hour(&self) -> ResetHour {
@@ -584,8 +573,8 @@ impl Accounts {
         self.update_user_telling(id, AdminUpdate { profile: update, ..AdminUpdate::default() }).await
     }
 
-    /// Changes a user as staff: first his row, then his meters. A new plan brings its reset amounts and periods and raises
-    /// balances to its grants, never lowers them; balances that the update names come after that.
+    /// Changes a user as staff, his row and his meters in one commit; what a new plan does to meters is said in
+    /// [`super::plans`]. Balances that the update names come after that.
     ///
     /// # Errors
     /// [`Reject::Invalid`], [`Reject::Conflict`] for an email that is taken, [`Reject::NotFound`] also for deleted users.
@@ -593,8 +582,7 @@ impl Accounts {
         Ok(self.update_user_telling(id, update).await?.0)
     }
 
-    /// As [`Accounts::update_user`]; says what has changed. Calls of the user's go on meanwhile, so a balance's two values
-    /// may differ by more than the update.
+    /// As [`Accounts::update_user`]; says what has changed.
     ///
     /// # Errors
     /// As [`Accounts::update_user`].
@@ -611,67 +599,23 @@ impl Accounts {
             return Err(Reject::Invalid(faults));
         }
         let plan = update.plan.as_deref().and_then(|word| settings.plan(canonical_plan(word)));
-        let (mut plan_changed, mut changes) = (false, Vec::new());
+        let actor = self.actor(id)?;
+        let mut changes = Vec::new();
         let edit = |user: &mut User, batch: &mut Batch| {
             refuse_deleted(user)?;
-            plan_changed = plan.is_some_and(|plan| plan.name != user.plan);
+            let meters = MeterChange::of(&update, plan.filter(|plan| plan.name != user.plan));
+            let faults = meters.faults(&actor.account().map_err(|_| Reject::Internal)?);
+            if !faults.is_empty() {
+                return Err(Reject::Invalid(faults));
+            }
             let before = user.clone();
             apply_update(user, &update, plan, batch)?;
             changes = changes_of_user(&before, user);
-            Ok(())
+            Ok(meters)
         };
-        let user = self.change_user(id, Forget::Nothing, edit).await?;
-        let epoch = self.update_meters(id, &update, plan.filter(|_| plan_changed), &mut changes)?;
-        if let Some(epoch) = epoch {
-            self.committer.wait(epoch).await.map_err(|error| self.failed(&error))?;
-        }
+        let (user, of_meters) = self.change_user_and_meters(id, edit).await?;
+        changes.extend(of_meters);
         Ok((user, changes))
-    }
-
-    fn update_meters(
-        &self,
-        id: UserId,
-        update: &AdminUpdate,
-        new_plan: Option<&Plan>,
-        changes: &mut Vec<Change>,
-    ) -> Result<Option<Epoch>, Reject> {
-        if new_plan.is_none() && update.credits.is_none() && update.conversations.is_none() {
-            return Ok(None);
-        }
-        let actor = self.actor(id)?;
-        let before = actor.account().map_err(|_| Reject::Internal)?;
-        let mut last = None;
-        let mut set = |meter: &MeterName, balance, reset, period| {
-            let answer = actor.ask(Command::Set { meter, balance, reset, period }).map_err(|_| Reject::Internal)?;
-            if answer.reply == Reply::OutOfRange {
-                return Err(Reject::Invalid(vec![format!("{meter}: the amount is too large")]));
-            }
-            last = Some(answer.epoch);
-            Ok(())
-        };
-        if let Some(plan) = new_plan {
-            for meter in &plan.meters {
-                let present = before.meter(&meter.name).copied().unwrap_or_default();
-                // What had no limit has one from now on.
-                let was_unlimited = present.reset.is_unlimited() && !meter.reset.is_unlimited();
-                let raised = (present.balance < meter.grant || was_unlimited).then_some(meter.grant);
-                set(&meter.name, raised, Some(meter.reset), Some(meter.period))?;
-            }
-        }
-        // A meter without a limit goes with the plan that gave it.
-        for (name, meter) in before.meters() {
-            let lost = new_plan.is_some_and(|plan| plan.meters.iter().all(|given| given.name != *name));
-            if lost && meter.reset.is_unlimited() {
-                set(name, Some(Micro::ZERO), Some(Micro::ZERO), None)?;
-            }
-        }
-        for (name, change) in [("credits", update.credits), ("conversations", update.conversations)] {
-            let Some(change) = change else { continue };
-            let meter = MeterName::parse(name).ok_or(Reject::Internal)?;
-            set(&meter, change.balance, change.reset, None)?;
-        }
-        changes.extend(changes_of_meters(&before, &actor.account().map_err(|_| Reject::Internal)?));
-        Ok(last)
     }
 
     /// Stops a user's calls until [`Accounts::activate`].
@@ -896,19 +840,6 @@ fn changes_of_user(before: &User, after: &User) -> Vec<Change> {
     ] {
         if from != to {
             changes.push(Change::new(name, "…", "…"));
-        }
-    }
-    changes
-}
-
-fn changes_of_meters(before: &Account, after: &Account) -> Vec<Change> {
-    let mut changes = Vec::new();
-    for (name, now) in after.meters() {
-        let (balance, reset) = before.meter(name).map_or((Micro::ZERO, Micro::ZERO), |was| (was.balance, was.reset));
-        for (part, from, to) in [("balance", balance, now.balance), ("reset", reset, now.reset)] {
-            if from != to {
-                changes.push(Change::new(format!("{name}.{part}"), from.to_json(), to.to_json()));
-            }
         }
     }
     changes

@@ -249,11 +249,13 @@ pub struct MeterShape {
 pub fn meters(views: &[MeterView]) -> BTreeMap<String, MeterShape> {
     let shape = |view: &MeterView| {
         let meter = &view.meter;
+        let balance = view.shown_balance();
         let shape = MeterShape {
-            balance: Amount(view.shown_balance()),
+            balance: Amount(balance),
             held: Amount(meter.held),
             spent: Amount(meter.spent),
-            granted: Amount(meter.granted),
+            // Of what is shown: what there really is of a meter without a limit says nothing.
+            granted: Amount(balance.saturating_add(meter.held).saturating_add(meter.spent)),
             reset: Amount(view.shown_reset()),
             unlimited: meter.reset.is_unlimited(),
             period: period(meter.period),

@@ -192,7 +192,7 @@ impl PriceList {
 }
 
 /// What a plan gives its users.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     pub name: Arc<str>,
     pub meters: Vec<PlanMeter>,
@@ -200,7 +200,7 @@ pub struct Plan {
     pub price: Option<String>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlanMeter {
     pub name: MeterName,
     pub grant: Micro,

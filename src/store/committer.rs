@@ -2,7 +2,7 @@
 //!
 //! Owns group commit: it drains what waits, commits one batch, and publishes one durable epoch number. Users' meters come
 //! as *dirty rows*, read at the moment of the commit, so that a thousand turns of one user cost one write; everything else
-//! comes as batches with preconditions. After a failed write it acknowledges nothing any more (invariant 9). Never decides
+//! comes as batches with preconditions, and what must be on disk together with a batch rides with it. After a failed write it acknowledges nothing any more (invariant 9). Never decides
 //! what to write.
 
 use std::collections::HashMap;
@@ -91,8 +91,13 @@ struct Queue {
     stop: bool,
 }
 
+/// Rows that belong to a batch and are known only when it is committed: meters, which change all the time. The store thread
+/// runs it when the batch's preconditions hold; an error refuses the batch.
+pub type Rider = Box<dyn FnOnce(&mut Vec<Op>) -> Result<(), StoreError> + Send>;
+
 struct Submitted {
     batch: Batch,
+    rider: Option<Rider>,
     reply: Reply,
 }
 
@@ -180,7 +185,15 @@ impl Committer {
     /// # Errors
     /// As [`Store::commit`]; a conflict concerns this batch alone.
     pub async fn commit(&self, batch: Batch) -> Result<(), StoreError> {
-        self.submit(batch).await.unwrap_or_else(|_| Err(stopped()))
+        self.submit(batch, None).await.unwrap_or_else(|_| Err(stopped()))
+    }
+
+    /// Commits a batch and what its rider adds to it, and returns when both are on disk.
+    ///
+    /// # Errors
+    /// As [`Committer::commit`], and the rider's own, which changes nothing.
+    pub async fn commit_with(&self, batch: Batch, rider: Rider) -> Result<(), StoreError> {
+        self.submit(batch, Some(rider)).await.unwrap_or_else(|_| Err(stopped()))
     }
 
     /// As [`Committer::commit`], for threads that may block.
@@ -188,17 +201,17 @@ impl Committer {
     /// # Errors
     /// As [`Committer::commit`].
     pub fn commit_blocking(&self, batch: Batch) -> Result<(), StoreError> {
-        self.submit(batch).blocking_recv().unwrap_or_else(|_| Err(stopped()))
+        self.submit(batch, None).blocking_recv().unwrap_or_else(|_| Err(stopped()))
     }
 
-    fn submit(&self, batch: Batch) -> oneshot::Receiver<Result<(), StoreError>> {
+    fn submit(&self, batch: Batch, rider: Option<Rider>) -> oneshot::Receiver<Result<(), StoreError>> {
         let (reply, answer) = oneshot::channel();
         let mut queue = self.0.queue.lock();
         if self.has_failed() || queue.stop {
             let _ = reply.send(Err(stopped()));
             return answer;
         }
-        queue.batches.push(Submitted { batch, reply });
+        queue.batches.push(Submitted { batch, rider, reply });
         self.0.waiting.store(queue.len(), Ordering::Relaxed);
         drop(queue);
         self.0.wake.notify_one();
@@ -365,8 +378,8 @@ impl Shared {
         let mut group = Batch::default();
         let mut changed: HashMap<Vec<u8>, Option<Vec<u8>>> = HashMap::new();
         let mut replies = Vec::with_capacity(batches.len());
-        for Submitted { batch, reply } in batches {
-            let verdict = self.judge(&batch, &changed);
+        for Submitted { mut batch, rider, reply } in batches {
+            let verdict = self.judge(&batch, &changed).and_then(|()| rider.map_or(Ok(()), |ride| ride(&mut batch.ops)));
             if verdict.is_ok() {
                 for op in &batch.ops {
                     let value = match op {
@@ -518,10 +531,38 @@ mod tests {
         batch
     }
 
+    #[tokio::test]
+    async fn what_rides_with_a_batch_is_in_its_commit_or_nowhere() {
+        let store = Arc::new(MemoryStore::default());
+        let committer = start(store.clone());
+        let ride = |key: &'static [u8]| -> Rider {
+            Box::new(move |ops| {
+                ops.push(Op::Put { key: key.to_vec(), value: b"rides".to_vec() });
+                Ok(())
+            })
+        };
+        committer.commit_with(create(b"a"), ride(b"b")).await.unwrap();
+        assert_eq!(store.get(b"b"), Ok(Some(b"rides".to_vec())));
+        // The batch lost its race: what rides is not even asked.
+        let lost = committer.commit_with(create(b"a"), Box::new(|_| panic!("asked"))).await;
+        assert_eq!(lost, Err(StoreError::Conflict { key: b"a".to_vec() }));
+        // What rides refuses: neither is there, also not what it had begun to add.
+        let refusing: Rider = Box::new(|ops| {
+            ops.push(Op::Put { key: b"d".to_vec(), value: Vec::new() });
+            Err(StoreError::Refused("no".into()))
+        });
+        assert_eq!(committer.commit_with(create(b"c"), refusing).await, Err(StoreError::Refused("no".into())));
+        assert_eq!((store.get(b"c"), store.get(b"d")), (Ok(None), Ok(None)));
+        // Batches after it see what rode.
+        committer.commit_with(create(b"e"), ride(b"f")).await.unwrap();
+        assert_eq!(committer.commit(create(b"f")).await, Err(StoreError::Conflict { key: b"f".to_vec() }));
+        committer.stop();
+    }
+
     #[test]
     fn racing_creations_have_one_winner_even_within_one_group() {
         let committer = start(Arc::new(MemoryStore::default()));
-        let answers: Vec<_> = (0..50).map(|_| committer.submit(create(b"one"))).collect();
+        let answers: Vec<_> = (0..50).map(|_| committer.submit(create(b"one"), None)).collect();
         let won =
             answers.into_iter().filter(|_| true).map(|a| a.blocking_recv().unwrap()).filter(Result::is_ok).count();
         assert_eq!(won, 1);
@@ -634,7 +675,7 @@ mod tests {
     fn a_visit_comes_after_what_was_queued_before_it() {
         let committer = start(Arc::new(MemoryStore::default()));
         for n in 0..100u8 {
-            let answer = committer.submit(create(&[n]));
+            let answer = committer.submit(create(&[n]), None);
             let reader = committer.clone();
             let there = committer.between_commits(move || reader.store().get(&[n]).unwrap().is_some());
             assert!(there.unwrap());

@@ -503,7 +503,7 @@ impl Accounts {
             self.add_identity(user, provider, claims, batch)?;
             if user.email_verified { Ok(()) } else { self.ask_to_verify(user, batch) }
         };
-        Ok(self.insert_user(user, &self.fresh_account(plan)?, KeyLook::Canonical, add).await?.0)
+        Ok(self.insert_user(user, &self.fresh_account(plan), KeyLook::Canonical, add).await?.0)
     }
 
     /// A free username for somebody who has given an email only.

@@ -275,7 +275,7 @@ impl Accounts {
     }
 
     fn account_of(&self, incoming: &Incoming, plan: &Plan) -> Result<Account, Reject> {
-        let mut account = self.fresh_account(plan)?;
+        let mut account = self.fresh_account(plan);
         for (meter, update) in meters_of(incoming) {
             let set = Command::Set { meter: &meter, balance: update.balance, reset: update.reset, period: None };
             // As in `fresh_account`: nobody has an actor yet.

@@ -8,15 +8,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
+use arc_swap::ArcSwap;
 use governor::state::InMemoryState;
 use parking_lot::Mutex;
 
 use super::ledger::{self, Account, Amounts, Command, Records, Recovery, Reply};
 use super::once::{Attempt, Ended, KeptAnswer, KeptBytes, OnceBook, OnceKey, OnceLimits};
 use crate::clock::{Clock, UnixMillis};
+use crate::config::Plan;
 use crate::domain::ids::UserId;
-use crate::domain::meters::{MeterName, Micro, ResetHour};
-use crate::domain::user::Standing;
+use crate::domain::meters::{MeterName, Micro, ResetHour, ResetPeriod};
+use crate::domain::user::{Standing, Status};
 use crate::error::Reject;
 use crate::store::committer::{Committer, DirtyRow, Epoch};
 use crate::store::{Op, StoreError, tables};
@@ -38,6 +40,17 @@ pub struct Surroundings {
     pub generations: AtomicU64,
     /// The number of the last reset of all users' meters, which is on disk. Accounts [catch up](ledger::catch_up) lazily.
     pub resets: AtomicU64,
+    /// What plans give. Users get what is new in theirs when they are loaded, or at the change if they are in use.
+    pub plans: ArcSwap<Vec<Plan>>,
+}
+
+/// One meter as it is to be set; what is `None` stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeterSetting {
+    pub meter: MeterName,
+    pub balance: Option<Micro>,
+    pub reset: Option<Micro>,
+    pub period: Option<ResetPeriod>,
 }
 
 impl Surroundings {
@@ -258,6 +271,63 @@ impl UserActor {
         book.recover(self.id, self.around.recovery, self.around.committer.store())
     }
 
+    /// Sets meters in one turn, whose rows go into a batch that is just being committed: with it on disk, or without it
+    /// nowhere. `settings` are made of the account as it stands. Answers the account before and after.
+    ///
+    /// # Errors
+    /// The meter that cannot hold what it should; `None` after a panic or when a row has no form. Nothing is changed then.
+    pub fn set_within(
+        self: &Arc<Self>,
+        ops: &mut Vec<Op>,
+        settings: impl FnOnce(&Account) -> Vec<MeterSetting>,
+    ) -> Result<(Account, Account), Option<MeterName>> {
+        let now = self.around.clock.now();
+        let mut state = self.state.lock();
+        self.turn(&mut state, now, Command::Look).map_err(|_| None)?;
+        let before = state.account.clone();
+        for MeterSetting { meter, balance, reset, period } in settings(&before) {
+            match self.turn(&mut state, now, Command::Set { meter: &meter, balance, reset, period }) {
+                Ok(Reply::OutOfRange) => {
+                    state.account.put_back(before.numbers());
+                    return Err(Some(meter));
+                }
+                Ok(_) => {}
+                Err(TurnPanicked) => {
+                    state.account.put_back(before.numbers());
+                    return Err(None);
+                }
+            }
+        }
+        // Written once more with the next commit, which the turns have asked for: the epoch of this one is not known here.
+        self.mark(&mut state);
+        let after = state.account.clone();
+        self.append_rows(&mut state, ops).map_err(|_| None)?;
+        Ok((before, after))
+    }
+
+    /// Gives what is new in the user's plan.
+    pub fn give_missing(self: &Arc<Self>) {
+        let plans = self.around.plans.load();
+        let mut state = self.state.lock();
+        let Some(plan) = plans.iter().find(|plan| plan.name == state.standing.plan) else { return };
+        if state.standing.status != Status::Deleted
+            && ledger::give_missing(&mut state.account, &plan.meters, self.around.clock.now(), self.around.reset_hour)
+        {
+            // Until it is written, a start comes to the same.
+            state.unwritten = true;
+        }
+    }
+
+    /// The account's row as it is, and with it what the disk does not have of idempotency keys.
+    fn append_rows(&self, state: &mut State, ops: &mut Vec<Op>) -> Result<(), StoreError> {
+        if let Some(book) = &mut state.once {
+            book.write_to(self.id, ops)?;
+        }
+        let value = tables::encode(&state.account.to_row())?;
+        ops.push(Op::Put { key: tables::meters(self.id), value });
+        Ok(())
+    }
+
     fn mark(self: &Arc<Self>, state: &mut State) {
         if !state.queued {
             state.queued = true;
@@ -333,20 +403,11 @@ impl UserActor {
 
 impl DirtyRow for UserActor {
     fn write_to(&self, ops: &mut Vec<Op>) {
-        let row = {
-            let mut state = self.state.lock();
-            state.queued = false;
-            state.unwritten = false;
-            if let Some(book) = &mut state.once
-                && let Err(error) = book.write_to(self.id, ops)
-            {
-                tracing::error!(user = %self.id, %error, "an idempotency key could not be encoded");
-            }
-            state.account.to_row()
-        };
-        match tables::encode(&row) {
-            Ok(value) => ops.push(Op::Put { key: tables::meters(self.id), value }),
-            Err(error) => tracing::error!(user = %self.id, %error, "an account could not be encoded"),
+        let mut state = self.state.lock();
+        state.queued = false;
+        state.unwritten = false;
+        if let Err(error) = self.append_rows(&mut state, ops) {
+            tracing::error!(user = %self.id, %error, "an account or an idempotency key could not be encoded");
         }
     }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use crate::clock::UnixMillis;
+use crate::config::PlanMeter;
 use crate::domain::meters::{MeterName, Micro, ResetHour, ResetPeriod};
 use crate::error::Shortage;
 
@@ -55,6 +56,17 @@ impl Meter {
         self.balance = to;
         self.granted = granted;
         Some(())
+    }
+
+    /// The meter with `amount` at its disposal. One without a limit is set back when it is short, whatever brought it there:
+    /// it refuses nobody.
+    fn with(&self, amount: Micro) -> Option<Self> {
+        let mut meter = *self;
+        let may_refill = meter.reset.is_unlimited() && amount <= meter.reset;
+        if amount > meter.balance && !(may_refill && meter.set_balance(meter.reset).is_some()) {
+            return None;
+        }
+        Some(meter)
     }
 }
 
@@ -293,11 +305,10 @@ fn hold(
     // First all questions, then all changes: a call takes from every meter or from none.
     for (name, amount) in meters.iter().zip(amounts) {
         let at = account.position(name).and_then(|at| account.meters.get(at));
-        let balance = at.map_or(Micro::ZERO, |m| m.balance);
-        if *amount > balance {
+        if at.copied().unwrap_or_default().with(*amount).is_none() {
             let shortage = Shortage {
                 meter: name.clone(),
-                left: balance,
+                left: at.map_or(Micro::ZERO, |m| m.balance),
                 needed: *amount,
                 reset: at.filter(|m| m.period != ResetPeriod::Never).map(|m| m.reset),
                 resets_at: at.and_then(|m| m.period.next(now, hour)).map(|s| UnixMillis(s.max(0) as u64 * 1000)),
@@ -313,6 +324,7 @@ fn hold(
             left.push(Micro::ZERO);
             continue;
         };
+        *meter = meter.with(*amount).unwrap_or(*meter);
         meter.balance.0 -= amount.0;
         meter.held.0 += amount.0;
         changed |= amount.0 != 0;
@@ -419,6 +431,21 @@ pub fn catch_up(account: &mut Account, latest: u64) -> bool {
         let _ = meter.set_balance(meter.reset);
     }
     true
+}
+
+/// Gives an account the meters of its plan that it does not have, as somebody new to the plan gets them. Says whether any
+/// were missing. Those it has stay as they are.
+pub fn give_missing(account: &mut Account, plan: &[PlanMeter], now: UnixMillis, hour: ResetHour) -> bool {
+    let mut any = false;
+    for given in plan {
+        if account.position(&given.name).is_some() {
+            continue;
+        }
+        let (balance, reset, period) = (Some(given.grant), Some(given.reset), Some(given.period));
+        // An amount that no meter can hold gives none.
+        any |= matches!(set(account, now, hour, &given.name, balance, reset, period).0, Reply::Done(_));
+    }
+    any
 }
 
 #[cfg(test)]
@@ -555,6 +582,54 @@ mod tests {
         let before = account.clone();
         assert_eq!(turn(&mut account, DAY, Command::ResetAll), Reply::OutOfRange);
         assert_eq!(account, before);
+    }
+
+    #[test]
+    fn a_meter_without_a_limit_refuses_nobody() {
+        let (mut account, meter) = with_balance(10, ResetPeriod::Daily);
+        let both = [meter.clone(), name("credits")];
+        let free = Command::Set { meter: &meter, balance: Some(Micro(5)), reset: Some(Micro::UNLIMITED), period: None };
+        turn(&mut account, DAY, free);
+        // Short of another meter, a call changes nothing of this one.
+        let before = account.clone();
+        let call = Command::Reserve { meters: &both, amounts: &[ONE, ONE], max_open: 9 };
+        assert!(matches!(turn(&mut account, DAY, call), Reply::Short(s) if s.meter == both[1]));
+        assert_eq!(account, before);
+        assert!(
+            matches!(reserve_one(&mut account, DAY, &meter), Reply::Done(left) if left[0] == Micro(Micro::UNLIMITED.0 - Micro::UNIT))
+        );
+        settle_one(&mut account, DAY, &meter, ONE);
+        let after = *account.meter(&meter).unwrap();
+        assert_eq!(
+            (after.balance.0, after.spent, after.granted),
+            (Micro::UNLIMITED.0 - Micro::UNIT, ONE, Micro::UNLIMITED)
+        );
+        // More than there is at all.
+        let call = Command::Reserve { meters: &both[..1], amounts: &[Micro(Micro::UNLIMITED.0 + 1)], max_open: 9 };
+        assert!(matches!(turn(&mut account, DAY, call), Reply::Short(_)));
+        // And so that it stays one: a limit that staff sets holds at once.
+        let limited = Command::Set { meter: &meter, balance: Some(Micro::ZERO), reset: Some(ONE), period: None };
+        turn(&mut account, DAY, limited);
+        assert!(matches!(reserve_one(&mut account, DAY, &meter), Reply::Short(_)));
+    }
+
+    #[test]
+    fn meters_that_a_plan_gives_later_are_given_and_the_others_left_alone() {
+        let (mut account, meter) = with_balance(10, ResetPeriod::Daily);
+        reserve_one(&mut account, DAY, &meter);
+        let given = |meter: &str, units| PlanMeter {
+            name: name(meter),
+            grant: Micro::units(units).unwrap(),
+            reset: Micro::units(units + 1).unwrap(),
+            period: ResetPeriod::Daily,
+        };
+        let plan = [given("conversations", 50), given("images", 20)];
+        let before = *account.meter(&meter).unwrap();
+        assert!(give_missing(&mut account, &plan, UnixMillis(DAY + 5), ResetHour::default()));
+        assert_eq!(*account.meter(&meter).unwrap(), before);
+        let images = account.meter(&name("images")).unwrap();
+        assert_eq!((images.balance, images.reset, images.period_began), (plan[1].grant, plan[1].reset, 86_400));
+        assert!(account.conserves() && !give_missing(&mut account, &plan, UnixMillis(DAY), ResetHour::default()));
     }
 
     #[test]

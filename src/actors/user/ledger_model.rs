@@ -3,7 +3,7 @@
 //! Several calls of one user are under way at once, staff sets, gives, takes and resets, the clock jumps over hours, weeks and
 //! months in both directions, amounts come close to the ends of their range, turns panic, and the process dies with a disk
 //! that is behind. The model knows nothing of the ledger's code: it keeps the calls instead of a sum of what they hold, counts
-//! in a wider type, and finds the beginning of a period by walking back day by day.
+//! in a wider type, and finds the beginning of a period by walking back day by day. One of its meters begins without a limit.
 //!
 //! A few seconds as it stands; `PROPTEST_CASES` makes it longer.
 
@@ -76,7 +76,20 @@ fn ordinary() -> std::ops::Range<i64> {
 
 /// Amounts as they come, and those at which sums break.
 fn any_amount() -> impl Strategy<Value = i64> {
-    let edge = prop::sample::select(vec![i64::MAX, i64::MAX - 1, i64::MAX / 2, i64::MAX / 2 + 1, i64::MIN, -1, 0, 1]);
+    let no_limit = Micro::UNLIMITED.0;
+    let edge = prop::sample::select(vec![
+        i64::MAX,
+        i64::MAX - 1,
+        i64::MAX / 2,
+        i64::MAX / 2 + 1,
+        i64::MIN,
+        -1,
+        0,
+        1,
+        no_limit,
+        no_limit - 1,
+        no_limit + 1,
+    ]);
     prop_oneof![8 => -30_000_000..60_000_000i64, 1 => edge]
 }
 
@@ -255,7 +268,12 @@ impl World {
             recovery,
             resets: 0,
         };
-        let first = [(0, 20_000_000, ResetPeriod::Daily), (1, 50_000_000, ResetPeriod::Monthly)];
+        let no_limit = Micro::UNLIMITED.0;
+        let first = [
+            (0, 20_000_000, ResetPeriod::Daily),
+            (1, 50_000_000, ResetPeriod::Monthly),
+            (2, no_limit, ResetPeriod::Weekly),
+        ];
         for (meter, amount, period) in first {
             world.run(&Act::Set { meter, balance: Some(amount), reset: Some(amount), period: Some(period) }).unwrap();
         }
@@ -353,7 +371,16 @@ impl World {
     /// Takes the amounts from the model's balances, all or none, and compares what the ledger said.
     fn take(&mut self, wanted: &[(usize, i64)], reply: &Reply) -> Result<Option<Held>, TestCaseError> {
         let balance = |model: &Model, at: usize| model.meters.get(&at).map_or(0, |naive| naive.balance);
-        let short = wanted.iter().find(|(at, amount)| i128::from(*amount) > balance(&self.model, *at));
+        // A meter without a limit that is short is set back first, if it can be; unless another one is short.
+        let mut model = self.model.clone();
+        for (at, amount) in wanted {
+            let reset = model.meters.get(at).map_or(0, |naive| naive.reset);
+            let is_short = i128::from(*amount) > balance(&model, *at);
+            if is_short && reset >= i128::from(Micro::UNLIMITED.0) && i128::from(*amount) <= reset {
+                model.set_back(*at);
+            }
+        }
+        let short = wanted.iter().find(|(at, amount)| i128::from(*amount) > balance(&model, *at));
         if let Some((at, amount)) = short {
             let Reply::Short(shortage) = reply else { return Err(TestCaseError::fail(format!("{reply:?}"))) };
             prop_assert_eq!(&shortage.meter, &self.names[*at]);
@@ -361,6 +388,7 @@ impl World {
             prop_assert_eq!(shortage.needed, Micro(*amount));
             return Ok(None);
         }
+        self.model = model;
         let (mut held, mut left) = (Held::new(), Amounts::new());
         for (at, amount) in wanted {
             if let Some(naive) = self.model.meters.get_mut(at) {

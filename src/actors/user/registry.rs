@@ -15,6 +15,7 @@ use super::ledger::{Account, AccountRow, Recovery};
 use super::once;
 use crate::actors::audit::{Action, Audit, Record, Target};
 use crate::clock::UnixMillis;
+use crate::config::Plan;
 use crate::domain::ids::UserId;
 use crate::domain::meters::{MeterName, Micro};
 use crate::domain::user::{Standing, User};
@@ -118,6 +119,7 @@ impl Registry {
         // A sleeping actor has no holds, so these are a crash's.
         let found = account.recover_holds(self.around.recovery);
         let actor = Arc::new(UserActor::new(Standing::from(&user), account, self.around.clone()));
+        actor.give_missing();
         if !found.is_empty() {
             actor.recover_keys()?;
             tracing::warn!(user = %id, holds = ?found, how = ?self.around.recovery, "holds found open were ended");
@@ -139,6 +141,18 @@ impl Registry {
         audit.note_soon(
             Record::of(Action::HoldRecovered).on(Target::from(user)).with("holds", how).with("amounts", amounts),
         );
+    }
+
+    /// Puts what plans give in force: users who are in use get what is new at once, others when they are loaded.
+    pub fn set_plans(&self, plans: &[Plan]) {
+        if **self.around.plans.load() == *plans {
+            return;
+        }
+        self.around.plans.store(Arc::new(plans.to_vec()));
+        // Whoever is loaded from now on goes by the new ones, and whoever was before is in a shard.
+        for shard in &self.shards {
+            shard.lock().values().for_each(UserActor::give_missing);
+        }
     }
 
     /// Puts a user's new standing in force. The row must be on disk already: a load that runs at this moment has either

@@ -100,6 +100,7 @@ impl Process {
             holds_open: AtomicI64::new(0),
             generations: AtomicU64::new(0),
             resets: AtomicU64::new(0),
+            plans: arc_swap::ArcSwap::default(),
         };
         let users = Registry::new(Arc::new(around), 10, 1000);
         let actor = users.actor(USER).unwrap().unwrap();
