@@ -29,10 +29,11 @@ pub struct DeviceView {
 }
 
 impl Accounts {
-    /// Proof for the device of a user who has just been let in; none while devices are not to be known.
+    /// Proof for the device of a user who has just been let in; none while devices are not to be known, and none where there
+    /// is no password that others could lock.
     pub(super) fn mint_device(&self, user: &User) -> Result<Option<DeviceView>, Reject> {
         let days = self.settings().accounts.known_device_days;
-        if days == 0 {
+        if days == 0 || user.password_hash.is_none() {
             return Ok(None);
         }
         let expires_at = UnixMillis(self.clock.now().0.saturating_add(days.saturating_mul(DAY_MILLIS)));

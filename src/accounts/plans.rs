@@ -274,7 +274,8 @@ mod tests {
         world.accounts.update_user(pro, to_plan("professional")).await.unwrap();
         // In use at the reload; and those who are loaded after it.
         world.users.sweep();
-        let more = "[plans.free.meters]\naudio = { grant = 3, reset = 4, period = \"daily\" }\nimages = { grant = 99 }\n";
+        let more =
+            "[plans.free.meters]\naudio = { grant = 3, reset = 4, period = \"daily\" }\nimages = { grant = 99 }\n";
         reconfigure(&world, more);
         assert_eq!(stands(&world, here, "audio"), Some((3, 4)));
         assert_eq!(stands(&world, here, "images"), Some((20, 20)), "what somebody has stays as it is");

@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use tokio::sync::MutexGuard;
 
-use super::codes::UsedCode;
+use super::codes::{CodeTurn, UsedCode};
 use super::devices::DeviceView;
 use super::jwt::{Lineage, TokenUse};
 use super::login_check::Factors;
 use super::mail::{Letter, LetterKind};
 use super::passwords::Password;
 use super::secrets::{self, Minted};
+use super::users::Entrance;
 use super::{Accounts, Forget, LOGIN_TURNS, Loaded, MAX_TRIES, no_randomness, too_busy};
 use crate::clock::UnixMillis;
 use crate::domain::ids::{CredentialId, RequestId, SecretMac, UserId};
@@ -65,7 +66,7 @@ pub struct SessionView {
     pub refresh_token: Option<Minted>,
     pub expires_at: UnixMillis,
     pub refresh_expires_at: Option<UnixMillis>,
-    /// For the device to keep, of a user who has logged in with his password.
+    /// For the device to keep, of a user who has logged in and has a password.
     pub device: Option<DeviceView>,
     /// Which of the user's one-time codes opened it.
     pub used_code: Option<UsedCode>,
@@ -119,32 +120,47 @@ impl Accounts {
         if let Some(checking) = checking {
             proven = self.pass_check(checking, id, proven, unique_code.as_deref(), address, request).await?;
         }
-        let Proven { hash: verified, upgraded, _turn } = proven;
-        let code_turn = self.code_turn(id, unique_code.as_deref()).await?;
+        let code = self.code_turn(id, unique_code.as_deref()).await?;
+        self.let_in(id, &Entrance { address, user_agent, style }, Some(proven), code).await
+    }
+
+    /// The end of every login: opens a session for a user who has shown who he is, by his password or otherwise.
+    ///
+    /// # Errors
+    /// [`Reject::Forbidden`] for an account that may not come in; [`Reject::Unauthenticated`] when it has gone or has another
+    /// password by now; those of a one-time code.
+    pub(super) async fn let_in(
+        &self,
+        id: UserId,
+        entrance: &Entrance,
+        proven: Option<Proven<'_>>,
+        code: Option<CodeTurn<'_>>,
+    ) -> Result<(User, SessionView), Reject> {
+        let Entrance { address, user_agent, style } = entrance;
         for _ in 0..MAX_TRIES {
             let row = self.live_user(Some(id))?.ok_or(Reject::Unauthenticated)?;
             // Changed since it was verified: the old password opens nothing any more.
-            if row.value.password_hash != verified {
+            if proven.as_ref().is_some_and(|proven| proven.hash != row.value.password_hash) {
                 return Err(Reject::Unauthenticated);
             }
             may_enter(&row.value)?;
             let (mut user, mut batch) = (row.value.clone(), row.unchanged());
             user.last_login = Some(self.clock.now());
-            if let Some(hash) = &upgraded {
+            if let Some(hash) = proven.as_ref().and_then(|proven| proven.upgraded.as_ref()) {
                 user.password_hash = Some(hash.clone());
             }
             batch.put(row.key, super::encode_bounded(&user)?);
-            self.announce_sign_in(&user, address, user_agent.as_deref(), &mut batch)?;
+            self.announce_sign_in(&user, *address, user_agent.as_deref(), &mut batch)?;
             let forget = self.make_room_for_session(id, &mut batch)?;
-            let mut view = self.open_session(id, address, user_agent.as_deref(), style, &mut batch)?;
+            let mut view = self.open_session(id, *address, user_agent.as_deref(), *style, &mut batch)?;
             // Looked at anew in every try: another login may have used it in between.
-            let used = code_turn.as_ref().map(|turn| self.use_unique_code(id, turn, address, &mut batch));
+            let used = code.as_ref().map(|turn| self.use_unique_code(id, turn, *address, &mut batch));
             view.used_code = used.transpose()?;
             view.device = self.mint_device(&user)?;
             match self.commit_for_user(id, batch, forget).await {
                 Ok(()) => {
                     self.metrics.login(Login::Ok);
-                    code_turn.iter().for_each(|turn| self.code_succeeded(turn));
+                    code.iter().for_each(|turn| self.code_succeeded(turn));
                     return Ok((user, view));
                 }
                 Err(error) => self.judge_conflict(&error)?,
@@ -154,7 +170,7 @@ impl Accounts {
     }
 
     /// A letter to a user who signs in from where none of his open sessions is; not at his first login.
-    pub(super) fn announce_sign_in(
+    fn announce_sign_in(
         &self,
         user: &User,
         address: IpAddr,
@@ -493,7 +509,7 @@ impl Accounts {
     }
 
     /// Ends a user's dead sessions, and his oldest ones when he has too many.
-    pub(super) fn make_room_for_session(&self, user: UserId, batch: &mut Batch) -> Result<Forget, Reject> {
+    fn make_room_for_session(&self, user: UserId, batch: &mut Batch) -> Result<Forget, Reject> {
         let now = self.clock.now();
         let mut sessions = self.load_sessions(user)?;
         sessions.sort_by_key(|(_, row)| row.value.created_at);

@@ -21,6 +21,7 @@ use crate::handler::acts::{own_act, stranger};
 use crate::handler::extract::Call;
 use crate::handler::provider::{self, with_query};
 use crate::handler::render::{self, Answer};
+use crate::handler::{device, entry};
 
 pub(super) fn paths() -> OpenApiRouter<Arc<Accounts>> {
     OpenApiRouter::new()
@@ -86,21 +87,22 @@ struct SignedIn {
     responses((status = 200, body = SignedIn), (status = 302, description = "To the redirect, with a `code`")))]
 async fn callback(State(accounts): Api, call: Call) -> Answer {
     let landing = provider::land(&accounts, &call, SessionStyle::default()).await?;
-    Ok(provider::release(&accounts, landed(landing)?)?)
+    Ok(provider::release(&accounts, landed(&accounts, landing)?)?)
 }
 
-fn landed(landing: Landing) -> Result<Response, render::Refused> {
+fn landed(accounts: &Accounts, landing: Landing) -> Result<Response, render::Refused> {
     match landing {
         Landing::Session(both) => {
             let (user, session) = *both;
-            render::ok(SignedIn {
+            let answer = render::ok(SignedIn {
                 success: true,
                 message: "Login successful",
                 user: Some((&user).into()),
                 session: Some((&session).into()),
                 exchange_code: None,
                 mfa_required: false,
-            })
+            })?;
+            Ok(device::remember(answer, session.device.as_ref(), accounts.clock().now()))
         }
         Landing::Code { code, redirect: Some(to), .. } => Ok(render::sent_to(&with_query(&to, "code", &code))?),
         Landing::Code { code, second_factor, .. } => render::ok(SignedIn {
@@ -134,13 +136,12 @@ async fn exchange(State(accounts): Api, call: Call) -> Answer {
     let mut fields = call.fields()?;
     let (code, factor) = (fields.text("code"), fields.optional_text("mfa_code"));
     fields.done()?;
-    let (address, agent) = (call.address, call.user_agent.clone());
+    let entrance = entry::entrance(&call, SessionStyle::default());
     let record = stranger(&call, Action::LoginSucceeded).or(Action::LoginFailed);
-    let act = move |accounts: Arc<Accounts>| async move {
-        accounts.exchange_login(&code, factor.as_deref(), address, agent.as_deref()).await
-    };
+    let act =
+        move |accounts: Arc<Accounts>| async move { accounts.exchange_login(&code, factor.as_deref(), entrance).await };
     let (user, session) = accounts.audited(record, act, |(user, _), record| record.by(user).on(user)).await?;
-    landed(Landing::Session(Box::new((user, session))))
+    landed(&accounts, Landing::Session(Box::new((user, session))))
 }
 
 #[derive(Serialize, ToSchema)]

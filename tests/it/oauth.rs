@@ -117,6 +117,53 @@ fn a_login_is_linked_and_removed_but_never_the_last_way_in() {
 }
 
 #[test]
+fn a_login_at_a_provider_leaves_a_known_device_as_one_by_password_does() {
+    let idp = IdentityProvider::start();
+    let toml = format!("{}[accounts]\nredirects = [\"https://app.example.com/*\"]\n", idp.config());
+    let app = TestApp::start(&toml);
+    let alice = app.register("alice");
+    let mine = person("s-9", "private@example.org", false);
+    let body = json!({"email": alice.email, "password": PASSWORD});
+    let session = token(&http::call(app.public, "POST", "/v1/users/login", &[], Some(&body)));
+    let begun = app.call("POST", "/v1/users/oauth/link/company", &session, Some(&json!({"password": PASSWORD})));
+    let (sent, cookie) = (Sent::parse(begun.json()["url"].as_str().unwrap()), cookie_of(&begun));
+    let code = idp.consent(&sent, &mine);
+    arrive(&app, "company", &format!("state={}&code={code}", sent.get("state")), &cookie);
+
+    // Straight from the callback, beside the cookie that it takes back; and by an exchange.
+    let straight = sign_in(&app, &idp, "company", &mine);
+    let cookies: Vec<&str> =
+        straight.headers.iter().filter(|(name, _)| name == "set-cookie").map(|(_, value)| value.as_str()).collect();
+    let first = straight.header("x-tollgate-device").unwrap().to_owned();
+    assert_eq!(cookies.len(), 2, "{cookies:?}");
+    assert!(
+        cookies.iter().any(|cookie| cookie.starts_with(&format!("__Host-tollgate-device={first};"))),
+        "{cookies:?}"
+    );
+    assert!(cookies.iter().any(|cookie| cookie.contains("tollgate-oauth=;") && cookie.contains("Max-Age=0")));
+    let (sent, cookie) = depart(&app, "company", "?redirect=https%3A%2F%2Fapp.example.com%2Fdone");
+    let code = idp.consent(&sent, &mine);
+    let back = arrive(&app, "company", &format!("state={}&code={code}", sent.get("state")), &cookie);
+    assert_eq!(back.header("x-tollgate-device"), None, "nobody is let in yet");
+    let code = Sent::parse(back.header("location").unwrap()).get("code").to_owned();
+    let exchanged = http::call(app.public, "POST", "/v1/oauth/exchange", &[], Some(&json!({"code": code})));
+    let second = exchanged.header("x-tollgate-device").unwrap().to_owned();
+
+    let login = |password: &str, device: &str| {
+        let body = json!({"email": alice.email, "password": password});
+        http::call(app.public, "POST", "/v1/users/login", &[("x-tollgate-device", device)], Some(&body)).status
+    };
+    for _ in 0..5 {
+        login("Wrong-Guess-1", "");
+    }
+    assert_eq!(login(PASSWORD, ""), 423);
+    assert_eq!((login(PASSWORD, &first), login(PASSWORD, &second)), (200, 200));
+    // Where there is no password, there is none to lock.
+    let social = sign_in(&app, &idp, "company", &person("s-1", "ann@example.com", true));
+    assert_eq!((social.status, social.header("x-tollgate-device")), (200, None));
+}
+
+#[test]
 fn a_program_gets_a_code_and_never_a_token_in_an_address() {
     let idp = IdentityProvider::start();
     let toml = format!("{}[accounts]\nredirects = [\"https://app.example.com/*\"]\n", idp.config());

@@ -24,7 +24,7 @@ use super::mail::{Letter, LetterKind};
 use super::own::Proof;
 use super::secrets;
 use super::sessions::{SessionView, close_session, may_enter};
-use super::users::{email_fault, normalized, username_fault};
+use super::users::{Entrance, email_fault, normalized, username_fault};
 use super::{Accounts, Forget, MAX_TRIES, no_randomness, too_busy};
 use crate::clock::{self, UnixMillis};
 use crate::config::OauthProvider;
@@ -34,7 +34,6 @@ use crate::domain::session::{Principal, SessionStyle};
 use crate::domain::user::{Status, User};
 use crate::error::Reject;
 use crate::store::{Batch, Order, prefix_end, tables};
-use crate::telemetry::metrics::Login;
 use provider::{Claims, Failure, Provider, Secrets};
 
 /// How long somebody may take at the provider's.
@@ -293,8 +292,8 @@ impl Accounts {
             return Ok(Landing::Code { code, user, redirect: flow.redirect, second_factor });
         }
         let address = arrival.address.unwrap_or(IpAddr::from([127, 0, 0, 1]));
-        let agent = arrival.user_agent.as_deref();
-        self.enter(user.id, address, agent, arrival.style).await.map(|in_| Landing::Session(Box::new(in_)))
+        let entrance = Entrance { address, user_agent: arrival.user_agent, style: arrival.style };
+        self.let_in(user.id, &entrance, None, None).await.map(|in_| Landing::Session(Box::new(in_)))
     }
 
     /// Exchanges the code of a login for its session. The code is good once; a wrong code of the second factor does not burn
@@ -306,46 +305,17 @@ impl Accounts {
         &self,
         code: &str,
         factor: Option<&str>,
-        address: IpAddr,
-        user_agent: Option<&str>,
+        entrance: Entrance,
     ) -> Result<(User, SessionView), Reject> {
         self.judge_social_login()?;
         let mac = self.pepper.mac_in("oauth code", code.as_bytes());
         let taken = self.oauth.admissions.remove(&mac).filter(|admission| self.clock.now() < admission.ends);
         let admission = taken.ok_or_else(bad_state)?;
-        if let Err(reject) = self.second_factor(Principal::User(admission.user), factor, address).await {
+        if let Err(reject) = self.second_factor(Principal::User(admission.user), factor, entrance.address).await {
             self.oauth.admissions.insert(mac, admission);
             return Err(reject);
         }
-        self.enter(admission.user, address, user_agent, SessionStyle::default()).await
-    }
-
-    /// Opens a session for somebody a provider has vouched for.
-    async fn enter(
-        &self,
-        id: UserId,
-        address: IpAddr,
-        agent: Option<&str>,
-        style: SessionStyle,
-    ) -> Result<(User, SessionView), Reject> {
-        for _ in 0..MAX_TRIES {
-            let row = self.live_user(Some(id))?.ok_or(Reject::Unauthenticated)?;
-            may_enter(&row.value)?;
-            let (mut user, mut batch) = (row.value.clone(), row.unchanged());
-            user.last_login = Some(self.clock.now());
-            batch.put(row.key, super::encode_bounded(&user)?);
-            self.announce_sign_in(&user, address, agent, &mut batch)?;
-            let forget = self.make_room_for_session(id, &mut batch)?;
-            let view = self.open_session(id, address, agent, style, &mut batch)?;
-            match self.commit_for_user(id, batch, forget).await {
-                Ok(()) => {
-                    self.metrics.login(Login::Ok);
-                    return Ok((user, view));
-                }
-                Err(error) => self.judge_conflict(&error)?,
-            }
-        }
-        Err(too_busy())
+        self.let_in(admission.user, &entrance, None, None).await
     }
 
     fn identity_mac(&self, provider: &str, subject: &str) -> SecretMac {
