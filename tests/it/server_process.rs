@@ -52,7 +52,12 @@ impl Site {
     }
 
     pub fn serve(&self) -> Server {
-        let mut child = self.command(&["serve"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        self.serve_to(Stdio::null())
+    }
+
+    /// As [`Site::serve`], with the access log going there.
+    pub fn serve_to(&self, output: Stdio) -> Server {
+        let mut child = self.command(&["serve"]).stdout(output).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (stderr, copy) = (child.stderr.take().unwrap(), log.clone());
         std::thread::spawn(move || {

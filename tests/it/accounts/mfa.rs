@@ -18,6 +18,16 @@ fn start(more: &str) -> TestApp {
 }
 
 pub fn code(secret: &str, steps_on: u64) -> String {
+    code_at(secret, NOON_SECONDS + 30 * steps_on)
+}
+
+/// The bytes of a secret that is told in base32.
+pub fn seed_bytes(secret: &str) -> Vec<u8> {
+    Secret::try_from_base32(secret).unwrap().as_bytes().to_vec()
+}
+
+/// The code of a moment, in Unix seconds.
+pub fn code_at(secret: &str, seconds: u64) -> String {
     let totp = Builder::new()
         .with_algorithm(Algorithm::SHA1)
         .with_digits(6)
@@ -26,7 +36,7 @@ pub fn code(secret: &str, steps_on: u64) -> String {
         .with_account_name("x")
         .build()
         .unwrap();
-    totp.generate(NOON_SECONDS + 30 * steps_on).to_string()
+    totp.generate(seconds).to_string()
 }
 
 fn login(app: &TestApp, email: &str, more: Value) -> (u16, Value) {

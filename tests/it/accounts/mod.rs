@@ -12,9 +12,11 @@ mod matrix;
 pub mod mfa;
 mod own;
 pub mod process;
+mod secrets;
 mod support;
 mod transfer;
 mod users;
+mod walk;
 
 use serde_json::Value;
 
