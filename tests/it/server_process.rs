@@ -135,6 +135,11 @@ impl Server {
         self.status_kib("VmRSS")
     }
 
+    /// The most that was ever resident.
+    pub fn peak_kib(&self) -> u64 {
+        self.status_kib("VmHWM")
+    }
+
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(Path::new("/proc").join(self.child.id().to_string()).join("fd")).unwrap().count()
     }

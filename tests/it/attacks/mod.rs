@@ -4,6 +4,7 @@
 mod codes;
 pub mod common;
 mod deletion;
+mod flood;
 mod jwt;
 mod links;
 mod oauth;
