@@ -889,6 +889,11 @@ fn add_probes(core: &Core, shared: &Arc<Shared>) {
                 "Password hashes computed.",
                 vec![kind("argon2id", argon2id), kind("bcrypt", bcrypt)],
             );
+            out.counter(
+                "tollgate_password_hash_seconds_total",
+                "Time that computing password hashes took.",
+                accounts.passwords().time_spent().as_secs_f64(),
+            );
             out.gauge(
                 "tollgate_password_hashes_waiting",
                 "Password hashes being computed or waited for.",
@@ -1001,7 +1006,7 @@ fn timed_work(core: &Core) -> Scheduler {
     let told = |reject: Reject| format!("{reject:?}");
     let with = |core: &Core| core.accounts.clone();
     let (rules, tokens, deleted, sessions) = (with(core), with(core), with(core), with(core));
-    let (usage, key_uses, users) = (with(core), with(core), core.users.clone());
+    let (usage, keys, key_uses, users) = (with(core), with(core), with(core), core.users.clone());
     Scheduler::new(core.clock.clone())
         .with("address_rules", When::Every(SWEEP), move || {
             let accounts = rules.clone();
@@ -1032,6 +1037,10 @@ fn timed_work(core: &Core) -> Scheduler {
         .with("daily_usage", When::Daily { hour: 0 }, move || {
             let accounts = usage.clone();
             async move { accounts.close_day().await.map(|day| day.as_ref().map(usage::told).unwrap_or_default()).map_err(told) }
+        })
+        .with("api_keys", When::Every(6 * HOUR), move || {
+            let accounts = keys.clone();
+            async move { accounts.purge_keys().await.map(|n| counted("expired keys removed", n)).map_err(told) }
         })
         .with("sessions", When::Every(6 * HOUR), move || {
             let accounts = sessions.clone();

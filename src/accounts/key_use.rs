@@ -316,9 +316,17 @@ mod tests {
         assert_eq!(uses(&world).len(), 1);
         accounts.rotate_key(user, next.id, hour).await.unwrap();
         assert_eq!(used().await, 3);
-        // What has run out is cleared away by the next new key.
+        // What has run out is cleared away by the next new key, or in time.
         world.hands.advance(2 * hour);
-        made(&world, user, "two").await;
+        let two = made(&world, user, "two").await;
         assert_eq!(uses(&world).len(), 2);
+        assert_eq!(used().await, 3);
+        accounts.rotate_key(user, two, hour).await.unwrap();
+        world.hands.advance(24 * 30 * hour);
+        assert_eq!((accounts.purge_keys().await, accounts.keys(user).unwrap().len()), (Ok(0), 4));
+        world.hands.advance(hour);
+        assert_eq!((accounts.purge_keys().await, accounts.keys(user).unwrap().len()), (Ok(1), 3));
+        assert_eq!(uses(&world).len(), 2);
+        assert!(accounts.keys(user).unwrap().iter().all(|key| key.expires_at.is_none() && key.id != two));
     }
 }

@@ -4,6 +4,7 @@
 //! that is not in the store, for its owner to see again. It is never kept in the clear.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::jwt::{TokenMint, TokenUse};
 use super::mail::{Letter, LetterKind};
@@ -26,6 +27,11 @@ pub const DEFAULT_KEY: &str = "default";
 const SHOWN_LEN: usize = 7;
 /// Rows of keys read at once: more than the most that the config allows, and the ones that run out beside them.
 const MAX_ROWS: usize = 2048;
+
+/// How long a key that has run out is kept; so long its owner may prolong it.
+const DEAD_KEY_STAYS: Duration = Duration::from_secs(30 * 86_400);
+/// Rows looked at in one turn.
+const AT_ONCE: usize = 500;
 
 /// What a credential opens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -317,7 +323,7 @@ impl Accounts {
         &self,
         user: UserId,
         id: CredentialId,
-        grace: std::time::Duration,
+        grace: Duration,
     ) -> Result<(KeyView, Minted), Reject> {
         let most = self.settings().accounts.keys.max_grace.0;
         if grace > most {
@@ -414,6 +420,34 @@ impl Accounts {
             }
         }
         Err(too_busy())
+    }
+
+    /// Removes keys that have been of no use for long; says how many.
+    ///
+    /// # Errors
+    /// [`Reject::StoreUnavailable`].
+    pub async fn purge_keys(&self) -> Result<u64, Reject> {
+        let (mut from, end) = (tables::API_KEYS.to_vec(), prefix_end(tables::API_KEYS));
+        let mut purged = 0;
+        loop {
+            let (committer, start, to) = (self.committer.clone(), from.clone(), end.clone());
+            let read = move || committer.store().range(&start, &to, AT_ONCE, Order::Ascending);
+            let rows = self.reading(read).await?;
+            let Some((last, _)) = rows.last() else { return Ok(purged) };
+            from = [last.as_slice(), &[0]].concat();
+            let now = self.clock.now();
+            for (key, raw) in rows {
+                let value: ApiKey = tables::decode(&raw).map_err(|error| self.failed(&error))?;
+                if value.expires_at.is_none_or(|at| now < at.plus(DEAD_KEY_STAYS)) {
+                    continue;
+                }
+                let row = Loaded { key, raw, value };
+                let mut batch = row.unchanged();
+                drop_key(&row, &mut batch);
+                // Prolonged at this moment: it is no more what was read.
+                purged += u64::from(self.committer.commit(batch).await.is_ok());
+            }
+        }
     }
 
     /// Mints a key and adds its rows to a batch.

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use argon2::{Algorithm, Argon2, KeyId, Params, ParamsBuilder, PasswordHash, Version};
@@ -202,6 +203,11 @@ impl PasswordPool {
     pub fn computed(&self) -> (u64, u64) {
         (self.hasher.argon2.load(Ordering::Relaxed), self.hasher.bcrypt.load(Ordering::Relaxed))
     }
+
+    /// How long that took, all of them together.
+    pub fn time_spent(&self) -> Duration {
+        Duration::from_nanos(self.hasher.nanos.load(Ordering::Relaxed))
+    }
 }
 
 impl Place<'_> {
@@ -230,7 +236,10 @@ impl Place<'_> {
         // The permit goes with the work: a client that leaves does not make room while its hash is still computed.
         let task = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            work(&hasher)
+            let began = Instant::now();
+            let done = work(&hasher);
+            hasher.nanos.fetch_add(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+            done
         });
         task.await.unwrap_or(Err(Reject::Internal))
     }
@@ -243,6 +252,8 @@ struct Hasher {
     key_id: [u8; KEY_ID_BYTES],
     argon2: AtomicU64,
     bcrypt: AtomicU64,
+    /// Time that it took, whatever else ran on the processor.
+    nanos: AtomicU64,
     /// The dearest bcrypt that has been met; 0: none. From then on every wrong password costs one, whosever it is.
     bcrypt_cost: AtomicU32,
 }
@@ -255,6 +266,7 @@ impl Hasher {
             key_id: [a, b, c, d],
             argon2: AtomicU64::new(0),
             bcrypt: AtomicU64::new(0),
+            nanos: AtomicU64::new(0),
             bcrypt_cost: AtomicU32::new(0),
         }
     }

@@ -52,6 +52,7 @@ pub const USERS: &[u8] = b"u/";
 pub const METERS: &[u8] = b"m/";
 pub const STAFF: &[u8] = b"st/";
 pub const SESSIONS: &[u8] = b"s/";
+pub const API_KEYS: &[u8] = b"k/";
 pub const PURGES: &[u8] = b"dp/";
 pub const ONE_TIME: &[u8] = b"ot/";
 pub const LETTERS: &[u8] = b"ob/";
@@ -82,7 +83,7 @@ pub fn user_by_email(email: &str) -> Vec<u8> {
 }
 
 pub fn api_key(mac: &SecretMac) -> Vec<u8> {
-    key(b"k/", &mac.0)
+    key(API_KEYS, &mac.0)
 }
 
 pub fn keys_of_user(user: UserId) -> Vec<u8> {
