@@ -1,8 +1,8 @@
 //! The directory: all users in memory, as far as lists and counts need them.
 //!
 //! Owns an index that is read from the store in the background at the start and kept by every commit of a user's row, at the
-//! one place where rows are put in force. About 120 bytes a user. A search looks for its text in one stretch of memory; a
-//! sort picks its page instead of ordering everything. Until it is whole, lists come from the store. Never the truth: pages
+//! one place where rows are put in force. About 120 bytes a user. A search looks for its text in one stretch of memory and goes on
+//! after the text in which it was; a sort picks its page instead of ordering everything. Until it is whole, lists come from the store. Never the truth: pages
 //! are numbers, and the rows themselves are read from the store.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -153,6 +153,8 @@ impl State {
         let Ok(number) = u32::try_from(user.id.0) else { return };
         let at = number as usize - usize::from(number > 0);
         if self.entries.len() <= at {
+            let more = at + 1 - self.entries.len();
+            make_room(&mut self.entries, more);
             self.entries.resize(at + 1, None);
         }
         let plan = match self.plan_numbers.get(&*user.plan) {
@@ -174,7 +176,9 @@ impl State {
             Some(old) => (old.start, old.name_at),
             None => {
                 self.dead_bytes += old.map_or(0, |old| usize::from(old.len));
+                make_room(&mut self.texts, length);
                 self.texts.extend(joined(&fields));
+                make_room(&mut self.starts, 1);
                 self.starts.push((start, number));
                 (start, (fields[0].len() + 1) as u16)
             }
@@ -224,19 +228,32 @@ impl State {
     /// The numbers of those whose text has it, ascending.
     fn search(&self, text: &str) -> Vec<u32> {
         let needle = text.to_lowercase();
-        let mut found = Vec::new();
-        let mut owner = None;
-        for at in memmem::find_iter(&self.texts, needle.as_bytes()) {
-            let next = self.starts.partition_point(|(start, _)| *start as usize <= at);
-            let Some((start, number)) = next.checked_sub(1).and_then(|i| self.starts.get(i)).copied() else { continue };
-            // More than once in one text, or in one that was replaced.
-            if owner != Some(start) && self.entry(number).is_some_and(|entry| entry.start == start) {
+        let finder = memmem::Finder::new(needle.as_bytes());
+        let (mut found, mut at, mut next) = (Vec::new(), 0, 0);
+        while let Some(hit) = self.texts.get(at..).and_then(|rest| finder.find(rest)) {
+            next = self.first_after(next, at + hit);
+            let Some((start, number)) = next.checked_sub(1).and_then(|i| self.starts.get(i)).copied() else { break };
+            // Not one that was replaced.
+            if self.entry(number).is_some_and(|entry| entry.start == start) {
                 found.push(number);
             }
-            owner = Some(start);
+            // Once in a text is enough.
+            at = self.starts.get(next).map_or(self.texts.len(), |(start, _)| *start as usize);
         }
         found.sort_unstable();
         found
+    }
+
+    /// The place of the first text that begins after `at`, looked for from `from` on: hits come in order, and often close
+    /// together.
+    fn first_after(&self, from: usize, at: usize) -> usize {
+        let begins_before = |(start, _): &(u32, u32)| *start as usize <= at;
+        let mut step = 1;
+        while self.starts.get(from + step).is_some_and(begins_before) {
+            step *= 2;
+        }
+        let (low, high) = (from + step / 2, self.starts.len().min(from + step + 1));
+        low + self.starts[low..high].partition_point(begins_before)
     }
 
     fn lets_through(&self, query: &UserQuery, plan: Option<u16>, entry: &Entry) -> bool {
@@ -275,6 +292,13 @@ impl State {
                 u128::from_be_bytes(head)
             }
         }
+    }
+}
+
+/// Room for so many more. A list of millions that doubled whenever it is full would be half empty for long.
+fn make_room<T>(list: &mut Vec<T>, more: usize) {
+    if list.capacity() - list.len() < more {
+        list.reserve_exact(more.max(list.len() / 8));
     }
 }
 
@@ -341,7 +365,10 @@ impl Directory {
         let is_text = matches!(query.sort, Sort::Username | Sort::Name | Sort::Email);
         let order = |a: &(u128, u32), b: &(u128, u32)| {
             let whole = || match (state.entry(a.1), state.entry(b.1)) {
-                (Some(x), Some(y)) if is_text => state.field(x, query.sort).cmp(state.field(y, query.sort)),
+                // Shorter ones are in the key whole.
+                (Some(x), Some(y)) if is_text && a.0 as u8 != 0 => {
+                    state.field(x, query.sort).cmp(state.field(y, query.sort))
+                }
                 _ => std::cmp::Ordering::Equal,
             };
             let by_value = a.0.cmp(&b.0).then_with(whole);
@@ -421,6 +448,7 @@ mod tests {
         let directory = directory(&["Anna", "Bob", "annabel", "Carl"]);
         assert_eq!(found(&directory, &searching("ANNA")), [1, 3]);
         assert_eq!(found(&directory, &searching("example.com")), [1, 2, 3, 4]);
+        assert_eq!(found(&directory, &searching("nobody")), [] as [u64; 0]);
         // Not over the end of a field.
         assert_eq!(found(&directory, &searching("bobthe")), [] as [u64; 0]);
         directory.put(&User { id: UserId(1), ..user(1, "Zoe") });
