@@ -19,23 +19,26 @@ pub async fn run(lab: &Lab, choice: &Choice) -> Fallible<()> {
         measured: choice.time(ROUND),
         pause: Duration::ZERO,
     };
-    let mut server = lab.tollgate().await?;
-    let credentials = [("key", server.api_key.clone()), ("session", lab.session(&server).await?)];
     println!(
         "credentials: {CONNECTIONS} connections in a closed loop with an API key and with a session token, in turns"
     );
-    cpu::print_titles();
-    let mut figures = [Vec::new(), Vec::new()];
-    for round in 0..choice.rounds(ROUNDS) {
-        for turn in 0..2 {
-            // Whichever comes second in a round finds the caches warmer; they take turns in that too.
-            let which = (round + turn) % 2;
-            (server.name, server.api_key) = credentials[which].clone();
-            figures[which].push(cpu::measure(&server, plan).await?);
+    for (form, toml) in [("jwt", ""), ("opaque", "[accounts.tokens]\nsession = \"opaque\"\n")] {
+        let mut server = lab.tollgate_with("tollgate", toml).await?;
+        let credentials = [("key", server.api_key.clone()), (form, lab.session(&server).await?)];
+        cpu::print_titles();
+        let mut figures = [Vec::new(), Vec::new()];
+        for round in 0..choice.rounds(ROUNDS) {
+            for turn in 0..2 {
+                // Whichever comes second in a round finds the caches warmer; they take turns in that too.
+                let which = (round + turn) % 2;
+                (server.name, server.api_key) = credentials[which].clone();
+                figures[which].push(cpu::measure(&server, plan).await?);
+            }
         }
+        let [key, session] = figures.map(median);
+        let bytes = credentials[1].1.len();
+        println!("median CPU per call: key {key:.2} µs, {form} session ({bytes} bytes) {session:.2} µs");
+        println!("session / key: {:.3}", session / key);
     }
-    let [key, session] = figures.map(median);
-    println!("median CPU per call: key {key:.2} µs, session ({} bytes) {session:.2} µs", credentials[1].1.len());
-    println!("session / key: {:.3}", session / key);
     Ok(())
 }

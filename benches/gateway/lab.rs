@@ -60,6 +60,8 @@ impl Cores {
 pub struct Server {
     pub name: &'static str,
     pub addr: SocketAddr,
+    /// The gateway's side port; `addr` of others.
+    pub admin: SocketAddr,
     pub process: Process,
     /// The credential a call needs; empty for none.
     pub api_key: String,
@@ -79,7 +81,7 @@ impl Lab {
         let listen = addr.to_string();
         let args = ["mock-upstream", "--listen", &listen];
         let process = Process::start("mock", cores.mock, Path::new(TOLLGATE), &args, dir.path())?;
-        let mut mock = Server { name: "direct", addr, process, api_key: String::new() };
+        let mut mock = Server { name: "direct", addr, admin: addr, process, api_key: String::new() };
         wait_for(&mut mock.process, addr, "/__mock/stats").await?;
         Ok(Self { mock, cores, dir })
     }
@@ -106,7 +108,7 @@ impl Lab {
         let prefix = dir.to_string_lossy().into_owned();
         let args = ["-p", &prefix, "-c", "nginx.conf", "-e", "stderr"];
         let process = Process::start("nginx", self.cores.proxy, &program, &args, &dir)?;
-        let mut server = Server { name: "nginx", addr, process, api_key: String::new() };
+        let mut server = Server { name: "nginx", addr, admin: addr, process, api_key: String::new() };
         wait_for(&mut server.process, addr, "/__mock/stats").await?;
         Ok(server)
     }
@@ -118,8 +120,18 @@ impl Lab {
 
     /// The same with `toml` added to its config, under another name.
     pub async fn tollgate_with(&self, name: &'static str, toml: &str) -> Fallible<Server> {
-        let (mut server, public) = self.start_tollgate(name, toml, |_| Ok(())).await?;
-        server.api_key = match register(public).await {
+        self.tollgate_with_users(name, toml, |_| Ok(())).await
+    }
+
+    /// The same over a `data_dir` that `prepare` has filled.
+    pub async fn tollgate_with_users(
+        &self,
+        name: &'static str,
+        toml: &str,
+        prepare: impl FnOnce(&Path) -> Fallible<()> + Send,
+    ) -> Fallible<Server> {
+        let mut server = self.start_tollgate(name, toml, prepare, &[]).await?;
+        server.api_key = match register(server.addr).await {
             Ok(key) => key,
             Err(error) => {
                 return Err(server.process.failure(&format!("did not register a user: {error}")).into());
@@ -138,7 +150,13 @@ impl Lab {
 
     /// A gateway over a `data_dir` that `prepare` has filled.
     pub async fn tollgate_over(&self, prepare: impl FnOnce(&Path) -> Fallible<()> + Send) -> Fallible<Server> {
-        Ok(self.start_tollgate("tollgate", "", prepare).await?.0)
+        self.start_tollgate("tollgate", "", prepare, &[]).await
+    }
+
+    /// The same with a superadmin.
+    pub async fn tollgate_with_admin(&self, prepare: impl FnOnce(&Path) -> Fallible<()> + Send) -> Fallible<Server> {
+        let admin = [("TOLLGATE_ADMIN_USERNAME", "bench-admin"), ("TOLLGATE_ADMIN_PASSWORD", PASSWORD)];
+        self.start_tollgate("tollgate", "", prepare, &admin).await
     }
 
     async fn start_tollgate(
@@ -146,7 +164,8 @@ impl Lab {
         name: &'static str,
         toml: &str,
         prepare: impl FnOnce(&Path) -> Fallible<()> + Send,
-    ) -> Fallible<(Server, SocketAddr)> {
+        env: &[(&str, &str)],
+    ) -> Fallible<Server> {
         let dir = self.folder("tollgate")?;
         // On a thread of its own, because it may block for long, which this runtime does not allow.
         let data_dir = dir.join("data");
@@ -156,10 +175,10 @@ impl Lab {
         let (public, admin) = (free_address()?, free_address()?);
         fs::write(dir.join("tollgate.toml"), tollgate_config(public, admin, self.mock.addr) + toml)?;
         let args = ["serve", "--config", "tollgate.toml"];
-        let process = Process::start("tollgate", self.cores.proxy, Path::new(TOLLGATE), &args, &dir)?;
-        let mut server = Server { name, addr: public, process, api_key: String::new() };
+        let process = Process::start_with("tollgate", self.cores.proxy, Path::new(TOLLGATE), &args, &dir, env)?;
+        let mut server = Server { name, addr: public, admin, process, api_key: String::new() };
         wait_for(&mut server.process, admin, "/ready").await?;
-        Ok((server, public))
+        Ok(server)
     }
 
     /// A folder of its own for each start, so that no start finds another's state.
@@ -184,7 +203,7 @@ async fn wait_for(process: &mut Process, addr: SocketAddr, path: &str) -> Fallib
     Err(process.failure(&format!("was never ready at {addr}{path} ({last})")).into())
 }
 
-const PASSWORD: &str = "SecurePass123";
+pub const PASSWORD: &str = "SecurePass123";
 const EMAIL: &str = "bench@example.com";
 
 async fn register(public: SocketAddr) -> Fallible<String> {

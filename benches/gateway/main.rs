@@ -4,11 +4,13 @@
 //! each to a core, drives them from its own load generator and prints what it measured. It never takes a figure from
 //! the measured program: CPU time and memory come from the kernel, latency from the client's side of the socket.
 //!
-//! `cargo bench --bench gateway -- [cpu] [credentials] [latency] [ledger] [sse] [idle] [memory] [quick] [nginx-only]`: no section named means all of
-//! them; `quick` shortens every round; `nginx-only` measures without the gateway.
+//! `cargo bench --bench gateway -- [cpu] [credentials] [latency] [ledger] [sse] [idle] [memory] [enumeration] [accounts] [quick] [nginx-only]`:
+//! no section named means all of them; `quick` shortens every round; `nginx-only` measures without the gateway.
 
+mod accounts;
 mod cpu;
 mod credentials;
+mod enumeration;
 mod figures;
 mod idle;
 mod lab;
@@ -29,7 +31,8 @@ use lab::Lab;
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
 
-const SECTIONS: [&str; 7] = ["cpu", "credentials", "latency", "ledger", "sse", "idle", "memory"];
+const SECTIONS: [&str; 9] =
+    ["cpu", "credentials", "latency", "ledger", "sse", "idle", "memory", "enumeration", "accounts"];
 
 /// What the command line selects.
 #[derive(Debug)]
@@ -118,6 +121,8 @@ async fn run(choice: &Choice, cores: lab::Cores) -> Fallible<()> {
             "ledger" => ledger::run(&lab, choice).await?,
             "sse" => sse::run(&lab, choice).await?,
             "idle" => idle::run(&lab, choice).await?,
+            "enumeration" => enumeration::run(&lab, choice).await?,
+            "accounts" => accounts::run(&lab, choice).await?,
             _ => memory::run(&lab, choice).await?,
         }
     }

@@ -24,6 +24,18 @@ pub struct Process {
 impl Process {
     /// Starts `program` on `core`, or anywhere when that is `None`.
     pub fn start(name: &str, core: Option<usize>, program: &Path, args: &[&str], dir: &Path) -> Fallible<Self> {
+        Self::start_with(name, core, program, args, dir, &[])
+    }
+
+    /// As [`Process::start`], with these variables in its environment.
+    pub fn start_with(
+        name: &str,
+        core: Option<usize>,
+        program: &Path,
+        args: &[&str],
+        dir: &Path,
+        env: &[(&str, &str)],
+    ) -> Fallible<Self> {
         let output = dir.join(format!("{name}.out"));
         let file = File::create(&output)?;
         let mut command = match core {
@@ -34,7 +46,7 @@ impl Process {
             }
             None => Command::new(program),
         };
-        command.args(args).current_dir(dir).stdin(Stdio::null());
+        command.args(args).envs(env.iter().copied()).current_dir(dir).stdin(Stdio::null());
         command.stdout(file.try_clone()?).stderr(file);
         let child = command.spawn().map_err(|error| format!("cannot start {name}: {error}"))?;
         Ok(Self { name: name.to_owned(), child, output })
