@@ -2,9 +2,9 @@
 //! search for every secret that came to be on it, in all that the program has written or said.
 
 use std::process::Stdio;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
+use tollgate::clock::Clock;
 
 use super::mfa;
 use super::secrets::{Secrets, files_below};
@@ -164,7 +164,7 @@ fn from_register_to_delete_and_no_secret_is_left_behind() {
     let setup = walker.ok(As::User(&session), "POST", "/v1/users/mfa/setup", Some(proof.clone()));
     let seed = walker.keep("seed", &setup, "/secret");
     walker.secrets.add_bytes("seed's bytes", &mfa::seed_bytes(&seed));
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let now = Clock::system().now().seconds() as u64;
     let (first, second) = (mfa::code_at(&seed, now), mfa::code_at(&seed, now + 30));
     walker.secrets.add_digits("first code", &first);
     walker.secrets.add_digits("second code", &second);
