@@ -232,10 +232,10 @@ fn word_fault(field: &str, text: &str) -> Option<String> {
 
 fn profile_fault(name: &str, value: &str) -> Option<String> {
     match name {
-        // Shown by clients, so it must not be script; never fetched by us.
+        // Shown by clients, so it must not be script, nor end the attribute it stands in; never fetched by us.
         "avatar_url" => {
-            let fits =
-                value.len() <= MAX_URL && value.starts_with("https://") && value.bytes().all(|b| b.is_ascii_graphic());
+            let is_of_urls = |b: u8| b.is_ascii_graphic() && !b"\"'<>\\^`{|}".contains(&b);
+            let fits = value.len() <= MAX_URL && value.starts_with("https://") && value.bytes().all(is_of_urls);
             (!fits).then(|| format!("avatar_url: an https:// address of at most {MAX_URL} characters"))
         }
         "preferences" => (value.len() > MAX_TEXT).then(|| format!("preferences: at most {MAX_TEXT} bytes as JSON")),

@@ -182,3 +182,35 @@ fn limits_are_reset_and_statistics_count() {
     let users = ok(&panel(&app, &token, "GET", "statistics", None))["users"].clone();
     assert_eq!((&users["total"], &users["active"], &users["suspended"]), (&json!(2), &json!(1), &json!(1)));
 }
+
+#[test]
+fn the_config_in_force_is_shown_without_its_secrets() {
+    let secrets = ["sk-upstream-77", "smtp-password-77", "client-secret-77", "hmac-secret-77-hmac-secret-77-hmac"];
+    let app = TestApp::with(Options {
+        toml: format!(
+            "public_base_url = \"https://ai.example.com\"\n[mail]\ntransport = \"smtp\"\nhost = \"127.0.0.1\"\nport = 1\n\
+             tls = \"none\"\nusername = \"gateway\"\npassword = \"{}\"\nfrom = \"a@example.com\"\n\
+             [oauth.github]\nclient_id = \"our-client\"\nclient_secret = \"{}\"\n\
+             [accounts.tokens]\nalgorithm = \"HS256\"\nhs256_key = \"{}\"\n",
+            secrets[1], secrets[2], secrets[3]
+        ),
+        route: "[[routes]]\npath = \"/v1/*\"\nupstream = \"ai\"\n[[upstreams]]\nname = \"other\"\n\
+                endpoints = [\"http://127.0.0.1:9\"]\ncredential = { header = \"x-key\", value = \"sk-upstream-77\" }\n",
+        ..Options::default()
+    });
+    let answer = panel(&app, &app.admin_token(), "GET", "config", None);
+    let shown = ok(&answer)["config"].clone();
+    for secret in secrets {
+        assert!(!answer.text().contains(secret), "{secret}");
+    }
+    // What is no secret is there, and where one is, it says so.
+    assert_eq!(
+        (&shown["oauth"]["github"]["client_id"], &shown["mail"]["username"]),
+        (&json!("our-client"), &json!("gateway"))
+    );
+    for at in
+        ["/oauth/github/client_secret", "/mail/password", "/accounts/tokens/hs256_key", "/upstreams/1/credential/value"]
+    {
+        assert_eq!(shown.pointer(at), Some(&json!("********")), "{at}: {shown}");
+    }
+}

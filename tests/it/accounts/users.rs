@@ -265,3 +265,30 @@ fn the_public_side_has_no_admin_pages() {
     }
     assert_eq!(app.upstream.stats().total, served);
 }
+
+#[test]
+fn a_picture_is_an_address_that_cannot_be_script() {
+    let app = TestApp::start("");
+    let user = app.register("alice");
+    let login = json!({"email": user.email, "password": PASSWORD});
+    let answer = app.call("POST", "/v1/users/login", "", Some(&login)).json();
+    let token = answer["session"]["session_token"].as_str().unwrap().to_owned();
+    let set = |url: &str| app.call("PUT", "/v1/users/profile", &token, Some(&json!({"avatar_url": url}))).status;
+    let long = format!("https://example.com/{}", "a".repeat(481));
+    for bad in [
+        "javascript:alert(1)",
+        "data:text/html,<script>alert(1)</script>",
+        "http://example.com/a.png",
+        "//example.com/a.png",
+        "https://example.com/\"onerror=\"alert(1)",
+        "https://example.com/'><script>",
+        "https://example.com/a b.png",
+        "https://example.com/\u{e4}.png",
+        &long,
+    ] {
+        assert_eq!(set(bad), 400, "{bad}");
+    }
+    assert_eq!(set("https://example.com/u/1.png?s=80&d=%22#top"), 200);
+    let shown = app.call("GET", "/v1/users/profile", &token, None).json();
+    assert!(shown.to_string().contains("https://example.com/u/1.png?s=80&d=%22#top"), "{shown}");
+}
