@@ -14,6 +14,7 @@ pub mod credits;
 pub mod deletion;
 pub mod devices;
 pub mod directory;
+mod fields;
 pub mod jwt;
 pub mod key_use;
 pub mod keys;
@@ -27,6 +28,7 @@ pub mod overview;
 pub mod own;
 pub mod passwords;
 mod plans;
+pub mod registration;
 pub mod roster;
 pub mod seal;
 pub mod secrets;
@@ -361,7 +363,9 @@ impl Accounts {
             StoreError::Conflict { key } if key.starts_with(b"un/") => {
                 Err(Reject::Conflict("This username is already taken".into()))
             }
-            StoreError::Conflict { key } if key.starts_with(b"ue/") => Err(Reject::Conflict(users::EMAIL_TAKEN.into())),
+            StoreError::Conflict { key } if key.starts_with(b"ue/") => {
+                Err(Reject::Conflict(registration::EMAIL_TAKEN.into()))
+            }
             StoreError::Conflict { key } if key.starts_with(b"sn/") => {
                 Err(Reject::Conflict("This username is already taken".into()))
             }

@@ -229,8 +229,8 @@ impl Accounts {
         proof: Proof,
         address: IpAddr,
     ) -> Result<(User, String), Reject> {
-        let new_email = &*super::users::normalized(new_email);
-        if let Some(fault) = super::users::email_fault("new_email", new_email) {
+        let new_email = &*super::fields::normalized(new_email);
+        if let Some(fault) = super::fields::email_fault("new_email", new_email) {
             return Err(Reject::Invalid(vec![fault]));
         }
         self.prove_password(user, proof, address).await?;

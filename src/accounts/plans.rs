@@ -30,6 +30,14 @@ pub(super) struct MeterChange {
     pub staff: Vec<(MeterName, MeterUpdate)>,
 }
 
+/// Plans that other systems call by another word.
+pub(super) fn canonical_plan(word: &str) -> &str {
+    match word {
+        "premium" | "pro" => "professional",
+        other => other,
+    }
+}
+
 impl MeterChange {
     pub(super) fn of(update: &AdminUpdate, new_plan: Option<&Plan>) -> Self {
         let named = [("credits", update.credits), ("conversations", update.conversations)];

@@ -17,8 +17,8 @@ use super::jwt::{Lineage, TokenUse};
 use super::login_check::Factors;
 use super::mail::{Letter, LetterKind};
 use super::passwords::Password;
+use super::registration::Entrance;
 use super::secrets::{self, Minted};
-use super::users::Entrance;
 use super::{Accounts, Forget, LOGIN_TURNS, Loaded, MAX_TRIES, no_randomness, too_busy};
 use crate::clock::UnixMillis;
 use crate::domain::ids::{CredentialId, RequestId, SecretMac, UserId};
@@ -442,7 +442,7 @@ impl Accounts {
     /// # Errors
     /// [`Reject::StoreUnavailable`].
     pub fn find_user(&self, identifier: &str) -> Result<Option<UserId>, Reject> {
-        let name = super::users::normalized(identifier);
+        let name = super::fields::normalized(identifier);
         let key = if name.contains('@') { tables::user_by_email(&name) } else { tables::user_by_name(&name) };
         Ok(self.load::<UserId>(key)?.map(|row| row.value))
     }

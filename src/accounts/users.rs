@@ -1,85 +1,36 @@
-//! Users: registration, profile, standing, and what staff does to them.
+//! Users: profile, standing, lists of them, and what staff does to them.
 //!
-//! Owns the users' rows and the rules of their fields. Username and email are unique without case, by preconditions and not
-//! by looking first. Meters belong to the user's actor and are only ever changed by asking it.
+//! Owns changes of the users' rows. Meters belong to the user's actor and are only ever changed by asking it.
 
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use serde::Deserialize;
-use unicode_normalization::UnicodeNormalization;
 
 use super::audit::Change;
 use super::directory::{Counts, Directory, UserQuery};
-use super::keys::NewKey;
+use super::fields::{email_fault, name_fault, normalized, profile_fault, text_fault, word_fault};
 use super::mail::{Letter, LetterKind};
-use super::passwords::{Password, Rule};
-use super::plans::MeterChange;
-use super::secrets::Minted;
-use super::sessions::SessionView;
-use super::{Accounts, Forget, MAX_TRIES, Settings, sessions, too_busy};
+use super::passwords::Rule;
+use super::plans::{MeterChange, canonical_plan};
+use super::{Accounts, Forget, Settings, sessions};
 use crate::actors::user::actor::UserActor;
-use crate::actors::user::ledger::{self, Account, Meter};
+use crate::actors::user::ledger::Meter;
 use crate::actors::writer::{Filter, Page as JournalPage};
 use crate::clock::UnixMillis;
 use crate::config::Plan;
 use crate::domain::ids::UserId;
-use crate::domain::key::KeyLook;
-use crate::domain::meters::{MeterName, Micro, ResetHour};
-use crate::domain::session::SessionStyle;
-use crate::domain::user::{Profile, Role, Status, User, UserType, Verification, Vetting};
+use crate::domain::meters::{MeterName, Micro};
+use crate::domain::user::{Role, Status, User, UserType, Verification, Vetting};
 use crate::error::Reject;
 use crate::store::{Batch, Order, Store, StoreError, prefix_end, tables};
 
 /// The most a page of any list holds.
 pub const MAX_PAGE_SIZE: usize = 200;
-/// What a client is told of an address that has an account.
-pub const EMAIL_TAKEN: &str = "This email is already registered";
-pub(super) const MAX_EMAIL: usize = 254;
-const MAX_TEXT: usize = 1000;
-/// Of one field of the profile, in characters; of an address of a picture, in bytes.
-const MAX_FIELD: usize = 100;
-const MAX_URL: usize = 500;
 pub(super) const MAX_REASON: usize = 500;
 /// Rows read at once by a search.
 const CHUNK: usize = 1000;
 /// How long a reader of the journal waits for what has just been said.
 const JOURNAL_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
-
-/// What a new user says of himself.
-#[derive(Debug)]
-pub struct Registration {
-    pub username: String,
-    pub name: String,
-    pub email: String,
-    pub password: Password,
-    pub user_type: UserType,
-    pub about_me: String,
-    pub hobbies: String,
-    pub profile: Profile,
-    /// What the password must meet, as the surface documents it.
-    pub rule: Rule,
-    pub key_look: KeyLook,
-}
-
-/// A user who has just come to be.
-#[derive(Debug)]
-pub struct Registered {
-    pub user: User,
-    pub api_key: Minted,
-    pub verification_required: bool,
-    /// Where registering is also a login.
-    pub session: Option<SessionView>,
-}
-
-/// From where, and how, a session is opened.
-#[derive(Clone, Debug)]
-pub struct Entrance {
-    pub address: IpAddr,
-    pub user_agent: Option<String>,
-    pub style: SessionStyle,
-}
 
 /// What a user may change of himself.
 #[derive(Clone, Debug, Default)]
@@ -198,83 +149,6 @@ impl From<Counts> for Statistics {
     }
 }
 
-/// What a name must look like; each returns what is wrong.
-pub(super) fn username_fault(text: &str) -> Option<String> {
-    let fits =
-        (3..=50).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-    if !fits {
-        return Some("username: 3 to 50 letters, digits, hyphens or underscores".into());
-    }
-    // A path may name a user by number or by name.
-    text.bytes().all(|b| b.is_ascii_digit()).then(|| "username: must not be a number".into())
-}
-
-/// A name or address as it is kept: compatible spellings of a character (Unicode NFKC) are one.
-pub(super) fn normalized(text: &str) -> String {
-    text.trim().nfkc().collect()
-}
-
-fn name_fault(text: &str) -> Option<String> {
-    let fits = (2..=100).contains(&text.chars().count()) && !text.chars().any(char::is_control);
-    (!fits).then(|| "name: 2 to 100 characters".into())
-}
-
-fn text_fault(field: &str, text: &str) -> Option<String> {
-    let printable = |c: char| !c.is_control() || matches!(c, '\n' | '\r' | '\t');
-    let fits = text.chars().count() <= MAX_TEXT && text.chars().all(printable);
-    (!fits).then(|| format!("{field}: at most {MAX_TEXT} printable characters"))
-}
-
-fn word_fault(field: &str, text: &str) -> Option<String> {
-    let fits = (1..=32).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
-    (!fits).then(|| format!("{field}: 1 to 32 letters, digits, dots, hyphens or underscores"))
-}
-
-fn profile_fault(name: &str, value: &str) -> Option<String> {
-    match name {
-        // Shown by clients, so it must not be script, nor end the attribute it stands in; never fetched by us.
-        "avatar_url" => {
-            let is_of_urls = |b: u8| b.is_ascii_graphic() && !b"\"'<>\\^`{|}".contains(&b);
-            let fits = value.len() <= MAX_URL && value.starts_with("https://") && value.bytes().all(is_of_urls);
-            (!fits).then(|| format!("avatar_url: an https:// address of at most {MAX_URL} characters"))
-        }
-        "preferences" => (value.len() > MAX_TEXT).then(|| format!("preferences: at most {MAX_TEXT} bytes as JSON")),
-        _ => {
-            let fits = value.chars().count() <= MAX_FIELD && !value.chars().any(char::is_control);
-            (!fits).then(|| format!("{name}: at most {MAX_FIELD} printable characters"))
-        }
-    }
-}
-
-pub(super) fn email_fault(field: &str, text: &str) -> Option<String> {
-    (!is_email(text)).then(|| format!("{field}: not a valid email address"))
-}
-
-/// The form that mail servers in use accept: a dot-atom, and a host name with at least two labels.
-fn is_email(text: &str) -> bool {
-    let Some((local, host)) = text.rsplit_once('@') else { return false };
-    let atom = |part: &str| {
-        !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+/=?^_`{|}~-".contains(&b))
-    };
-    let label = |part: &str| {
-        let inner = part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-        (1..=63).contains(&part.len()) && inner && !part.starts_with('-') && !part.ends_with('-')
-    };
-    text.len() <= MAX_EMAIL
-        && local.len() <= 64
-        && local.split('.').all(atom)
-        && host.contains('.')
-        && host.split('.').all(label)
-}
-
-/// Plans that other systems call by another word.
-pub(super) fn canonical_plan(word: &str) -> &str {
-    match word {
-        "premium" | "pro" => "professional",
-        other => other,
-    }
-}
-
 fn fold_changed(old: &str, new: &str) -> bool {
     tables::user_by_email(old) != tables::user_by_email(new)
 }
@@ -301,140 +175,6 @@ impl AdminUpdate {
 }
 
 impl Accounts {
-    /// Makes a user with the default plan's meters and one API key, all in one commit. With `entrance`, in the same commit
-    /// also a session, unless logins are judged by more than a password.
-    ///
-    /// # Errors
-    /// [`Reject::Invalid`] with one line per field, [`Reject::Conflict`] for a name or email that is taken,
-    /// [`Reject::Forbidden`] while registration is closed.
-    pub async fn register(&self, mut new: Registration, entrance: Option<Entrance>) -> Result<Registered, Reject> {
-        let settings = self.settings();
-        if !settings.accounts.registration {
-            return Err(Reject::Forbidden("Registration is closed"));
-        }
-        new.name = new.name.trim().nfc().collect();
-        new.email = normalized(&new.email);
-        new.username = normalized(&new.username);
-        let faults = [
-            username_fault(&new.username),
-            name_fault(&new.name),
-            email_fault("email", &new.email),
-            text_fault("about_me", &new.about_me),
-            text_fault("hobbies", &new.hobbies),
-        ];
-        let mut fields = new.profile.clone();
-        let profile = Profile::FIELDS.iter().filter_map(|name| {
-            let value = fields.field_mut(name)?.take()?;
-            profile_fault(name, &value)
-        });
-        let faults: Vec<String> = faults
-            .into_iter()
-            .flatten()
-            .chain(profile)
-            .chain(self.password_faults(&new.password, new.rule, "password", &[&new.username, &new.email]))
-            .collect();
-        if !faults.is_empty() {
-            return Err(Reject::Invalid(faults));
-        }
-        let plan = settings.plan(&settings.accounts.default_plan).ok_or(Reject::Internal)?;
-        let verification_required = settings.accounts.email_verification;
-        let mut user = User {
-            user_type: new.user_type,
-            about_me: new.about_me,
-            hobbies: new.hobbies,
-            profile: new.profile,
-            status: if verification_required { Status::Pending } else { Status::Active },
-            ..User::new(Arc::from(new.username), new.name, Arc::from(new.email), plan.name.clone(), self.clock.now())
-        };
-        // Both before the hash: what is refused anyway should not cost one.
-        super::encode_bounded(&user)?;
-        if let Err(taken) = self.refuse_taken(&user) {
-            return Err(self.hide_taken(&user, new.password, taken).await?);
-        }
-        user.password_hash = Some(self.passwords.enter()?.hash(new.password).await?);
-        let meters = self.fresh_account(plan);
-        let entrance = entrance.filter(|_| self.opens_at_registration());
-        let mut session = None;
-        let more = |user: &User, batch: &mut Batch| {
-            if let Some(Entrance { address, user_agent, style }) = &entrance {
-                session = Some(self.open_session(user.id, *address, user_agent.as_deref(), *style, batch)?);
-            }
-            self.ask_to_verify(user, batch)
-        };
-        if entrance.is_some() {
-            user.last_login = Some(user.created_at);
-        }
-        let (user, api_key) = self.insert_user(user, &meters, new.key_look, more).await?;
-        Ok(Registered { user, api_key, verification_required, session })
-    }
-
-    /// In strict mode the owner of an address that is taken is told, and nobody else: the work is the same as for one that
-    /// is free, and so is what the client is told of [`EMAIL_TAKEN`].
-    async fn hide_taken(
-        &self,
-        user: &User,
-        password: super::passwords::Password,
-        taken: Reject,
-    ) -> Result<Reject, Reject> {
-        if self.settings().accounts.strict && taken == Reject::Conflict(EMAIL_TAKEN.into()) {
-            self.passwords.enter()?.hash(password).await?;
-            if let Some(owner) = self.live_user(self.find_user(&user.email)?)? {
-                self.post_alone(&owner.value, Letter::new(LetterKind::AlreadyRegistered)).await;
-            }
-        }
-        Ok(taken)
-    }
-
-    fn refuse_taken(&self, user: &User) -> Result<(), Reject> {
-        for key in [tables::user_by_name(&user.username), tables::user_by_email(&user.email)] {
-            if self.store().get(&key).map_err(|error| self.failed(&error))?.is_some() {
-                self.judge_conflict(&StoreError::Conflict { key })?;
-            }
-        }
-        Ok(())
-    }
-
-    /// `more` puts what belongs to the user into the same batch.
-    pub(super) async fn insert_user(
-        &self,
-        mut user: User,
-        meters: &Account,
-        look: KeyLook,
-        mut more: impl FnMut(&User, &mut Batch) -> Result<(), Reject> + Send,
-    ) -> Result<(User, Minted), Reject> {
-        for _ in 0..MAX_TRIES {
-            let mut batch = Batch::default();
-            let (by_name, by_email) = (tables::user_by_name(&user.username), tables::user_by_email(&user.email));
-            // Names first, so that a name that is taken is not mistaken for a race for the number.
-            batch.require_absent(by_name.clone()).require_absent(by_email.clone());
-            user.id = UserId(self.next_number("user", &mut batch)?);
-            let row = super::encode_bounded(&user)?;
-            let encoded = (|| Ok((tables::encode(&user.id)?, tables::encode(&meters.to_row())?)))();
-            let (id, account) = encoded.map_err(|error: StoreError| self.failed(&error))?;
-            batch.put(tables::user(user.id), row).put(by_name, id.clone()).put(by_email, id);
-            batch.put(tables::meters(user.id), account);
-            let default = NewKey { name: super::keys::DEFAULT_KEY.into(), look, ..NewKey::default() };
-            let (_, api_key) = self.add_key(user.id, &default, &mut batch)?;
-            more(&user, &mut batch)?;
-            match self.commit_for_user(user.id, batch, Forget::Nothing).await {
-                Ok(()) => return Ok((user, api_key)),
-                Err(error) => self.judge_conflict(&error)?,
-            }
-        }
-        Err(too_busy())
-    }
-
-    pub(super) fn fresh_account(&self, plan: &Plan) -> Account {
-        let mut account = Account::born_after(self.users.around().resets.load(Ordering::SeqCst));
-        // Nobody has an actor yet, so the pure turn is run here.
-        ledger::give_missing(&mut account, &plan.meters, self.clock.now(), self.reset_hour());
-        account
-    }
-
-    fn reset_hour(&self) -> ResetHour {
-        self.users.around().reset_hour
-    }
-
     /// A user by number, deleted ones included.
     ///
     /// # Errors
@@ -904,30 +644,5 @@ fn each_user<T: serde::de::DeserializeOwned>(store: &dyn Store, mut visit: impl 
         for (_, row) in &rows {
             visit(tables::decode(row)?);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fields_are_judged() {
-        for good in ["abc", "john-doe_7", "7up"] {
-            assert_eq!(username_fault(good), None, "{good}");
-        }
-        for bad in ["ab", "12345", "john doe", "jöhn", "a\0bc", &"a".repeat(51)] {
-            assert!(username_fault(bad).is_some(), "{bad}");
-        }
-        for good in ["john@example.com", "a.b+c@sub.example.co"] {
-            assert!(is_email(good), "{good}");
-        }
-        for bad in
-            ["john", "@example.com", "a@b", "a..b@example.com", "a b@example.com", "a@-x.com", "a@x..com", "a@x.com\n"]
-        {
-            assert!(!is_email(bad), "{bad}");
-        }
-        assert!(!is_email(&format!("a@{}.com", "x".repeat(250))));
-        assert_eq!((canonical_plan("premium"), canonical_plan("free")), ("professional", "free"));
     }
 }

@@ -11,11 +11,13 @@ use std::time::Duration;
 use moka::sync::Cache;
 use tokio::sync::Semaphore;
 
+use super::fields::{email_fault, normalized, username_fault};
 use super::mail::{Letter, LetterKind};
 use super::passwords::{Password, Rule};
+use super::registration::EMAIL_TAKEN;
 use super::sessions::close_session;
 use super::tokens::{TokenKind, use_up};
-use super::users::{EMAIL_TAKEN, email_fault, normalized, refuse_deleted, set_email, username_fault};
+use super::users::{refuse_deleted, set_email};
 use super::{Accounts, Forget};
 use crate::domain::ids::UserId;
 use crate::domain::user::{Status, User};

@@ -18,8 +18,9 @@ use super::shapes::{self, Amount, Done, MeterShape, QuotaShape, Time, Tokens, Us
 use super::{checks, codes, jwks, keys, links, mfa, oauth, own};
 use crate::accounts::Accounts;
 use crate::accounts::passwords::{Password, Rule};
+use crate::accounts::registration::Registration;
 use crate::accounts::sessions::LoginRequest;
-use crate::accounts::users::{ProfileUpdate, Registration};
+use crate::accounts::users::ProfileUpdate;
 use crate::domain::key::KeyLook;
 use crate::domain::session::SessionStyle;
 use crate::domain::user::{Profile, UserType};

@@ -5,8 +5,6 @@
 mod compat;
 mod diff;
 mod env;
-pub use env::{foreign_names, idle_names};
-pub use oauth::OauthProvider;
 mod journal;
 mod login_check;
 mod oauth;
@@ -26,7 +24,9 @@ pub use raw::{
 };
 
 pub use compat::Compat;
+pub use env::{foreign_names, idle_names};
 pub use login_check::{LoginCheck, SocialLogins, is_factor_name};
+pub use oauth::OauthProvider;
 pub use sessions::{CommonPasswords, Passwords, TokenAlgorithm, TokenForm, Tokens};
 
 use crate::domain::cookies::CookieRule;

@@ -20,11 +20,12 @@ use std::time::Duration;
 use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 
+use super::fields::{email_fault, normalized, username_fault};
 use super::mail::{Letter, LetterKind};
 use super::own::Proof;
+use super::registration::Entrance;
 use super::secrets;
 use super::sessions::{SessionView, close_session, may_enter};
-use super::users::{Entrance, email_fault, normalized, username_fault};
 use super::{Accounts, Forget, MAX_TRIES, no_randomness, too_busy};
 use crate::clock::{self, UnixMillis};
 use crate::config::OauthProvider;

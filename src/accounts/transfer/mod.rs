@@ -13,9 +13,11 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::fields::{email_fault, normalized, username_fault};
 use super::keys::{DEFAULT_KEY, NewKey};
+use super::plans::canonical_plan;
 use super::secrets::Minted;
-use super::users::{AdminUpdate, MeterUpdate, apply_update, canonical_plan, email_fault, normalized, username_fault};
+use super::users::{AdminUpdate, MeterUpdate, apply_update};
 use super::{Accounts, ExportTrouble, Forget, MAX_TRIES, legacy, too_busy};
 use crate::actors::user::ledger::{self, Account, AccountRow, Command, Recovery, Reply};
 use crate::clock::UnixMillis;

@@ -3,7 +3,7 @@
 use utoipa::ToSchema;
 
 use crate::accounts::passwords::{Password, Rule};
-use crate::accounts::users::Registration;
+use crate::accounts::registration::Registration;
 use crate::accounts::{Accounts, sessions};
 use crate::domain::key::KeyLook;
 use crate::domain::session::SessionStyle;

@@ -4,8 +4,9 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use crate::accounts::registration;
 use crate::accounts::sessions::SessionView;
-use crate::accounts::users::{self, MeterView};
+use crate::accounts::users::MeterView;
 use crate::domain::meters::Micro;
 use crate::domain::user::{Status, User};
 use crate::handler::values::{Amount, Time};
@@ -92,7 +93,7 @@ pub(super) struct Registered {
 }
 
 impl Registered {
-    pub(super) fn new(made: &users::Registered, warnings: Vec<String>) -> Self {
+    pub(super) fn new(made: &registration::Registered, warnings: Vec<String>) -> Self {
         Self {
             success: true,
             user: Some((&made.user).into()),

@@ -4,8 +4,9 @@ use utoipa::ToSchema;
 
 use super::STYLE;
 use crate::accounts::passwords::{Password, Rule};
+use crate::accounts::registration::Registration;
 use crate::accounts::sessions;
-use crate::accounts::users::{ProfileUpdate, Registration};
+use crate::accounts::users::ProfileUpdate;
 use crate::domain::key::KeyLook;
 use crate::domain::user::{self, UserType};
 use crate::error::Reject;

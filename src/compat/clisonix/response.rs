@@ -5,10 +5,11 @@ use utoipa::ToSchema;
 
 use crate::accounts::keys::KeyView;
 use crate::accounts::own::SessionListed;
+use crate::accounts::registration;
 use crate::accounts::secrets::Minted;
 use crate::accounts::sessions::SessionView;
 use crate::accounts::usage::{ByMeter, Used};
-use crate::accounts::users::{self, MeterView};
+use crate::accounts::users::MeterView;
 use crate::clock::UnixMillis;
 use crate::domain::ids::UserId;
 use crate::domain::meters::Micro;
@@ -45,7 +46,7 @@ pub(super) struct Registered {
 
 impl Registered {
     /// Shows the key, this once.
-    pub(super) fn new(made: &users::Registered, warnings: Vec<String>) -> Self {
+    pub(super) fn new(made: &registration::Registered, warnings: Vec<String>) -> Self {
         let account = Account::of(&made.user).with_key(made.api_key.expose().to_owned());
         let verification_required = made.verification_required;
         Self { success: true, message: "User registered", account: Some(account), verification_required, warnings }

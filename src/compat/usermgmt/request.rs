@@ -5,8 +5,9 @@ use utoipa::ToSchema;
 
 use crate::accounts::checks::Conversation;
 use crate::accounts::passwords::{Password, Rule};
+use crate::accounts::registration::Registration;
 use crate::accounts::sessions;
-use crate::accounts::users::{MeterUpdate, ProfileUpdate, Registration};
+use crate::accounts::users::{MeterUpdate, ProfileUpdate};
 use crate::domain::key::KeyLook;
 use crate::domain::session::SessionStyle;
 use crate::domain::user::{Profile, UserType};

@@ -5,9 +5,10 @@ use utoipa::ToSchema;
 
 use crate::accounts::checks::Checked;
 use crate::accounts::keys::KeyView;
+use crate::accounts::registration;
 use crate::accounts::secrets::Minted;
 use crate::accounts::sessions::SessionView;
-use crate::accounts::users::{self, MeterView};
+use crate::accounts::users::MeterView;
 use crate::clock::UnixMillis;
 use crate::domain::meters::Micro;
 use crate::domain::session::Staff;
@@ -37,7 +38,7 @@ pub(super) struct Registered {
 }
 
 impl Registered {
-    pub(super) fn new(made: &users::Registered, warnings: Vec<String>) -> Self {
+    pub(super) fn new(made: &registration::Registered, warnings: Vec<String>) -> Self {
         Self {
             success: true,
             message: "User registered successfully",
