@@ -1,16 +1,17 @@
 //! The directory: all users in memory, as far as lists and counts need them.
 //!
 //! Owns an index that is read from the store in the background at the start and kept by every commit of a user's row, at the
-//! one place where rows are put in force. About 120 bytes a user. A search looks for its text in one stretch of memory and goes on
-//! after the text in which it was; a sort picks its page instead of ordering everything. Until it is whole, lists come from the store. Never the truth: pages
-//! are numbers, and the rows themselves are read from the store.
+//! one place where rows are put in force. About 130 bytes a user. A sort picks its page instead of ordering everything. Until it
+//! is whole, lists come from the store. Never the truth: pages are numbers, and the rows themselves are read from the store.
+
+mod texts;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use memchr::memmem;
 use parking_lot::RwLock;
 
+use self::texts::{Texts, make_room};
 use crate::clock::UnixMillis;
 use crate::domain::ids::UserId;
 use crate::domain::user::{Role, Status, User, UserType, Verification};
@@ -40,9 +41,7 @@ struct Entry {
 struct State {
     /// By user number, from 1.
     entries: Vec<Option<Entry>>,
-    texts: Vec<u8>,
-    /// Where texts begin, in order, and whose they are; also those that are replaced.
-    starts: Vec<(u32, u32)>,
+    texts: Texts,
     plans: Vec<String>,
     plan_numbers: HashMap<String, u16>,
     dead_bytes: usize,
@@ -167,28 +166,24 @@ impl State {
             }
         };
         let fields = [user.username.to_lowercase(), user.name.to_lowercase(), user.email.to_lowercase()];
-        let length = fields.iter().map(|field| field.len() + 1).sum::<usize>();
-        let Ok(start) = u32::try_from(self.texts.len()) else { return };
+        let text = joined(&fields);
         let old = self.entries[at];
         // Most changes leave the text as it is.
-        let same = old.filter(|old| self.text(old).len() == length && self.text(old) == joined(&fields));
-        let (start, name_at) = match same {
-            Some(old) => (old.start, old.name_at),
+        let start = match old.filter(|old| self.text(old) == text) {
+            Some(old) => old.start,
             None => {
+                let Some(start) = self.texts.add(number, &text) else { return };
                 self.dead_bytes += old.map_or(0, |old| usize::from(old.len));
-                make_room(&mut self.texts, length);
-                self.texts.extend(joined(&fields));
-                make_room(&mut self.starts, 1);
-                self.starts.push((start, number));
-                (start, (fields[0].len() + 1) as u16)
+                start
             }
         };
+        let name_at = (fields[0].len() + 1) as u16;
         self.users += u64::from(old.is_none());
         self.entries[at] = Some(Entry {
             start,
             name_at,
             email_at: name_at + fields[1].len() as u16 + 1,
-            len: length as u16,
+            len: text.len() as u16,
             plan,
             status: user.status,
             role: user.role,
@@ -206,19 +201,17 @@ impl State {
     /// Leaves out the texts that were replaced.
     fn compact(&mut self) {
         let old = std::mem::take(&mut self.texts);
-        self.starts.clear();
         self.dead_bytes = 0;
         for (at, entry) in self.entries.iter_mut().enumerate() {
             let Some(entry) = entry else { continue };
-            let text = &old[entry.start as usize..entry.start as usize + usize::from(entry.len)];
-            entry.start = self.texts.len() as u32;
-            self.texts.extend_from_slice(text);
-            self.starts.push((entry.start, at as u32 + 1));
+            let text = old.get(entry.start, entry.len);
+            // There is room: they are fewer than they were.
+            entry.start = self.texts.add(at as u32 + 1, text).unwrap_or_default();
         }
     }
 
     fn text(&self, entry: &Entry) -> &[u8] {
-        &self.texts[entry.start as usize..entry.start as usize + usize::from(entry.len)]
+        self.texts.get(entry.start, entry.len)
     }
 
     fn entry(&self, number: u32) -> Option<&Entry> {
@@ -227,33 +220,10 @@ impl State {
 
     /// The numbers of those whose text has it, ascending.
     fn search(&self, text: &str) -> Vec<u32> {
-        let needle = text.to_lowercase();
-        let finder = memmem::Finder::new(needle.as_bytes());
-        let (mut found, mut at, mut next) = (Vec::new(), 0, 0);
-        while let Some(hit) = self.texts.get(at..).and_then(|rest| finder.find(rest)) {
-            next = self.first_after(next, at + hit);
-            let Some((start, number)) = next.checked_sub(1).and_then(|i| self.starts.get(i)).copied() else { break };
-            // Not one that was replaced.
-            if self.entry(number).is_some_and(|entry| entry.start == start) {
-                found.push(number);
-            }
-            // Once in a text is enough.
-            at = self.starts.get(next).map_or(self.texts.len(), |(start, _)| *start as usize);
-        }
+        let is_current = |start, number| self.entry(number).is_some_and(|entry| entry.start == start);
+        let mut found = self.texts.search(text.to_lowercase().as_bytes(), is_current);
         found.sort_unstable();
         found
-    }
-
-    /// The place of the first text that begins after `at`, looked for from `from` on: hits come in order, and often close
-    /// together.
-    fn first_after(&self, from: usize, at: usize) -> usize {
-        let begins_before = |(start, _): &(u32, u32)| *start as usize <= at;
-        let mut step = 1;
-        while self.starts.get(from + step).is_some_and(begins_before) {
-            step *= 2;
-        }
-        let (low, high) = (from + step / 2, self.starts.len().min(from + step + 1));
-        low + self.starts[low..high].partition_point(begins_before)
     }
 
     fn lets_through(&self, query: &UserQuery, plan: Option<u16>, entry: &Entry) -> bool {
@@ -295,13 +265,6 @@ impl State {
     }
 }
 
-/// Room for so many more. A list of millions that doubled whenever it is full would be half empty for long.
-fn make_room<T>(list: &mut Vec<T>, more: usize) {
-    if list.capacity() - list.len() < more {
-        list.reserve_exact(more.max(list.len() / 8));
-    }
-}
-
 fn joined(fields: &[String]) -> Vec<u8> {
     fields.iter().flat_map(|field| field.bytes().chain([FIELD_END])).collect()
 }
@@ -340,9 +303,7 @@ impl Directory {
     /// Users, bytes and the milliseconds that the reading took.
     pub fn size(&self) -> (u64, u64, u64) {
         let state = self.state.read();
-        let bytes = state.texts.capacity()
-            + state.entries.capacity() * size_of::<Option<Entry>>()
-            + state.starts.capacity() * size_of::<(u32, u32)>();
+        let bytes = state.texts.size() + state.entries.capacity() * size_of::<Option<Entry>>();
         (state.users, bytes as u64, self.build_ms.load(Ordering::Relaxed))
     }
 
