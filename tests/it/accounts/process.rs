@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use serde_json::Value;
 
@@ -15,9 +16,13 @@ pub struct Site {
     pub admin: SocketAddr,
 }
 
-/// A port that was free a moment ago.
+/// A port that no other test is given. It is below those which the kernel gives away by itself, to whoever asks meanwhile.
 fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 10_000 + (std::process::id() % 10_000) as u16;
+    let ports =
+        std::iter::repeat_with(|| SocketAddr::from(([127, 0, 0, 1], first + NEXT.fetch_add(1, Ordering::SeqCst))));
+    ports.take(10_000).find(|address| TcpListener::bind(address).is_ok()).unwrap()
 }
 
 impl Site {
