@@ -11,7 +11,7 @@ use super::sessions::close_session;
 use super::{Accounts, Forget, MAX_TRIES, too_busy};
 use crate::clock::UnixMillis;
 use crate::domain::ids::{CredentialId, UserId};
-use crate::domain::session::Session;
+use crate::domain::session::{Principal, Session};
 use crate::domain::user::User;
 use crate::error::Reject;
 use crate::store::Batch;
@@ -40,8 +40,16 @@ pub struct Proof {
     pub password: Option<Password>,
     /// The request's field that had it.
     pub field: String,
+    /// Of the second factor, or a recovery code; for those who have one.
+    pub code: Option<String>,
     /// Of his session.
     pub token: String,
+}
+
+impl Proof {
+    pub fn with_code(self, code: Option<String>) -> Self {
+        Self { code, ..self }
+    }
 }
 
 /// What kind of thing a session was opened from, as far as its `User-Agent` says.
@@ -175,10 +183,22 @@ impl Accounts {
         })
     }
 
+    /// The owner of an account who is about to do what only he may, once more: by his password and, where one is on, by his
+    /// second factor. Answers the hash that the password matched.
+    ///
+    /// # Errors
+    /// Those of [`Accounts::prove_password`], then [`Reject::CodeRequired`] and [`Reject::WrongCode`].
+    pub async fn step_up(&self, user: UserId, proof: Proof, address: IpAddr) -> Result<Option<String>, Reject> {
+        let code = proof.code.clone();
+        let hash = self.prove_password(user, proof, address).await?;
+        self.second_factor(Principal::User(user), code.as_deref(), address).await?;
+        Ok(hash)
+    }
+
     /// Gives a user a new password. All his sessions but the one of the proof end; his API keys go on.
     ///
     /// # Errors
-    /// [`Reject::Invalid`] for a password that does not meet the rule, and those of [`Accounts::prove_password`].
+    /// [`Reject::Invalid`] for a password that does not meet the rule, and those of [`Accounts::step_up`].
     pub async fn change_password(
         &self,
         user: UserId,
@@ -195,7 +215,7 @@ impl Accounts {
             return Err(Reject::Invalid(vec!["new_password: is the old one".into()]));
         }
         let keep = self.credential_mac(&current.token)?;
-        let verified = self.prove_password(user, current, address).await?;
+        let verified = self.step_up(user, current, address).await?;
         let hash = self.passwords.enter()?.hash(new).await?;
         let edit = |row: &mut User, batch: &mut Batch| {
             super::users::refuse_deleted(row)?;
@@ -221,7 +241,7 @@ impl Accounts {
     /// else the address is not verified then. Answers the user as he is now, and the old address.
     ///
     /// # Errors
-    /// [`Reject::Invalid`], [`Reject::Conflict`] for an address that is taken, and those of [`Accounts::prove_password`].
+    /// [`Reject::Invalid`], [`Reject::Conflict`] for an address that is taken, and those of [`Accounts::step_up`].
     pub async fn change_email(
         &self,
         user: UserId,
@@ -233,7 +253,7 @@ impl Accounts {
         if let Some(fault) = super::fields::email_fault("new_email", new_email) {
             return Err(Reject::Invalid(vec![fault]));
         }
-        self.prove_password(user, proof, address).await?;
+        self.step_up(user, proof, address).await?;
         if self.sends_mail() {
             let row = self.ask_to_confirm(user, new_email).await?;
             let email = row.email.to_string();
@@ -255,9 +275,9 @@ impl Accounts {
     /// Deletes a user's own account.
     ///
     /// # Errors
-    /// Those of [`Accounts::prove_password`].
+    /// Those of [`Accounts::step_up`].
     pub async fn delete_own(&self, user: UserId, proof: Proof, address: IpAddr) -> Result<User, Reject> {
-        self.prove_password(user, proof, address).await?;
+        self.step_up(user, proof, address).await?;
         self.delete_user(user, Some("deleted by its owner".into())).await
     }
 }

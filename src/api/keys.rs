@@ -15,9 +15,9 @@ use utoipa_axum::routes;
 
 use super::public::Api;
 use super::shapes::{Done, Time};
+use super::step_up::StepUp;
 use crate::accounts::Accounts;
 use crate::accounts::keys::{KeyUpdate, KeyView, NewKey};
-use crate::accounts::own::Proof;
 use crate::actors::audit::{Action, Record};
 use crate::clock::UnixMillis;
 use crate::domain::addresses::parse_network;
@@ -267,15 +267,8 @@ async fn rotate(State(accounts): Api, call: Call) -> Answer {
     made("Key rotated", &key, text.expose())
 }
 
-#[derive(ToSchema)]
-struct RevealRequest {
-    /// Of accounts that have one.
-    #[schema(value_type = Option<String>, format = Password)]
-    password: Proof,
-}
-
 /// Shows a key's text once more.
-#[utoipa::path(post, path = "/v1/users/keys/{id}/reveal", tag = "keys", request_body = RevealRequest,
+#[utoipa::path(post, path = "/v1/users/keys/{id}/reveal", tag = "keys", request_body = StepUp,
     security(("session" = [])), responses((status = 200, body = KeyMade)))]
 async fn reveal(State(accounts): Api, call: Call) -> Answer {
     let id = key_in_path(&call)?;
@@ -283,7 +276,7 @@ async fn reveal(State(accounts): Api, call: Call) -> Answer {
 }
 
 /// Shows the text of the caller's default key once more.
-#[utoipa::path(post, path = "/v1/users/api-key/reveal", tag = "keys", request_body = RevealRequest,
+#[utoipa::path(post, path = "/v1/users/api-key/reveal", tag = "keys", request_body = StepUp,
     security(("session" = [])), responses((status = 200, body = KeyMade)))]
 async fn reveal_default(State(accounts): Api, call: Call) -> Answer {
     revealed(accounts, call, None).await
@@ -291,12 +284,10 @@ async fn reveal_default(State(accounts): Api, call: Call) -> Answer {
 
 async fn revealed(accounts: Arc<Accounts>, call: Call, id: Option<CredentialId>) -> Answer {
     let user = accounts.user_of_session(call.token()?)?;
-    let mut fields = call.fields()?;
-    let RevealRequest { password } = RevealRequest { password: fields.proof("password", &call)? };
-    fields.done()?;
+    let proof = StepUp::read(&call)?;
     let (record, address) = (own_act(&call, Action::KeyRevealed, &user), call.address);
     let act = move |accounts: Arc<Accounts>| async move {
-        accounts.prove_password(user.id, password, address).await?;
+        accounts.step_up(user.id, proof, address).await?;
         accounts.reveal_key(user.id, id)
     };
     let (key, text) = accounts.audited(record, act, |(key, _), record| told(key, record)).await?;

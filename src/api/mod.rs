@@ -23,6 +23,7 @@ pub mod serve;
 pub mod shapes;
 pub mod side_shapes;
 mod staff;
+mod step_up;
 mod support;
 #[cfg(test)]
 mod tests;

@@ -13,6 +13,7 @@ use utoipa_axum::routes;
 
 use super::public::Api;
 use super::shapes::{Done, Time, Tokens, UserBrief};
+use super::step_up::StepUp;
 use crate::accounts::Accounts;
 use crate::accounts::oauth::{CallbackPath, Landing};
 use crate::actors::audit::Action;
@@ -179,6 +180,8 @@ async fn list(State(accounts): Api, call: Call) -> Answer {
 struct LinkRequest {
     /// Of accounts that have one.
     password: Option<String>,
+    /// Of the second factor, or a recovery code; where one is on.
+    code: Option<String>,
     /// Where the browser is to be sent afterwards: one of `accounts.redirects`.
     redirect: Option<String>,
 }
@@ -197,7 +200,7 @@ struct Begun {
 async fn link(State(accounts): Api, call: Call) -> Answer {
     let user = accounts.user_of_session(call.token()?)?;
     let mut fields = call.optional_fields()?;
-    let proof = fields.proof("password", &call)?;
+    let proof = fields.proof("password", &call)?.with_code(fields.optional_text("code"));
     let redirect = fields.optional_text("redirect");
     fields.done()?;
     let (provider, address) = (call.part("provider").to_owned(), call.address);
@@ -212,12 +215,12 @@ async fn link(State(accounts): Api, call: Call) -> Answer {
 
 /// Removes a login at a provider; not the last way into the account.
 #[utoipa::path(delete, path = "/v1/users/oauth/{provider}", tag = "social login", security(("session" = [])),
-    responses((status = 200, body = Done)))]
+    request_body = StepUp, responses((status = 200, body = Done)))]
 async fn unlink(State(accounts): Api, call: Call) -> Answer {
     let user = accounts.user_of_session(call.token()?)?;
-    let provider = call.part("provider").to_owned();
+    let (provider, proof, address) = (call.part("provider").to_owned(), StepUp::read(&call)?, call.address);
     let record = own_act(&call, Action::LoginUnlinked, &user).with("provider", provider.as_str());
-    let act = move |accounts: Arc<Accounts>| async move { accounts.unlink(user.id, &provider).await };
+    let act = move |accounts: Arc<Accounts>| async move { accounts.unlink(user.id, &provider, proof, address).await };
     accounts.audited(record, act, |_, record| record).await?;
     render::ok(Done::new("Login removed"))
 }

@@ -12,9 +12,9 @@ use utoipa_axum::routes;
 
 use super::public::Api;
 use super::shapes::{Done, Time};
+use super::step_up::StepUp;
 use crate::accounts::Accounts;
-use crate::accounts::own::Proof;
-use crate::accounts::own::SessionListed;
+use crate::accounts::own::{Proof, SessionListed};
 use crate::accounts::passwords::Password;
 use crate::actors::audit::Action;
 use crate::domain::ids::CredentialId;
@@ -120,6 +120,9 @@ struct PasswordRequest {
     /// Of accounts that have one.
     #[schema(value_type = Option<String>, format = Password)]
     current_password: Proof,
+    /// Of the second factor, or a recovery code; where one is on.
+    #[schema(example = "123456")]
+    code: Option<String>,
     /// At least 8 characters with a number, an uppercase and a lowercase letter.
     #[schema(value_type = String, format = Password)]
     new_password: Password,
@@ -130,6 +133,7 @@ impl PasswordRequest {
         let mut fields = call.fields()?;
         let request = Self {
             current_password: fields.proof("current_password", call)?,
+            code: fields.optional_text("code"),
             new_password: fields.password("new_password")?,
         };
         fields.done()?;
@@ -143,11 +147,11 @@ impl PasswordRequest {
 async fn change_password(State(accounts): Api, call: Call) -> Answer {
     let token = call.token()?.to_owned();
     let user = accounts.user_to_change_password(&token)?;
-    let PasswordRequest { current_password, new_password } = PasswordRequest::read(&call)?;
+    let PasswordRequest { current_password, code, new_password } = PasswordRequest::read(&call)?;
     let warnings = accounts.password_warnings(&new_password, "new_password", &[&user.username, &user.email]);
     let (record, address) = (own_act(&call, Action::PasswordChanged, &user), call.address);
     let act = move |accounts: Arc<Accounts>| async move {
-        accounts.change_password(user.id, current_password, new_password, address).await
+        accounts.change_password(user.id, current_password.with_code(code), new_password, address).await
     };
     accounts.audited(record, act, |_, record| record).await?;
     render::ok(Done::new("Password changed; other sessions have ended").warning(warnings))
@@ -160,6 +164,9 @@ struct EmailRequest {
     /// Of accounts that have one.
     #[schema(value_type = Option<String>, format = Password)]
     password: Proof,
+    /// Of the second factor, or a recovery code; where one is on.
+    #[schema(example = "123456")]
+    code: Option<String>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -180,14 +187,17 @@ struct EmailChanged {
 async fn change_email(State(accounts): Api, call: Call) -> Answer {
     let user = accounts.user_of_session(call.token()?)?;
     let mut fields = call.fields()?;
-    let EmailRequest { new_email, password } =
-        EmailRequest { new_email: fields.text("new_email"), password: fields.proof("password", &call)? };
+    let EmailRequest { new_email, password, code } = EmailRequest {
+        new_email: fields.text("new_email"),
+        password: fields.proof("password", &call)?,
+        code: fields.optional_text("code"),
+    };
     fields.done()?;
     let pending = accounts.confirms_addresses();
     let action = if pending { Action::LinkRequested } else { Action::EmailChanged };
     let (record, address) = (own_act(&call, action, &user), call.address);
     let act = move |accounts: Arc<Accounts>| async move {
-        accounts.change_email(user.id, &new_email, password, address).await
+        accounts.change_email(user.id, &new_email, password.with_code(code), address).await
     };
     let (user, _) = accounts
         .audited(record, act, |(user, old), record| record.with("from", old.as_str()).with("to", &*user.email))
@@ -201,23 +211,14 @@ async fn change_email(State(accounts): Api, call: Call) -> Answer {
     })
 }
 
-#[derive(ToSchema)]
-struct DeleteRequest {
-    /// Of accounts that have one.
-    #[schema(value_type = Option<String>, format = Password)]
-    password: Proof,
-}
-
 /// Deletes the caller's account: sessions and keys are dead at once, and name and email are free.
-#[utoipa::path(delete, path = "/v1/users/account", tag = "account", request_body = DeleteRequest,
+#[utoipa::path(delete, path = "/v1/users/account", tag = "account", request_body = StepUp,
     security(("session" = [])), responses((status = 200, body = Done)))]
 async fn delete_account(State(accounts): Api, call: Call) -> Answer {
     let user = accounts.user_of_session(call.token()?)?;
-    let mut fields = call.fields()?;
-    let DeleteRequest { password } = DeleteRequest { password: fields.proof("password", &call)? };
-    fields.done()?;
+    let proof = StepUp::read(&call)?;
     let (record, address) = (own_act(&call, Action::UserDeleted, &user), call.address);
-    let act = move |accounts: Arc<Accounts>| async move { accounts.delete_own(user.id, password, address).await };
+    let act = move |accounts: Arc<Accounts>| async move { accounts.delete_own(user.id, proof, address).await };
     accounts.audited(record, act, |_, record| record).await?;
     render::ok(Done::new("Account deleted"))
 }

@@ -384,7 +384,7 @@ impl Fields {
     /// [`Reject::Unauthenticated`] without a session.
     pub fn proof(&mut self, name: &str, call: &Call) -> Result<Proof, Reject> {
         let password = if self.has(name) { Some(self.password(name)?) } else { None };
-        Ok(Proof { password, field: name.to_owned(), token: call.token()?.to_owned() })
+        Ok(Proof { password, field: name.to_owned(), code: None, token: call.token()?.to_owned() })
     }
 
     /// A password; empty when it is missing, which [`Fields::done`] refuses.

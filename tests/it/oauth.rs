@@ -109,8 +109,14 @@ fn a_login_is_linked_and_removed_but_never_the_last_way_in() {
     let code = idp.consent(&sent, &person("s-9", "private@example.org", false));
     assert_eq!(arrive(&app, "company", &format!("state={}&code={code}", sent.get("state")), &cookie).status, 409);
 
-    assert_eq!(app.call("DELETE", "/v1/users/oauth/github", &session, None).status, 404);
-    assert_eq!(app.call("DELETE", "/v1/users/oauth/company", &session, None).status, 200);
+    let proof = json!({"password": PASSWORD});
+    let unlink = |provider: &str, body: Option<&Value>| {
+        app.call("DELETE", &format!("/v1/users/oauth/{provider}"), &session, body)
+    };
+    assert_eq!(unlink("github", Some(&proof)).status, 404);
+    assert_eq!(unlink("company", None).json()["errors"], json!(["password: is required"]));
+    assert_eq!(unlink("company", Some(&json!({"password": "WrongPass123"}))).error_code(), "WRONG_PASSWORD");
+    assert_eq!(unlink("company", Some(&proof)).status, 200);
     let social = token(&sign_in(&app, &idp, "company", &person("s-3", "carol@example.com", true)));
     let refused = app.call("DELETE", "/v1/users/oauth/company", &social, None);
     assert_eq!((refused.status, refused.error_code().as_str()), (409, "CONFLICT"));
@@ -220,7 +226,8 @@ fn an_account_without_a_password_gets_one_from_its_owner() {
     assert_eq!(http::call(app.public, "POST", "/v1/users/login", &[], Some(&body)).status, 200);
     let again = app.call("PUT", "/v1/users/password", &session, Some(&json!({"new_password": "OtherPass123"})));
     assert_eq!(again.status, 400, "now the old one is asked for");
-    assert_eq!(app.call("DELETE", "/v1/users/oauth/company", &session, None).status, 200);
+    let unlinked = app.call("DELETE", "/v1/users/oauth/company", &session, Some(&json!({"password": PASSWORD})));
+    assert_eq!(unlinked.status, 200, "{}", unlinked.text());
 }
 
 #[test]

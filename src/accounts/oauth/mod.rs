@@ -530,7 +530,7 @@ impl Accounts {
     /// Begins to add a way in to an account; asks for its password.
     ///
     /// # Errors
-    /// Those of [`Accounts::prove_password`] and [`Accounts::begin_login`].
+    /// Those of [`Accounts::step_up`] and [`Accounts::begin_login`].
     pub async fn begin_link(
         &self,
         user: &User,
@@ -539,15 +539,16 @@ impl Accounts {
         redirect: Option<&str>,
         address: IpAddr,
     ) -> Result<Departure, Reject> {
-        self.prove_password(user.id, proof, address).await?;
+        self.step_up(user.id, proof, address).await?;
         self.begin_login(provider, redirect, Some(user.id), CallbackPath::Canonical).await
     }
 
-    /// Removes a way in.
+    /// Removes a way in; asks for the password, where there is one.
     ///
     /// # Errors
-    /// [`Reject::NotFound`]; [`Reject::Conflict`] for the last one.
-    pub async fn unlink(&self, user: UserId, provider: &str) -> Result<User, Reject> {
+    /// Those of [`Accounts::step_up`]; [`Reject::NotFound`]; [`Reject::Conflict`] for the last one.
+    pub async fn unlink(&self, user: UserId, provider: &str, proof: Proof, address: IpAddr) -> Result<User, Reject> {
+        self.step_up(user, proof, address).await?;
         let edit = |row: &mut User, batch: &mut Batch| {
             super::users::refuse_deleted(row)?;
             let identities = self.identities(user)?;

@@ -147,10 +147,15 @@ fn wrong_codes_lock_the_factor_and_not_the_password() {
     }
     app.hands.as_ref().unwrap().advance(Duration::from_secs(60));
     assert_eq!(login(&app, email, json!({"code": code(&secret, 2)})).0, 423, "the sixth, though it is right");
-    let body = json!({"current_password": PASSWORD, "new_password": "OtherPass456"});
-    assert_eq!(app.call("PUT", "/v1/users/password", &session, Some(&body)).status, 200, "the password is not locked");
+    assert_eq!(login(&app, email, json!({})).1["error_code"], "MFA_REQUIRED", "the password is not locked");
+    let change = |step: u64| {
+        let body = json!({"current_password": PASSWORD, "new_password": "OtherPass456", "code": code(&secret, step)});
+        app.call("PUT", "/v1/users/password", &session, Some(&body)).status
+    };
+    assert_eq!(change(2), 423, "the same count, wherever the code is asked for");
     app.hands.as_ref().unwrap().advance(Duration::from_secs(15 * 60));
-    let body = json!({"email": email, "password": "OtherPass456", "code": code(&secret, 32)});
+    assert_eq!(change(32), 200);
+    let body = json!({"email": email, "password": "OtherPass456", "code": code(&secret, 33)});
     assert_eq!(app.call("POST", "/v1/users/login", "", Some(&body)).status, 200);
 }
 
@@ -171,6 +176,30 @@ fn a_token_alone_takes_no_factor_away() {
     assert_eq!((&status["enabled"], &status["recovery_codes_left"]), (&json!(true), &json!(9)));
     assert_eq!(call("disable", json!({"password": PASSWORD, "code": fresh["recovery_codes"][1]})).status, 200);
     assert_eq!(login(&app, "alice@example.com", json!({})).0, 200);
+}
+
+/// Whoever has somebody's session and password has not got his authenticator.
+#[test]
+fn what_only_the_owner_may_do_asks_for_his_second_factor_too() {
+    let app = start("[accounts.keys]\nmode = \"vault\"\n");
+    let (session, _, codes) = enrolled(&app);
+    let acts = [
+        ("POST", "/v1/users/api-key/reveal", json!({"password": PASSWORD})),
+        ("PUT", "/v1/users/email", json!({"password": PASSWORD, "new_email": "alice@example.org"})),
+        ("PUT", "/v1/users/password", json!({"current_password": PASSWORD, "new_password": "OtherPass456"})),
+        ("DELETE", "/v1/users/account", json!({"password": "OtherPass456"})),
+    ];
+    for (at, (method, path, body)) in acts.into_iter().enumerate() {
+        let with = |more: Value| {
+            let mut body = body.clone();
+            body["code"] = more;
+            let answer = app.call(method, path, &session, Some(&body));
+            (answer.status, answer.json()["error_code"].as_str().unwrap_or_default().to_owned())
+        };
+        assert_eq!(with(Value::Null), (401, "MFA_REQUIRED".into()), "{path}");
+        assert_eq!(with(json!("000000")), (401, "WRONG_CODE".into()), "{path}");
+        assert_eq!(with(json!(codes[at])).0, 200, "{path}");
+    }
 }
 
 #[test]

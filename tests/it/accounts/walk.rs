@@ -110,11 +110,13 @@ impl Walker<'_> {
 }
 
 fn site(mail: &MailServer, upstream: &MockProcess) -> Site {
+    // Far from midnight, wherever the clock stands.
+    let reset_hour = (Clock::system().now().seconds() / 3600 + 12) % 24;
     let (base_url, section) = mail.config().split_once('\n').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
     Site::new(&format!(
         "{base_url}\n[listen]\npublic = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nworkers = 2\n\
          [store]\nlog_file_bytes = 1048576\n[telemetry]\naccess_log = \"json\"\nlog = \"trace\"\n\
-         [access]\nblock_after_failures = 0\n[accounts]\nemail_verification = true\n\
+         [ledger]\nreset_hour = {reset_hour}\n[access]\nblock_after_failures = 0\n[accounts]\nemail_verification = true\n\
          [[upstreams]]\nname = \"ai\"\nendpoints = [\"http://{}\"]\n\
          [[routes]]\npath = \"/v1/*\"\nupstream = \"ai\"\ncost = {{ conversations = 1 }}\n{section}",
         upstream.addr
@@ -198,8 +200,11 @@ fn from_register_to_delete_and_no_secret_is_left_behind() {
     let answer = walker.chat(&named);
     assert_eq!((answer.status, answer.header("x-tollgate-remaining-conversations")), (200, Some("8")));
     assert_eq!(upstream.served("/v1/chat/completions"), served + 1);
-    let usage = walker.ok(As::User(&session), "GET", "/v1/users/usage", None);
-    assert_eq!(usage["today"]["conversations"], json!(2), "{usage}");
+    walker.ok(As::User(&session), "GET", "/v1/users/usage", None);
+    let usage = walker.ok(As::User(&session), "GET", "/v1/users/usage/history", None);
+    let days = usage["days"].as_array().unwrap();
+    let spent: f64 = days.iter().filter_map(|day| day["used"]["conversations"].as_f64()).sum();
+    assert_eq!(spent, 2.0, "{usage}");
     let quota = walker.ok(As::User(&session), "GET", "/v1/users/quota", None);
     assert_eq!(quota["quota"]["conversations"]["remaining"], json!(8), "{quota}");
     let keys = walker.ok(As::User(&session), "GET", "/v1/users/keys", None);
@@ -213,7 +218,10 @@ fn from_register_to_delete_and_no_secret_is_left_behind() {
 
     // Sees a key once more, rotates it, and gets another default key.
     let path = format!("/v1/users/keys/{named_id}");
-    let shown = walker.send(&As::User(&session), "POST", &format!("{path}/reveal"), Some(&proof)).json();
+    let reveal = format!("{path}/reveal");
+    walker.refused(As::User(&session), "POST", &reveal, Some(proof), 401, "MFA_REQUIRED");
+    let proof = json!({"password": FIRST_PASSWORD, "code": recovery[3]});
+    let shown = walker.send(&As::User(&session), "POST", &reveal, Some(&proof)).json();
     assert_eq!(shown["api_key"], json!(named));
     let rotated = walker.ok(As::User(&session), "POST", &format!("{path}/rotate"), Some(json!({})));
     let rotated = walker.keep("rotated key", &rotated, "/api_key");
@@ -227,7 +235,7 @@ fn from_register_to_delete_and_no_secret_is_left_behind() {
     let renewed = walker.ok(As::Nobody, "POST", "/v1/users/refresh", Some(json!({"refresh_token": refresh})));
     let (fresh, _) = walker.keep_session("refreshed", &renewed);
     walker.refused(As::User(&session), "GET", "/v1/users/profile", None, 401, "UNAUTHENTICATED");
-    let change = json!({"current_password": FIRST_PASSWORD, "new_password": SECOND_PASSWORD});
+    let change = json!({"current_password": FIRST_PASSWORD, "new_password": SECOND_PASSWORD, "code": recovery[4]});
     walker.ok(As::User(&fresh), "PUT", "/v1/users/password", Some(change));
     walker.ok(As::Nobody, "POST", "/v1/users/forgot-password", Some(json!({"email": EMAIL})));
     let token = walker.keep_mailed("mailed token: reset", &mail, "Set a new password");
@@ -244,7 +252,7 @@ fn from_register_to_delete_and_no_secret_is_left_behind() {
     let (session, _) = walker.login("last login", third(&recovery[2]));
     let wrong = json!({"password": SECOND_PASSWORD});
     walker.refused(As::User(&session), "DELETE", "/v1/users/account", Some(wrong), 403, "WRONG_PASSWORD");
-    walker.ok(As::User(&session), "DELETE", "/v1/users/account", Some(json!({"password": THIRD_PASSWORD})));
+    walker.ok(As::User(&session), "DELETE", "/v1/users/account", Some(third(&recovery[5])));
     mail.letter(EMAIL, "account was deleted");
     assert_eq!((walker.chat(&rotated).status, walker.chat(&again).status), (401, 401));
     let last = json!({"email": EMAIL, "password": THIRD_PASSWORD});
