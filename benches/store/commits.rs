@@ -17,7 +17,7 @@ use tollgate::telemetry::metrics::Metrics;
 use crate::{BACKENDS, Choice, Fallible};
 
 const WAITERS: [u64; 3] = [1, 64, 1_000];
-const CACHE: u64 = 64 << 20;
+const CACHE: u64 = 16 << 20;
 
 /// Counts what reaches the store under test.
 struct Counting {

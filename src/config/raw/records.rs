@@ -260,7 +260,7 @@ pub struct Store {
 
 impl Default for Store {
     fn default() -> Self {
-        Self { backend: Backend::default(), cache_bytes: 64 << 20, log_file_bytes: 16 << 20 }
+        Self { backend: Backend::default(), cache_bytes: 16 << 20, log_file_bytes: 16 << 20 }
     }
 }
 
