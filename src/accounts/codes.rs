@@ -21,7 +21,7 @@ use crate::domain::csv;
 use crate::domain::ids::{SecretMac, UserId};
 use crate::domain::user::{Status, User};
 use crate::error::Reject;
-use crate::store::{Batch, Order, Row, StoreError, prefix_end, tables};
+use crate::store::{Batch, Order, Row, Store, StoreError, prefix_end, tables};
 use crate::telemetry::metrics::Login;
 
 /// Lists that one user may have.
@@ -33,6 +33,8 @@ const PAGE_CODES: u64 = 2048 * 8;
 const CHUNK: usize = 1000;
 /// Users given a list in one commit.
 const USERS_AT_ONCE: usize = 200;
+/// The sequence of the lists' numbers.
+const LIST_COUNTER: &str = "code-list";
 
 /// A list of codes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -155,9 +157,7 @@ impl Accounts {
         for _ in 0..MAX_TRIES {
             let row = self.live_user(Some(user))?.ok_or(Reject::NotFound)?;
             let mut batch = row.unchanged();
-            // Written again, so that two lists at once do not both fit.
-            let changed = User { keys_changed: row.value.keys_changed.wrapping_add(1), ..row.value };
-            batch.put(row.key, super::encode_bounded(&changed)?);
+            self.while_no_list_is_made(&mut batch)?;
             let lists = self.code_lists(user)?;
             let most = self.settings().accounts.codes.max_per_user;
             let present: u64 = lists.iter().map(|list| list.value.count).sum();
@@ -192,25 +192,56 @@ impl Accounts {
             let rows = self.reading(read).await?;
             let Some(last) = rows.last().and_then(|(key, _)| tables::trailing_id(key)) else { return Ok(done) };
             next = last + 1;
-            let mut users = Vec::new();
-            for (_, row) in &rows {
-                let user: User = tables::decode(row).map_err(|error| self.failed(&error))?;
-                let lists = self.code_lists(user.id)?;
-                let present: u64 = lists.iter().map(|list| list.value.count).sum();
-                if user.status == Status::Active && present + new.count <= most && lists.len() < MAX_LISTS {
-                    users.push(user.id);
-                }
-            }
-            for _ in 0..MAX_TRIES {
-                let mut batch = Batch::default();
-                self.add_codes(&users, &new, &mut batch)?;
-                match self.committer.commit(batch).await {
-                    Ok(_) => break,
-                    Err(error) => self.judge_conflict(&error)?,
-                }
-            }
-            done += users.len() as u64;
+            done += self.generate_codes_for(rows, &new, most).await?;
         }
+    }
+
+    /// A list for each of those users whose rows these are, as far as they have room for it; says for how many.
+    async fn generate_codes_for(&self, rows: Vec<Row>, new: &NewCodes, most: u64) -> Result<u64, Reject> {
+        for _ in 0..MAX_TRIES {
+            let mut batch = Batch::default();
+            self.while_no_list_is_made(&mut batch)?;
+            let (committer, keys, count) = (self.committer.clone(), rows.clone(), new.count);
+            let read = move || {
+                let mut fitting = Vec::new();
+                for (key, _) in keys {
+                    // As he is in this try: somebody who has just been deleted gets no list.
+                    let Some(row) = committer.store().get(&key)? else { continue };
+                    let user: User = tables::decode(&row)?;
+                    let lists = code_lists(committer.store(), user.id)?;
+                    let present: u64 = lists.iter().map(|list| list.value.count).sum();
+                    if user.status == Status::Active && present + count <= most && lists.len() < MAX_LISTS {
+                        fitting.push((user.id, key, row));
+                    }
+                }
+                Ok(fitting)
+            };
+            let fitting = self.reading(read).await?;
+            if fitting.is_empty() {
+                return Ok(0);
+            }
+            let users: Vec<UserId> = fitting.iter().map(|(id, _, _)| *id).collect();
+            for (_, key, row) in fitting {
+                batch.require_equal(key, row);
+            }
+            self.add_codes(&users, new, &mut batch)?;
+            match self.committer.commit(batch).await {
+                Ok(_) => return Ok(users.len() as u64),
+                Err(error) => self.judge_conflict(&error)?,
+            }
+        }
+        Err(too_busy())
+    }
+
+    /// Lets a batch through only if no list is made meanwhile: whoever makes one takes a number for it. To be called before
+    /// the lists that there are are looked at, so that two at once do not both fit.
+    fn while_no_list_is_made(&self, batch: &mut Batch) -> Result<(), Reject> {
+        let key = tables::counter(LIST_COUNTER);
+        match self.store().get(&key).map_err(|error| self.failed(&error))? {
+            Some(value) => batch.require_equal(key, value),
+            None => batch.require_absent(key),
+        };
+        Ok(())
     }
 
     /// Takes numbers for a list each, which nobody else has or will have.
@@ -218,7 +249,7 @@ impl Accounts {
         let length = self.settings().accounts.codes.length;
         let each = (users.len() as u64).checked_mul(new.count).ok_or(Reject::Internal)?;
         let numbers = self.take_numbers(&format!("codes-{}", length.digits()), each, batch)?;
-        let ids = self.take_numbers("code-list", users.len() as u64, batch)?;
+        let ids = self.take_numbers(LIST_COUNTER, users.len() as u64, batch)?;
         let list = |(at, user): (usize, &UserId)| {
             let list = CodeList {
                 id: ids + at as u64,
@@ -237,12 +268,7 @@ impl Accounts {
     }
 
     fn code_lists(&self, user: UserId) -> Result<Vec<Loaded<CodeList>>, Reject> {
-        let from = tables::code_lists(user);
-        // More than the most: two lists at once may go over it together in a restored store.
-        let rows = self.store().range(&from, &prefix_end(&from), 2 * MAX_LISTS, Order::Ascending);
-        let decode = |(key, raw): Row| tables::decode(&raw).map(|value| Loaded { key, raw, value });
-        let lists = rows.and_then(|rows| rows.into_iter().map(decode).collect::<Result<Vec<_>, StoreError>>());
-        lists.map_err(|error| self.failed(&error))
+        code_lists(self.store(), user).map_err(|error| self.failed(&error))
     }
 
     /// A user's lists, oldest first.
@@ -334,7 +360,7 @@ impl Accounts {
     }
 
     /// Whether a user whose password was right must bring a code.
-    fn wants_code(&self, user: UserId) -> Result<bool, Reject> {
+    pub(super) fn wants_code(&self, user: UserId) -> Result<bool, Reject> {
         Ok(self.settings().accounts.codes.required && !self.code_lists(user)?.is_empty())
     }
 
@@ -483,4 +509,11 @@ pub(super) struct CodeTurn<'a> {
     code: Option<UniqueCode>,
     subject: SecretMac,
     _turn: MutexGuard<'a, ()>,
+}
+
+fn code_lists(store: &dyn Store, user: UserId) -> Result<Vec<Loaded<CodeList>>, StoreError> {
+    let from = tables::code_lists(user);
+    // More than the most: two lists at once may go over it together in a restored store.
+    let rows = store.range(&from, &prefix_end(&from), 2 * MAX_LISTS, Order::Ascending)?;
+    rows.into_iter().map(|(key, raw)| tables::decode(&raw).map(|value| Loaded { key, raw, value })).collect()
 }

@@ -12,7 +12,7 @@ use super::mail::{Letter, LetterKind};
 use super::seal::Purpose;
 use super::tokens::TokenKind;
 use super::users::{MAX_REASON, refuse_deleted};
-use super::{Accounts, Forget, MAX_TRIES, sessions, too_busy};
+use super::{Accounts, Forget, Loaded, MAX_TRIES, sessions, too_busy};
 use crate::clock::UnixMillis;
 use crate::domain::ids::UserId;
 use crate::domain::session::{Principal, Session};
@@ -33,6 +33,10 @@ struct Kept {
     user: User,
     /// The row of his second factor, whose secret is sealed in it once more.
     factor: Option<serde_json::Value>,
+    /// Under which time his purge is noted: the config may say another one by the time he is brought back. Not in what
+    /// was sealed before there was this field.
+    #[serde(default)]
+    purge_at: Option<UnixMillis>,
 }
 
 impl Accounts {
@@ -62,8 +66,9 @@ impl Accounts {
                 batch.delete(tables::one_time(id, kind.byte()));
             }
             if !lasts.is_zero() {
-                self.seal_user(user, batch)?;
-                batch.put(tables::purge_due(now.plus(lasts), id), Vec::new());
+                let purge_at = now.plus(lasts);
+                self.seal_user(user, purge_at, batch)?;
+                batch.put(tables::purge_due(purge_at, id), Vec::new());
             }
             self.close_credentials(id, batch)?;
             before = Some(user.clone());
@@ -72,13 +77,18 @@ impl Accounts {
         };
         self.change_user(id, Forget::Credentials, edit).await?;
         // What was made while the deletion was on its way. Nothing can be made any more: it would need a live user's row.
-        let mut leftover = Batch::default();
-        self.close_credentials(id, &mut leftover)?;
-        if !leftover.ops.is_empty() {
-            let done = self.commit_for_user(id, leftover, Forget::Credentials).await;
-            done.map_err(|error| self.failed(&error))?;
+        for _ in 0..MAX_TRIES {
+            let mut leftover = Batch::default();
+            self.close_credentials(id, &mut leftover)?;
+            if leftover.is_empty() {
+                return before.ok_or(Reject::Internal);
+            }
+            match self.commit_for_user(id, leftover, Forget::Credentials).await {
+                Ok(()) => return before.ok_or(Reject::Internal),
+                Err(error) => self.judge_conflict(&error)?,
+            }
         }
-        before.ok_or(Reject::Internal)
+        Err(too_busy())
     }
 
     pub(super) fn close_credentials(&self, id: UserId, batch: &mut Batch) -> Result<(), Reject> {
@@ -91,14 +101,14 @@ impl Accounts {
             drop_key(&key, batch);
         }
         for (mac, session) in self.load_sessions(id)? {
-            sessions::close_session(&mac, &session.value, batch);
+            sessions::close_session(&mac, &session, batch);
         }
         Ok(())
     }
 
-    fn seal_user(&self, user: &User, batch: &mut Batch) -> Result<(), Reject> {
+    fn seal_user(&self, user: &User, purge_at: UnixMillis, batch: &mut Batch) -> Result<(), Reject> {
         let factor = self.load::<serde_json::Value>(tables::factor(Principal::User(user.id)))?.map(|row| row.value);
-        let kept = Kept { user: user.clone(), factor };
+        let kept = Kept { user: user.clone(), factor, purge_at: Some(purge_at) };
         let text = serde_json::to_vec(&kept).map_err(|_| Reject::Internal)?;
         for (piece, bytes) in text.chunks(PIECE_BYTES).enumerate() {
             let sealed = self.sealer.seal(purpose(user.id, piece), bytes)?;
@@ -140,7 +150,7 @@ impl Accounts {
         for _ in 0..MAX_TRIES {
             let row = self.load::<User>(tables::user(id))?.filter(|row| row.value.status == Status::Deleted);
             let row = row.ok_or(Reject::NotFound)?;
-            let Kept { mut user, factor } = self.open_user(id)?;
+            let Kept { mut user, factor, purge_at } = self.open_user(id)?;
             let mut batch = row.unchanged();
             let (by_name, by_email) = (tables::user_by_name(&user.username), tables::user_by_email(&user.email));
             batch.require_absent(by_name.clone()).require_absent(by_email.clone());
@@ -152,8 +162,9 @@ impl Accounts {
             user.deleted_at = None;
             batch.put(row.key, super::encode_bounded(&user)?);
             self.drop_kept(id, &mut batch)?;
-            if let Some(at) = row.value.deleted_at {
-                batch.delete(tables::purge_due(at.plus(self.keeps_deleted()), id));
+            let noted = || row.value.deleted_at.map(|at| at.plus(self.keeps_deleted()));
+            if let Some(at) = purge_at.or_else(noted) {
+                batch.delete(tables::purge_due(at, id));
             }
             match self.commit_for_user(id, batch, Forget::Credentials).await {
                 Ok(()) => return Ok(user),
@@ -235,8 +246,7 @@ impl Accounts {
                 let over = session.expires_at <= now && session.refresh_expires_at.is_none_or(|at| at <= now);
                 let (Some(mac), true) = (tables::parse_session(&key), over) else { continue };
                 let mut batch = Batch::default();
-                batch.require_equal(key, raw);
-                sessions::close_session(&mac, &session, &mut batch);
+                sessions::close_session(&mac, &Loaded { key, raw, value: session }, &mut batch);
                 // Changed at this moment: the next turn looks again.
                 purged += u64::from(self.committer.commit(batch).await.is_ok());
             }

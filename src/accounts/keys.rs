@@ -232,6 +232,10 @@ impl Accounts {
         }
         let user = self.live_user(Some(found.user))?.ok_or(Reject::Unauthenticated)?.value;
         may_enter(&user)?;
+        // His own pages are open to him, calls are not.
+        if user.status == Status::Pending {
+            return Err(Reject::Forbidden("This account is not active yet"));
+        }
         Ok(user)
     }
 
@@ -273,6 +277,11 @@ impl Accounts {
             let mut key = row.value.clone();
             if key.name == DEFAULT_KEY {
                 return Err(Reject::Conflict("The default key cannot be changed; it can be regenerated".into()));
+            }
+            if key.rotated_to.is_some() {
+                return Err(Reject::Conflict(
+                    "This key has been rotated and is on its way out; change its successor".into(),
+                ));
             }
             let update = update.clone();
             if let Some(name) = update.name {
@@ -325,9 +334,10 @@ impl Accounts {
         id: CredentialId,
         grace: Duration,
     ) -> Result<(KeyView, Minted), Reject> {
-        let most = self.settings().accounts.keys.max_grace.0;
-        if grace > most {
-            return Err(Reject::Invalid(vec![format!("grace_seconds: at most {}", most.as_secs())]));
+        let settings = self.settings();
+        let (longest, most) = (settings.accounts.keys.max_grace.0, settings.accounts.keys.max_per_user);
+        if grace > longest {
+            return Err(Reject::Invalid(vec![format!("grace_seconds: at most {}", longest.as_secs())]));
         }
         let now = self.clock.now();
         let letter = Letter::new(LetterKind::KeyChanged).with("key", id.0);
@@ -336,6 +346,10 @@ impl Accounts {
                 keys.iter().find(|key| key.value.id == id && !is_over(&key.value, now)).ok_or(Reject::NotFound)?;
             if row.value.rotated_to.is_some() {
                 return Err(Reject::Conflict("This key has been rotated already".into()));
+            }
+            let leaving = keys.iter().filter(|key| key.value.rotated_to.is_some() && !is_over(&key.value, now));
+            if !grace.is_zero() && leaving.count() >= most {
+                return Err(Reject::Conflict(format!("There are {most} rotated keys still open; remove one first")));
             }
             let old = &row.value;
             let (name, limits) = (old.name.clone(), old.limits.clone());

@@ -321,8 +321,10 @@ impl Accounts {
         request: Option<RequestId>,
     ) -> Result<Proven<'a>, Reject> {
         let proven = self.replace_hash(id, proven).await?;
-        // Nobody is to be asked in vain.
-        drop(self.code_turn(id, unique_code).await?);
+        // Nobody is to be asked in vain: not for who brings a code that is missing, wrong or used.
+        if let Some(turn) = self.code_turn(id, unique_code).await? {
+            self.use_unique_code(id, &turn, address, &mut Batch::default())?;
+        }
         let subject = self.pepper.mac_in("login check of", &id.0.to_be_bytes());
         let busy = |()| {
             self.metrics.login_checked(LoginChecked::Busy);

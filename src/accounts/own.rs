@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use super::mail::{Letter, LetterKind};
 use super::passwords::{Password, Rule};
 use super::sessions::close_session;
+use super::tokens::forget_links;
 use super::{Accounts, Forget, MAX_TRIES, too_busy};
 use crate::clock::UnixMillis;
 use crate::domain::ids::{CredentialId, UserId};
@@ -141,20 +142,21 @@ impl Accounts {
         which: impl Fn(&Session, &crate::domain::ids::SecretMac) -> bool,
     ) -> Result<usize, Reject> {
         let mut ended = 0;
-        // A refresh in between gives a session another row: what is left then is ended in the next round.
+        // A refresh in between gives a session another row, and a login adds one: both are ended in the next round.
         for _ in 0..MAX_TRIES {
             let mut batch = Batch::default();
             let mut found = 0;
             for (mac, row) in self.load_sessions(user)?.iter().filter(|(mac, row)| which(&row.value, mac)) {
-                close_session(mac, &row.value, &mut batch);
+                close_session(mac, row, &mut batch);
                 found += 1;
             }
             if found == 0 {
                 return Ok(ended);
             }
-            ended += found;
-            let done = self.commit_for_user(user, batch, Forget::Credentials).await;
-            done.map_err(|error| self.failed(&error))?;
+            match self.commit_for_user(user, batch, Forget::Credentials).await {
+                Ok(()) => ended += found,
+                Err(error) => self.judge_conflict(&error)?,
+            }
         }
         Err(too_busy())
     }
@@ -225,9 +227,10 @@ impl Accounts {
             }
             row.password_hash = Some(hash.clone());
             row.must_change_password = false;
+            forget_links(user, batch);
             self.post(row, Letter::new(LetterKind::PasswordChanged).with("address", address), batch)?;
             for (mac, session) in self.load_sessions(user)?.iter().filter(|(mac, _)| *mac != keep) {
-                close_session(mac, &session.value, batch);
+                close_session(mac, session, batch);
             }
             Ok(())
         };

@@ -11,7 +11,7 @@ use super::{Accounts, MAX_TRIES, too_busy};
 use crate::domain::ids::StaffId;
 use crate::domain::session::{Principal, Staff, StaffRole};
 use crate::error::Reject;
-use crate::store::{Order, StoreError, prefix_end, tables};
+use crate::store::{Batch, Order, StoreError, prefix_end, tables};
 
 /// The most staff there can be.
 const MAX_STAFF: usize = 10_000;
@@ -181,8 +181,8 @@ impl Accounts {
             if !matches!(session.value.principal, Principal::Staff(_)) {
                 return Err(Reject::Unauthenticated);
             }
-            let mut batch = session.unchanged();
-            super::sessions::close_session(&mac, &session.value, &mut batch);
+            let mut batch = Batch::default();
+            super::sessions::close_session(&mac, &session, &mut batch);
             match self.committer.commit(batch).await {
                 Ok(()) => return Ok(()),
                 // That it is in use may have been noted at this moment; then it is still there, and ends now.

@@ -144,6 +144,10 @@ impl Accounts {
                 return Err(Reject::Unauthenticated);
             }
             may_enter(&row.value)?;
+            // A provider brings no code, and must not be the way around one.
+            if code.is_none() && self.wants_code(id)? {
+                return Err(Reject::UniqueCodeRequired);
+            }
             let (mut user, mut batch) = (row.value.clone(), row.unchanged());
             user.last_login = Some(self.clock.now());
             if let Some(hash) = proven.as_ref().and_then(|proven| proven.upgraded.as_ref()) {
@@ -308,8 +312,8 @@ impl Accounts {
     pub async fn logout(&self, token: &str) -> Result<UserId, Reject> {
         let (session, mac) = self.session_of_token(token)?;
         let Principal::User(id) = session.value.principal else { return Err(Reject::Unauthenticated) };
-        let mut batch = session.unchanged();
-        close_session(&mac, &session.value, &mut batch);
+        let mut batch = Batch::default();
+        close_session(&mac, &session, &mut batch);
         match self.commit_for_user(id, batch, Forget::Credentials).await {
             Ok(()) => Ok(id),
             // Refreshed or ended at this moment: this token opens nothing any more either way.
@@ -517,7 +521,7 @@ impl Accounts {
         let (dead, alive): (Vec<_>, Vec<_>) = sessions.into_iter().partition(|(_, row)| is_dead(&row.value));
         let too_many = (alive.len() + 1).saturating_sub(MAX_SESSIONS);
         for (mac, row) in dead.iter().chain(alive.iter().take(too_many)) {
-            close_session(mac, &row.value, batch);
+            close_session(mac, row, batch);
         }
         Ok(if too_many > 0 { Forget::Credentials } else { Forget::Nothing })
     }
@@ -531,8 +535,11 @@ impl Accounts {
     }
 }
 
-/// Removes all rows of a session.
-pub(super) fn close_session(mac: &SecretMac, session: &Session, batch: &mut Batch) {
+/// Removes all rows of a session, if it still is as it was read: a refresh in between has given it another row, which would
+/// open on with nothing that leads to it.
+pub(super) fn close_session(mac: &SecretMac, row: &Loaded<Session>, batch: &mut Batch) {
+    batch.require_equal(row.key.clone(), row.raw.clone());
+    let session = &row.value;
     drop_tokens(mac, session, batch);
     for spent in session.spent.iter().filter_map(|hex| secrets::mac_from_hex(hex)) {
         batch.delete(tables::spent_refresh(&spent));

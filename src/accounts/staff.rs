@@ -328,19 +328,19 @@ impl Accounts {
         let mut sessions = Vec::new();
         for (key, mac) in self.credential_macs(&tables::sessions_of_staff(staff.id), MAX_STAFF_SESSION_ROWS)? {
             match self.load::<Session>(tables::session(&mac))? {
-                Some(row) => sessions.push((mac, row.value)),
+                Some(row) => sessions.push((mac, row)),
                 None => {
                     batch.delete(key);
                 }
             }
         }
-        sessions.sort_by_key(|(_, session)| session.created_at);
+        sessions.sort_by_key(|(_, row)| row.value.created_at);
         let is_dead =
             |s: &Session| s.expires_at <= now || s.epoch != staff.session_epoch || self.refuse_idle(s).is_err();
-        let (dead, alive): (Vec<_>, Vec<_>) = sessions.into_iter().partition(|(_, session)| is_dead(session));
+        let (dead, alive): (Vec<_>, Vec<_>) = sessions.into_iter().partition(|(_, row)| is_dead(&row.value));
         let too_many = (alive.len() + 1).saturating_sub(most);
-        for (mac, session) in dead.iter().chain(alive.iter().take(too_many)) {
-            close_session(mac, session, batch);
+        for (mac, row) in dead.iter().chain(alive.iter().take(too_many)) {
+            close_session(mac, row, batch);
         }
         Ok(())
     }
@@ -362,7 +362,8 @@ impl Accounts {
         let Proof { password, field, .. } = proof;
         let password = password.ok_or_else(|| Reject::Invalid(vec![format!("{field}: is required")]))?;
         let row = self.load::<Staff>(tables::staff(id))?.ok_or(Reject::Unauthenticated)?;
-        let hash = || Ok(Some(row.value.password_hash.clone()));
+        // Read in the account's turn: what was read before it may have been replaced.
+        let hash = || Ok(self.load::<Staff>(tables::staff(id))?.map(|row| row.value.password_hash));
         match self.check_password("staff", &row.value.username, Some(id.0), address, password, hash).await {
             Ok(_) => Ok(()),
             Err(Reject::Unauthenticated) => Err(Reject::WrongPassword),

@@ -116,19 +116,7 @@ impl World {
     }
 
     async fn login(&self, identifier: &str, password: &str) -> Result<String, Reject> {
-        let request = LoginRequest {
-            identifier: identifier.to_owned(),
-            password: Password::new(password).unwrap(),
-            code: None,
-            unique_code: None,
-            factors: Default::default(),
-            address: HERE,
-            request: None,
-            user_agent: Some("test".into()),
-            device: None,
-            style: SessionStyle::default(),
-        };
-        Ok(self.accounts.login(request).await?.1.session_token.expose().to_owned())
+        Ok(self.accounts.login(login_request(identifier, password)).await?.1.session_token.expose().to_owned())
     }
 
     fn finds(&self, credential: &str) -> Option<CredentialKind> {
@@ -149,6 +137,21 @@ impl World {
     pub(crate) fn dump(&self) -> Vec<u8> {
         let rows = self.store.range(&[], &[0xff; 4], usize::MAX, Order::Ascending).unwrap();
         rows.into_iter().flat_map(|(key, value)| [key, value].concat()).collect()
+    }
+}
+
+fn login_request(identifier: &str, password: &str) -> LoginRequest {
+    LoginRequest {
+        identifier: identifier.to_owned(),
+        password: Password::new(password).unwrap(),
+        code: None,
+        unique_code: None,
+        factors: Default::default(),
+        address: HERE,
+        request: None,
+        user_agent: Some("test".into()),
+        device: None,
+        style: SessionStyle::default(),
     }
 }
 
@@ -207,19 +210,7 @@ async fn a_key_and_a_session_are_found_until_they_end() {
 async fn refreshing_rotates_both_tokens_and_does_not_prolong() {
     let world = world("");
     world.register("johndoe").await;
-    let request = LoginRequest {
-        identifier: "johndoe@EXAMPLE.com".into(),
-        password: Password::new(PASSWORD).unwrap(),
-        code: None,
-        unique_code: None,
-        factors: Default::default(),
-        address: HERE,
-        request: None,
-        user_agent: None,
-        device: None,
-        style: SessionStyle::default(),
-    };
-    let (_, first) = world.accounts.login(request).await.unwrap();
+    let (_, first) = world.accounts.login(login_request("johndoe@EXAMPLE.com", PASSWORD)).await.unwrap();
     let old_refresh = first.refresh_token.as_ref().unwrap().expose();
     world.hands.advance(Duration::from_secs(20 * 24 * 3600));
     assert_eq!(world.finds(first.session_token.expose()), None);
@@ -585,4 +576,42 @@ async fn a_hash_of_an_older_system_is_replaced_at_the_first_login() {
         world.login("johndoe", password).await.unwrap();
         assert!(unauthenticated(&world.login("johndoe", &other).await), "every byte counts now");
     }
+}
+
+#[tokio::test]
+async fn a_session_that_is_refreshed_meanwhile_is_not_closed_half() {
+    let world = world("");
+    let id = world.register("johndoe").await.user.id;
+    let (_, first) = world.accounts.login(login_request("johndoe", PASSWORD)).await.unwrap();
+    // Somebody is about to end it, and has read it as it was.
+    let read = world.accounts.load_sessions(id).unwrap();
+    let second = world.accounts.refresh(first.refresh_token.as_ref().unwrap().expose()).await.unwrap();
+    let mut batch = crate::store::Batch::default();
+    for (mac, row) in &read {
+        super::sessions::close_session(mac, row, &mut batch);
+    }
+    let late = world.accounts.commit_for_user(id, batch, super::Forget::Credentials).await;
+    assert!(matches!(late, Err(crate::store::StoreError::Conflict { .. })), "{late:?}");
+    // Still in the list, so that it can be ended; then nothing of it opens.
+    assert_eq!(world.accounts.sessions(id, None).unwrap().len(), 1);
+    assert_eq!(world.accounts.revoke_sessions(id, None).await.unwrap(), 1);
+    assert_eq!(world.finds(second.session_token.expose()), None);
+    assert!(unauthenticated(&world.accounts.refresh(second.refresh_token.unwrap().expose()).await));
+}
+
+#[tokio::test]
+async fn a_user_who_came_back_is_purged_when_he_goes_again_and_not_before() {
+    let day = Duration::from_secs(86_400);
+    let world = world("[accounts.deletion]\nkeep_days = 30");
+    let id = world.register("johndoe").await.user.id;
+    world.accounts.delete_user(id, None).await.unwrap();
+    // The operator has another time kept before he is brought back.
+    let config = Config::parse("test.toml", "[accounts.deletion]\nkeep_days = 60", std::iter::empty()).unwrap();
+    world.accounts.reconfigure(Settings::from(&config));
+    world.accounts.restore_user(id).await.unwrap();
+    world.hands.advance(20 * day);
+    world.accounts.delete_user(id, None).await.unwrap();
+    world.hands.advance(20 * day);
+    assert_eq!(world.accounts.purge_deleted().await.unwrap(), 0, "not under the time of his first deletion");
+    world.accounts.restore_user(id).await.unwrap();
 }

@@ -127,6 +127,13 @@ pub(super) fn use_up(row: &Loaded<OneTime>, batch: &mut Batch) {
     batch.require_equal(row.key.clone(), row.raw.clone()).delete(row.key.clone());
 }
 
+/// Ends what was asked for with the password that an account had before: a new password, and another address.
+pub(super) fn forget_links(user: UserId, batch: &mut Batch) {
+    for kind in [TokenKind::ResetPassword, TokenKind::ConfirmEmail] {
+        batch.delete(tables::one_time(user, kind.byte()));
+    }
+}
+
 /// What a lost race for a token is to its loser.
 pub(super) fn lost(key: &[u8]) -> Option<Reject> {
     key.starts_with(tables::ONE_TIME).then(no_such_token)

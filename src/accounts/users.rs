@@ -12,6 +12,7 @@ use super::fields::{email_fault, name_fault, normalized, profile_fault, text_fau
 use super::mail::{Letter, LetterKind};
 use super::passwords::Rule;
 use super::plans::{MeterChange, canonical_plan};
+use super::tokens::forget_links;
 use super::{Accounts, Forget, Settings, sessions};
 use crate::actors::user::actor::UserActor;
 use crate::actors::user::ledger::Meter;
@@ -263,7 +264,7 @@ impl Accounts {
             if !query.is_plain() {
                 return Err(Reject::Overloaded("The list of users is being read; try again in a moment"));
             }
-            return self.list_users(page, page_size, query.search.as_deref()).await;
+            return self.list_users(page, page_size, query).await;
         }
         let (page, page_size) = (page.max(1), page_size.clamp(1, MAX_PAGE_SIZE));
         let (directory, committer) = (self.directory.clone(), self.committer.clone());
@@ -279,18 +280,18 @@ impl Accounts {
         Ok(Page { items, page, page_size, total })
     }
 
-    /// One page of users by number, from the store; with `search`, those whose username, name or email contains it.
+    /// One page of users by number, from the store, as far as a plain query lets them through.
     ///
     /// # Errors
     /// [`Reject::StoreUnavailable`].
-    pub async fn list_users(&self, page: usize, page_size: usize, search: Option<&str>) -> Result<Page<User>, Reject> {
+    async fn list_users(&self, page: usize, page_size: usize, query: UserQuery) -> Result<Page<User>, Reject> {
         let page = page.max(1);
         let page_size = page_size.clamp(1, MAX_PAGE_SIZE);
-        let search = search.map(|text| text.trim().to_lowercase()).filter(|text| !text.is_empty());
+        let search = query.search.map(|text| text.trim().to_lowercase()).filter(|text| !text.is_empty());
         let committer = self.committer.clone();
         let read = move || match search {
             None => users_from(committer.store(), (page - 1).saturating_mul(page_size), page_size),
-            Some(text) => search_users(committer.store(), page, page_size, &text),
+            Some(text) => search_users(committer.store(), page, page_size, &text, query.names_only),
         };
         let (items, total) = self.reading(read).await?;
         Ok(Page { items, page, page_size, total })
@@ -398,9 +399,10 @@ impl Accounts {
             refuse_deleted(user)?;
             user.password_hash = Some(hash.clone());
             user.must_change_password = true;
+            forget_links(id, batch);
             self.post(user, Letter::new(LetterKind::PasswordSet), batch)?;
             for (mac, session) in self.load_sessions(id)? {
-                sessions::close_session(&mac, &session.value, batch);
+                sessions::close_session(&mac, &session, batch);
             }
             Ok(())
         };
@@ -529,7 +531,10 @@ pub(super) fn apply_update(
         user.plan = plan.name.clone();
     }
     if let Some(email) = &update.email {
-        set_email(user, email, batch)?;
+        let same = set_email(user, email, batch)?;
+        // Nobody has shown that the new one is his, unless whoever changes it says so.
+        let is_said = update.email_verified.is_some() || update.verification.is_some();
+        user.email_verified &= same || is_said;
     }
     Ok(())
 }
@@ -598,11 +603,18 @@ fn users_from(store: &dyn Store, skip: usize, limit: usize) -> Result<(Vec<User>
     Ok((users, last_user(store)?))
 }
 
-fn search_users(store: &dyn Store, page: usize, page_size: usize, text: &str) -> Result<(Vec<User>, u64), StoreError> {
+fn search_users(
+    store: &dyn Store,
+    page: usize,
+    page_size: usize,
+    text: &str,
+    names_only: bool,
+) -> Result<(Vec<User>, u64), StoreError> {
     let skip = ((page - 1) as u64).saturating_mul(page_size as u64);
     let (mut items, mut total) = (Vec::new(), 0u64);
     each_user(store, |user: User| {
         let fields = [&*user.username, &user.name, &*user.email];
+        let fields = if names_only { &fields[..2] } else { &fields };
         if fields.iter().any(|field| field.to_lowercase().contains(text)) {
             if total >= skip && items.len() < page_size {
                 items.push(user);

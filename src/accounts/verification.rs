@@ -16,7 +16,7 @@ use super::mail::{Letter, LetterKind};
 use super::passwords::{Password, Rule};
 use super::registration::EMAIL_TAKEN;
 use super::sessions::close_session;
-use super::tokens::{TokenKind, use_up};
+use super::tokens::{TokenKind, forget_links, use_up};
 use super::users::{refuse_deleted, set_email};
 use super::{Accounts, Forget};
 use crate::domain::ids::UserId;
@@ -51,15 +51,21 @@ impl Accounts {
         (hours, Duration::from_secs(hours * 3600))
     }
 
-    /// Puts the letter with which a user proves his address into a batch.
+    /// Puts the letter with which a user proves his address into a batch. Without the letter there is no new link either: the
+    /// last one that was sent stays good.
     pub(super) fn ask_to_verify(&self, user: &User, batch: &mut Batch) -> Result<(), Reject> {
         if !self.sends_mail() {
             return Ok(());
         }
         let (hours, lasts) = self.verification_lasts();
-        let token = self.mint_one_time(user.id, TokenKind::VerifyEmail, lasts, &user.email, batch)?;
+        let mut asking = Batch::default();
+        let token = self.mint_one_time(user.id, TokenKind::VerifyEmail, lasts, &user.email, &mut asking)?;
         let link = self.link("/v1/users/verify-email", token.expose());
-        self.post(user, Letter::new(LetterKind::VerifyEmail).with("link", link).with("hours", hours), batch)
+        let letter = Letter::new(LetterKind::VerifyEmail).with("link", link).with("hours", hours);
+        if self.try_post(&user.email, user, letter, &mut asking)? {
+            batch.ops.append(&mut asking.ops);
+        }
+        Ok(())
     }
 
     /// Sends the letter again; the link in the one before is dead then.
@@ -135,11 +141,11 @@ impl Accounts {
         let lasts = Duration::from_secs(minutes * 60);
         let token = self.mint_one_time(user.id, TokenKind::ResetPassword, lasts, &user.email, &mut batch)?;
         let link = self.link("/v1/users/reset-password", token.expose());
-        self.post(
-            user,
-            Letter::new(LetterKind::ResetPassword).with("link", link).with("minutes", minutes),
-            &mut batch,
-        )?;
+        let letter = Letter::new(LetterKind::ResetPassword).with("link", link).with("minutes", minutes);
+        // One too many: the last link that was sent stays good.
+        if !self.try_post(&user.email, user, letter, &mut batch)? {
+            return Ok(());
+        }
         self.committer.commit(batch).await.map_err(|error| self.failed(&error))?;
         self.mail_posted();
         Ok(())
@@ -176,26 +182,34 @@ impl Accounts {
                 user.status = Status::Active;
             }
             for (mac, session) in self.load_sessions(id)? {
-                close_session(&mac, &session.value, batch);
+                close_session(&mac, &session, batch);
             }
             use_up(&row, batch);
+            forget_links(id, batch);
             self.post(user, Letter::new(LetterKind::PasswordChanged), batch)
         };
         let user = self.change_user(id, Forget::Credentials, edit).await?;
         // Opened by the old password between the reading and the commit.
         self.revoke_sessions(id, None).await?;
-        self.lockouts.succeeded(&self.pepper.mac_in("user", &id.0.to_be_bytes()));
+        // Whoever locked it, its owner has come by his mail.
+        self.lockouts.forgive(&self.pepper.mac_in("user", &id.0.to_be_bytes()));
         Ok(user)
     }
 
-    /// Asks the new address whether it is the user's, and tells the old one.
+    /// Asks the new address whether it is the user's, and tells the old one. In strict mode the owner of an address that is
+    /// taken is told, and nobody else.
     pub(super) async fn ask_to_confirm(&self, id: UserId, new_email: &str) -> Result<User, Reject> {
-        if self.store().get(&tables::user_by_email(new_email)).map_err(|error| self.failed(&error))?.is_some() {
+        let owner = self.live_user(self.find_user(new_email)?)?;
+        if owner.is_some() && !self.settings().accounts.strict {
             return Err(Reject::Conflict(EMAIL_TAKEN.into()));
         }
         let (hours, lasts) = self.verification_lasts();
         let edit = |user: &mut User, batch: &mut Batch| {
             refuse_deleted(user)?;
+            if let Some(owner) = &owner {
+                self.post(&owner.value, Letter::new(LetterKind::AlreadyRegistered), batch)?;
+                return self.post(user, Letter::new(LetterKind::EmailChanging).with("new_email", new_email), batch);
+            }
             let token = self.mint_one_time(id, TokenKind::ConfirmEmail, lasts, new_email, batch)?;
             let link = self.link("/v1/users/confirm-email", token.expose());
             let letter = Letter::new(LetterKind::ConfirmEmail).with("link", link).with("hours", hours);
@@ -218,6 +232,9 @@ impl Accounts {
             user.email.as_ref().clone_into(&mut old);
             set_email(user, &row.value.email, batch)?;
             user.email_verified = true;
+            if user.status == Status::Pending {
+                user.status = Status::Active;
+            }
             use_up(&row, batch);
             for kind in [TokenKind::VerifyEmail, TokenKind::ResetPassword] {
                 batch.delete(tables::one_time(id, kind.byte()));

@@ -201,6 +201,7 @@ pub(super) fn user_query(call: &Call) -> Result<UserQuery, Reject> {
         call.query_parsed("sort", &format!("must be one of {}", Sort::NAMES), Sort::parse)?.unwrap_or_default();
     Ok(UserQuery {
         search: call.query_text("search", 200)?.map(str::to_owned),
+        names_only: false,
         status: call.query_parsed("status", "must be pending, active, suspended, banned or deleted", Status::parse)?,
         plan: call.query_text("plan", 64)?.map(str::to_owned),
         role: call.query_parsed("role", "must be guest, user or pro", Role::parse)?,
@@ -535,24 +536,29 @@ async fn statistics(State(side): Side, call: Call) -> Answer {
     })
 }
 
+/// Which of a user's conversations are asked for.
+pub(super) fn log_filter(call: &Call, id: UserId) -> Result<Filter, Reject> {
+    let (from, to) = (call.query_time("from")?, call.query_time("to")?);
+    if let (Some(from), Some(to)) = (from, to)
+        && from >= to
+    {
+        return Err(Reject::Invalid(vec!["from: must be before to".into()]));
+    }
+    let model = call.query_text("model", MAX_MODEL_BYTES)?.map(str::to_owned);
+    Ok(Filter { user_id: Some(id.0), model, from_ms: from.map(|time| time.0), to_ms: to.map(|time| time.0) })
+}
+
 /// A user's conversations, newest first.
 #[utoipa::path(get, path = "/v1/admin-panel/message-logs/{user_id}", tag = "logs", params(PageParams, LogParams), security(("staff" = ["admin"])),
     responses((status = 200, body = Listed<serde_json::Value>)))]
 async fn message_logs(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     let (page, page_size) = call.page()?;
-    let (from, to) = (call.query_time("from")?, call.query_time("to")?);
-    if let (Some(from), Some(to)) = (from, to)
-        && from >= to
-    {
-        return Err(Reject::Invalid(vec!["from: must be before to".into()]).into());
-    }
-    let model = call.query_text("model", MAX_MODEL_BYTES)?.map(str::to_owned);
     let id = UserId(call.number("user_id")?);
+    let filter = log_filter(&call, id)?;
     let record =
         act_on(&side, &by, &call, Action::ConversationsRead, id).with("page", page).with("page_size", page_size);
     let record = ["model", "from", "to"].into_iter().fold(record, |record, name| record.with(name, call.query(name)));
-    let filter = Filter { user_id: Some(id.0), model, from_ms: from.map(|time| time.0), to_ms: to.map(|time| time.0) };
     let act = move |accounts: Arc<Accounts>| async move { accounts.message_log(id, filter, page, page_size).await };
     let found = side.accounts.audited(record, act, |_, record| record).await?;
     render::raw_list(found)

@@ -204,7 +204,7 @@ async fn link(State(accounts): Api, call: Call) -> Answer {
     let redirect = fields.optional_text("redirect");
     fields.done()?;
     let (provider, address) = (call.part("provider").to_owned(), call.address);
-    let record = own_act(&call, Action::LoginLinked, &user).with("provider", provider.as_str());
+    let record = own_act(&call, Action::LoginLinking, &user).with("provider", provider.as_str());
     let act = move |accounts: Arc<Accounts>| async move {
         accounts.begin_link(&user, &provider, proof, redirect.as_deref(), address).await
     };

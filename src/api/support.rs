@@ -11,17 +11,17 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::admin::{Side, SideState, act_of, act_on, staff, update_fields, user_in_path};
+use super::admin::{Side, SideState, act_of, act_on, log_filter, staff, update_fields, user_in_path};
 use super::keys::Keys;
 use super::public::NewKey;
 use super::shapes::{Done, Listed, StaffShape, Time, Tokens, UserDetails};
-use super::side_shapes::{CreditsUpdate, LimitsUpdate, PageParams, StaffLogin, UserParams, UserUpdate};
+use super::side_shapes::{CreditsUpdate, LimitsUpdate, LogParams, PageParams, StaffLogin, UserParams, UserUpdate};
 use crate::accounts::Accounts;
+use crate::accounts::directory::Sort;
 use crate::accounts::passwords::{Password, Rule};
 use crate::accounts::staff::{NewStaff, StaffIdentity};
 use crate::accounts::users::AdminUpdate;
 use crate::actors::audit::Action;
-use crate::actors::writer::Filter;
 use crate::domain::ids::{CredentialId, UserId};
 use crate::domain::permissions::Permission;
 use crate::domain::session::StaffRole;
@@ -233,7 +233,12 @@ fn masked(email: &str) -> String {
 async fn list_users(State(side): Side, call: Call) -> Answer {
     let who = allowed(&side, &call, Permission::ViewUsers)?;
     let (page, page_size) = call.page()?;
-    let found = side.accounts.find_users(page, page_size, super::admin::user_query(&call)?).await?;
+    let mut query = super::admin::user_query(&call)?;
+    query.names_only = !who.role.may(Permission::ViewContact);
+    if query.names_only && query.sort == Sort::Email {
+        return Err(Reject::Forbidden("Your level does not see email addresses, and cannot sort by them").into());
+    }
+    let found = side.accounts.find_users(page, page_size, query).await?;
     render::ok(Listed::of(found, |user| SupportUser::of(&user, who.role)))
 }
 
@@ -272,6 +277,10 @@ fn seen(side: &SideState, role: StaffRole, user: User, message: Option<&'static 
     responses((status = 200, body = SupportDetails)))]
 async fn get_user(State(side): Side, call: Call) -> Answer {
     let who = allowed(&side, &call, Permission::ViewUsers)?;
+    // Asking by address would say whose it is.
+    if call.part("id").contains('@') && !who.role.may(Permission::ViewContact) {
+        return Err(Reject::NotFound.into());
+    }
     let user = side.accounts.user(user_in_path(&side, &call)?)?;
     seen(&side, who.role, user, None)
 }
@@ -436,16 +445,16 @@ async fn revoke_key(State(side): Side, call: Call) -> Answer {
 }
 
 /// A user's conversations, newest first.
-#[utoipa::path(get, path = "/v1/support/message-logs/{user_id}", tag = "support", params(PageParams),
+#[utoipa::path(get, path = "/v1/support/message-logs/{user_id}", tag = "support", params(PageParams, LogParams),
     security(("staff" = ["advanced"])), responses((status = 200, body = Listed<serde_json::Value>)))]
 async fn message_logs(State(side): Side, call: Call) -> Answer {
     let who = allowed(&side, &call, Permission::ViewMessages)?;
     let (page, page_size) = call.page()?;
     let id = UserId(call.number("user_id")?);
+    let filter = log_filter(&call, id)?;
     let record =
         act_on(&side, &who, &call, Action::ConversationsRead, id).with("page", page).with("page_size", page_size);
-    let act = move |accounts: Arc<Accounts>| async move {
-        accounts.message_log(id, Filter::default(), page, page_size).await
-    };
+    let record = ["model", "from", "to"].into_iter().fold(record, |record, name| record.with(name, call.query(name)));
+    let act = move |accounts: Arc<Accounts>| async move { accounts.message_log(id, filter, page, page_size).await };
     render::raw_list(side.accounts.audited(record, act, |_, record| record).await?)
 }

@@ -68,6 +68,11 @@ pub async fn land(accounts: &Arc<Accounts>, call: &Call, style: SessionStyle) ->
     let act = move |accounts: Arc<Accounts>| async move { accounts.land(arrival).await };
     let tell = |landing: &Landing, record: Record| {
         let user = user_of(landing);
+        let record = match landing {
+            Landing::Session(_) => record,
+            Landing::Code { .. } => record.as_act(Action::LoginConfirmed),
+            Landing::Linked { .. } => record.as_act(Action::LoginLinked),
+        };
         record.by(user).on(user)
     };
     accounts.audited(record, act, tell).await

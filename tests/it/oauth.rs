@@ -123,6 +123,85 @@ fn a_login_is_linked_and_removed_but_never_the_last_way_in() {
 }
 
 #[test]
+fn an_open_link_ends_with_the_session_that_asked_for_it() {
+    let idp = IdentityProvider::start();
+    let app = TestApp::start(&idp.config());
+    let user = app.register("alice");
+    let body = json!({"email": user.email, "password": PASSWORD});
+    let log_in = || token(&http::call(app.public, "POST", "/v1/users/login", &[], Some(&body)));
+    let begin = |session: &str, provider: &str| {
+        let path = format!("/v1/users/oauth/link/{provider}");
+        let begun = app.call("POST", &path, session, Some(&json!({"password": PASSWORD})));
+        assert_eq!(begun.status, 200, "{}", begun.text());
+        (Sent::parse(begun.json()["url"].as_str().unwrap()), cookie_of(&begun))
+    };
+    let land = |provider: &str, (sent, cookie): &(Sent, String), who: &Person| {
+        let code = idp.consent(sent, who);
+        arrive(&app, provider, &format!("state={}&code={code}", sent.get("state")), cookie)
+    };
+    let session = log_in();
+    let begun = begin(&session, "github");
+    assert_eq!(app.call("POST", "/v1/users/logout", &session, None).status, 200);
+    assert_eq!(land("github", &begun, &person("7", "other@example.org", true)).status, 400);
+    // Refreshed, it is the same session still.
+    let opened = http::call(app.public, "POST", "/v1/users/login", &[], Some(&body)).json();
+    let begun = begin(opened["session"]["session_token"].as_str().unwrap(), "github");
+    let renew = json!({"refresh_token": opened["session"]["refresh_token"]});
+    let renewed = http::call(app.public, "POST", "/v1/users/refresh", &[], Some(&renew));
+    assert_eq!(renewed.status, 200, "{}", renewed.text());
+    assert_eq!(land("github", &begun, &person("8", "other@example.org", true)).status, 200);
+    let unlinked = app.call("DELETE", "/v1/users/oauth/github", &log_in(), Some(&json!({"password": PASSWORD})));
+    assert_eq!(unlinked.status, 200);
+    // Whoever registered with an address that is not his keeps no way in when its owner comes.
+    let begun = begin(&log_in(), "github");
+    let owner = token(&sign_in(&app, &idp, "company", &person("s-1", &user.email, true)));
+    assert_eq!(profile(&app, &owner)["id"].as_u64(), Some(user.id));
+    assert_eq!(land("github", &begun, &person("9", "squatter@example.org", true)).status, 400);
+    let logins = app.call("GET", "/v1/users/oauth", &owner, None).json();
+    assert_eq!(logins["logins"].as_array().unwrap().len(), 1, "{logins}");
+}
+
+#[test]
+fn a_provider_is_no_way_around_a_one_time_code() {
+    let idp = IdentityProvider::start();
+    let app = TestApp::start(&format!("{}[accounts.codes]\nrequired = true\n", idp.config()));
+    let ann = person("s-1", "ann@example.com", true);
+    let id = profile(&app, &token(&sign_in(&app, &idp, "company", &ann)))["id"].as_u64().unwrap();
+    let path = format!("/v1/admin-panel/users/{id}/codes");
+    assert_eq!(app.admin_call(&app.admin_token(), "POST", &path, Some(&json!({"count": 1}))).status, 200);
+    let refused = sign_in(&app, &idp, "company", &ann);
+    assert_eq!((refused.status, refused.error_code().as_str()), (401, "UNIQUE_CODE_REQUIRED"), "{}", refused.text());
+}
+
+#[test]
+fn the_trail_tells_a_login_from_a_confirmation_and_from_a_link() {
+    let idp = IdentityProvider::start();
+    let toml = format!("{}[accounts]\nredirects = [\"https://app.example.com/*\"]\n", idp.config());
+    let app = TestApp::start(&toml);
+    let (sent, cookie) = depart(&app, "company", "?redirect=https%3A%2F%2Fapp.example.com%2Fdone");
+    let code = idp.consent(&sent, &person("s-1", "ann@example.com", true));
+    let back = arrive(&app, "company", &format!("state={}&code={code}", sent.get("state")), &cookie);
+    let to = Sent::parse(back.header("location").unwrap());
+    let acts = || {
+        let path = "/v1/admin-panel/security-logs?action=login&page_size=100";
+        let page = app.admin_call(&app.admin_token(), "GET", path, None).json();
+        let acts = page["items"].as_array().unwrap().iter().rev();
+        let by_users = acts.filter(|item| item["actor"]["kind"] != "staff");
+        by_users.map(|item| item["action"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(acts(), ["login.confirmed"]);
+    let code = json!({"code": to.get("code")});
+    let session = token(&http::call(app.public, "POST", "/v1/oauth/exchange", &[], Some(&code)));
+    assert_eq!(acts(), ["login.confirmed", "login.succeeded"]);
+    let begun = app.call("POST", "/v1/users/oauth/link/github", &session, Some(&json!({})));
+    let (sent, cookie) = (Sent::parse(begun.json()["url"].as_str().unwrap()), cookie_of(&begun));
+    assert_eq!(acts().last().unwrap(), "login.linking");
+    let code = idp.consent(&sent, &person("7", "ann@example.org", true));
+    arrive(&app, "github", &format!("state={}&code={code}", sent.get("state")), &cookie);
+    assert_eq!(acts().last().unwrap(), "login.linked");
+}
+
+#[test]
 fn a_login_at_a_provider_leaves_a_known_device_as_one_by_password_does() {
     let idp = IdentityProvider::start();
     let toml = format!("{}[accounts]\nredirects = [\"https://app.example.com/*\"]\n", idp.config());

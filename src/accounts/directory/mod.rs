@@ -9,6 +9,7 @@ mod texts;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use memchr::memmem;
 use parking_lot::RwLock;
 
 use self::texts::{Texts, make_room};
@@ -55,6 +56,8 @@ struct State {
 pub struct UserQuery {
     /// Part of a username, name or email, without case.
     pub search: Option<String>,
+    /// The search looks at usernames and names alone: for who may not see addresses, and must not find them out by asking.
+    pub names_only: bool,
     pub status: Option<Status>,
     pub plan: Option<String>,
     pub role: Option<Role>,
@@ -72,6 +75,7 @@ impl UserQuery {
     pub fn is_plain(&self) -> bool {
         let Self {
             search: _,
+            names_only: _,
             status,
             plan,
             role,
@@ -313,6 +317,13 @@ impl Directory {
         let plan = query.plan.as_ref().and_then(|plan| state.plan_numbers.get(plan)).copied();
         let fits = |number: &u32| state.entry(*number).is_some_and(|entry| state.lets_through(query, plan, entry));
         let numbers: Vec<u32> = match &query.search {
+            Some(text) if query.names_only => {
+                let needle = text.to_lowercase();
+                let finder = memmem::Finder::new(needle.as_bytes());
+                let named = |entry: &Entry| finder.find(&state.text(entry)[..usize::from(entry.email_at)]).is_some();
+                let is_named = |number: &u32| state.entry(*number).is_some_and(named);
+                state.search(text).into_iter().filter(is_named).filter(fits).collect()
+            }
             Some(text) => state.search(text).into_iter().filter(fits).collect(),
             None => (1..=u32::try_from(state.entries.len()).unwrap_or(u32::MAX)).filter(fits).collect(),
         };

@@ -74,6 +74,19 @@ impl LetterKind {
         Self::AlreadyRegistered,
     ];
 
+    /// Whether somebody who is not the user can have it sent, as often as he likes: such letters are counted apart, so that
+    /// they cannot crowd out those that warn him.
+    fn is_for_the_asking(self) -> bool {
+        matches!(
+            self,
+            Self::VerifyEmail
+                | Self::ResetPassword
+                | Self::ConfirmEmail
+                | Self::AccountLocked
+                | Self::AlreadyRegistered
+        )
+    }
+
     /// Its name, which is also its template's.
     pub fn as_str(self) -> &'static str {
         self.parts().0
@@ -137,7 +150,7 @@ pub(super) struct MailState {
     /// leaves no trace for long.
     waiting: AtomicI64,
     wake: Notify,
-    /// Letters of the last hour, by the MAC of their address.
+    /// Letters of the last hour, by the MAC of their address, those that anybody can have sent apart.
     recent: Cache<SecretMac, Arc<AtomicU32>>,
     counts: MailCounts,
 }
@@ -201,21 +214,30 @@ impl Accounts {
     /// # Errors
     /// As [`Accounts::post`].
     pub(super) fn post_to(&self, to: &str, user: &User, letter: Letter, batch: &mut Batch) -> Result<(), Reject> {
+        self.try_post(to, user, letter, batch).map(|_| ())
+    }
+
+    /// As [`Accounts::post_to`]; says whether it was posted, or is one too many.
+    ///
+    /// # Errors
+    /// As [`Accounts::post`].
+    pub(super) fn try_post(&self, to: &str, user: &User, letter: Letter, batch: &mut Batch) -> Result<bool, Reject> {
         let settings = self.settings();
         let (config, counts) = (&settings.mail, &self.mail.counts);
         if config.transport == MailTransport::None {
-            return Ok(());
+            return Ok(false);
         }
         if self.letters_waiting() >= config.queue as u64 {
             counts.overflowed.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(letter = letter.kind.as_str(), "the outbox is full (mail.queue); a letter is not sent");
-            return Ok(());
+            return Ok(false);
         }
-        let address = self.pepper.mac_in("mail to", to.trim().to_lowercase().as_bytes());
+        let space = if letter.kind.is_for_the_asking() { "mail asked for, to" } else { "mail to" };
+        let address = self.pepper.mac_in(space, to.trim().to_lowercase().as_bytes());
         let sent = self.mail.recent.get_with(address, Arc::default);
         if sent.fetch_add(1, Ordering::Relaxed) >= config.per_address_per_hour {
             counts.limited.fetch_add(1, Ordering::Relaxed);
-            return Ok(());
+            return Ok(false);
         }
         let mut facts: BTreeMap<String, String> = letter.facts.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
         facts.insert("name".into(), user.name.clone());
@@ -225,7 +247,7 @@ impl Accounts {
         self.put_letter(&posted, batch)?;
         self.mail.waiting.fetch_add(1, Ordering::Relaxed);
         counts.posted.fetch_add(1, Ordering::Relaxed);
-        Ok(())
+        Ok(true)
     }
 
     /// Has the outbox looked at, after a commit that may have put something into it.

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::transport::{self, Failure, Transport};
 use super::{LetterKind, templates};
-use crate::accounts::Accounts;
 use crate::accounts::seal::Purpose;
+use crate::accounts::{Accounts, Settings};
 use crate::actors::audit::{Action, Actor, Record};
 use crate::clock::{self, UnixMillis};
 use crate::error::Reject;
@@ -72,7 +72,7 @@ impl Accounts {
     pub async fn run_mailer(self: Arc<Self>) {
         self.count_letters().await;
         let mut turns = 0u32;
-        let mut transport: Option<(String, Arc<Transport>)> = None;
+        let mut transport: Option<(Arc<Settings>, Arc<Transport>)> = None;
         loop {
             tokio::select! {
                 () = self.mail.wake.notified() => {}
@@ -81,12 +81,12 @@ impl Accounts {
             if !self.sends_mail() {
                 continue;
             }
-            let config = self.settings().mail.clone();
-            let shape = format!("{config:?}");
+            let settings = self.settings();
             let ready = match &transport {
-                Some((known, ready)) if *known == shape => ready.clone(),
-                _ => match Transport::new(&config) {
-                    Ok(made) => transport.insert((shape, Arc::new(made))).1.clone(),
+                Some((known, ready)) if Arc::ptr_eq(known, &settings) => ready.clone(),
+                // Made anew with every reload: what a file or a variable holds may have changed, which no comparison shows.
+                _ => match Transport::new(&settings.mail) {
+                    Ok(made) => transport.insert((settings, Arc::new(made))).1.clone(),
                     Err(why) => {
                         tracing::error!(why, "no mail can be sent");
                         tokio::time::sleep(PAUSE_FIRST).await;

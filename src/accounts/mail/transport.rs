@@ -78,11 +78,18 @@ impl Transport {
             }
             Self::Smtp(transport) => match transport.send(message.clone()).await {
                 Ok(_) => Ok(()),
-                Err(error) if error.is_permanent() => Err(Failure::Never(error.to_string())),
+                Err(error) if error.is_permanent() && !is_about_us(&error) => Err(Failure::Never(error.to_string())),
                 Err(error) => Err(Failure::Later(error.to_string())),
             },
         }
     }
+}
+
+/// A relay that does not believe who we are (RFC 4954, section 6) has nothing against the letter: it waits until the operator
+/// has set that right.
+fn is_about_us(error: &lettre::transport::smtp::Error) -> bool {
+    let code = error.status().map(u16::from);
+    matches!(code, Some(530 | 534 | 535 | 538))
 }
 
 fn smtp(config: &Mail) -> Result<AsyncSmtpTransport<Tokio1Executor>, String> {

@@ -1,5 +1,5 @@
-//! How we speak to identity providers, and to a verifier of logins: bounded in time and size, following no redirect, and never
-//! into our own network unless the operator says so.
+//! How we speak to identity providers, and to a verifier of logins: bounded in time and size, following no redirect, and to
+//! providers never in our own network unless the operator says so. A verifier is the operator's own, wherever it is.
 //!
 //! Owns the fence against being sent to inner addresses: names are judged by what they resolve to, at the moment of
 //! connecting, so that a name cannot mean one thing when it is looked at and another when it is used.

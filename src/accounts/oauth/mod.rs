@@ -25,11 +25,11 @@ use super::mail::{Letter, LetterKind};
 use super::own::Proof;
 use super::registration::Entrance;
 use super::secrets;
-use super::sessions::{SessionView, close_session, may_enter};
+use super::sessions::{SessionView, may_enter};
 use super::{Accounts, Forget, MAX_TRIES, no_randomness, too_busy};
 use crate::clock::{self, UnixMillis};
 use crate::config::OauthProvider;
-use crate::domain::ids::{SecretMac, UserId};
+use crate::domain::ids::{CredentialId, SecretMac, UserId};
 use crate::domain::key::KeyLook;
 use crate::domain::session::{Principal, SessionStyle};
 use crate::domain::user::{Status, User};
@@ -55,9 +55,16 @@ struct Flow {
     /// The MAC of the cookie of the browser that began it.
     browser: SecretMac,
     redirect: Option<String>,
-    /// Not a login, but another way in for this user.
-    link_to: Option<UserId>,
+    /// Not a login, but another way in.
+    link_to: Option<LinkTo>,
     ends: UnixMillis,
+}
+
+/// For whom another way in is added, and the session that asked: when that has ended, whoever asked is not to be let in.
+#[derive(Clone, Copy, Debug)]
+pub struct LinkTo {
+    user: UserId,
+    session: CredentialId,
 }
 
 /// A login that is through but for its session.
@@ -222,7 +229,7 @@ impl Accounts {
         &self,
         provider: &str,
         redirect: Option<&str>,
-        link_to: Option<UserId>,
+        link_to: Option<LinkTo>,
         back_by: CallbackPath,
     ) -> Result<Departure, Reject> {
         let known = self.provider(provider)?;
@@ -279,8 +286,8 @@ impl Accounts {
         };
         let callback = self.callback(&arrival.provider, flow.back_by);
         let claims = provider.identify(code, &callback, &flow.secrets).await.map_err(failed)?;
-        if let Some(user) = flow.link_to {
-            let user = self.link_identity(user, &arrival.provider, &claims).await?;
+        if let Some(link_to) = flow.link_to {
+            let user = self.link_identity(link_to, &arrival.provider, &claims).await?;
             return Ok(Landing::Linked { user, provider: arrival.provider, redirect: flow.redirect });
         }
         let user = self.user_of_claims(&provider, &arrival.provider, &claims).await?;
@@ -384,9 +391,12 @@ impl Accounts {
         Ok(())
     }
 
-    async fn link_identity(&self, user: UserId, provider: &str, claims: &Claims) -> Result<User, Reject> {
+    async fn link_identity(&self, link_to: LinkTo, provider: &str, claims: &Claims) -> Result<User, Reject> {
+        let LinkTo { user, session } = link_to;
         let edit = |row: &mut User, batch: &mut Batch| {
             super::users::refuse_deleted(row)?;
+            let asking = self.load::<String>(tables::session_of_user(user, session))?.ok_or_else(bad_state)?;
+            batch.require_equal(asking.key, asking.raw);
             self.refuse_double(user, provider, claims)?;
             self.add_identity(row, provider, claims, batch)?;
             self.post(row, Letter::new(LetterKind::LoginLinked).with("provider", provider), batch)
@@ -439,13 +449,7 @@ impl Accounts {
         };
         let user = self.change_user(id, Forget::Credentials, edit).await?;
         // Opened by the old password between the reading and the commit.
-        let mut batch = Batch::default();
-        for (mac, session) in self.load_sessions(id)? {
-            close_session(&mac, &session.value, &mut batch);
-        }
-        if !batch.is_empty() {
-            self.commit_for_user(id, batch, Forget::Credentials).await.map_err(|error| self.failed(&error))?;
-        }
+        self.revoke_sessions(id, None).await?;
         Ok(user)
     }
 
@@ -539,8 +543,10 @@ impl Accounts {
         redirect: Option<&str>,
         address: IpAddr,
     ) -> Result<Departure, Reject> {
+        let (session, _) = self.session_of_token(&proof.token)?;
         self.step_up(user.id, proof, address).await?;
-        self.begin_login(provider, redirect, Some(user.id), CallbackPath::Canonical).await
+        let link_to = LinkTo { user: user.id, session: session.value.id };
+        self.begin_login(provider, redirect, Some(link_to), CallbackPath::Canonical).await
     }
 
     /// Removes a way in; asks for the password, where there is one.

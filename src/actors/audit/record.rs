@@ -122,6 +122,10 @@ acts! {
     SessionsRevoked = "sessions.revoked", Warning;
     /// A refresh token was used twice: one of the two who have it is a thief, and its session has ended.
     SessionReplayed = "session.replayed", Critical;
+    /// A provider has confirmed who it is; a session is yet to be asked for.
+    LoginConfirmed = "login.confirmed", Info;
+    /// Somebody has set out to a provider, to add a login there to his account.
+    LoginLinking = "login.linking", Info;
     LoginLinked = "login.linked", Warning;
     LoginUnlinked = "login.unlinked", Warning;
     /// Login codes that open something once each.
@@ -289,6 +293,12 @@ impl Record {
     #[must_use]
     pub fn or(self, refused_as: Action) -> Self {
         Self { refused_as, ..self }
+    }
+
+    /// It turned out to be another act.
+    #[must_use]
+    pub fn as_act(self, action: Action) -> Self {
+        Self { action, ..self }
     }
 
     #[must_use]

@@ -80,6 +80,28 @@ fn a_key_expires_and_a_rotated_one_goes_on_for_its_grace() {
 }
 
 #[test]
+fn rotation_is_no_way_to_more_keys() {
+    let app = TestApp::start("[accounts.keys]\nmax_per_user = 2\n");
+    let user = app.register("alice");
+    let token = login(&app, &user.email);
+    let (id, _) = make(&app, &token, json!({"name": "laptop"}));
+    let rotate = |id: u64, grace: u64| {
+        let body = json!({"grace_seconds": grace});
+        app.call("POST", &format!("/v1/users/keys/{id}/rotate"), &token, Some(&body))
+    };
+    // At the bound a key can still be rotated, and what is on its way out cannot be kept.
+    let first = rotate(id, 300);
+    assert_eq!(first.status, 200, "{}", first.text());
+    let stay = json!({"expires_at": null});
+    assert_eq!(app.call("PUT", &format!("/v1/users/keys/{id}"), &token, Some(&stay)).status, 409);
+    let second = rotate(first.json()["key"]["id"].as_u64().unwrap(), 300);
+    assert_eq!(second.status, 200, "{}", second.text());
+    let last = second.json()["key"]["id"].as_u64().unwrap();
+    assert_eq!(rotate(last, 300).status, 409, "two are on their way out");
+    assert_eq!(rotate(last, 0).status, 200);
+}
+
+#[test]
 fn what_does_not_fit_is_named_and_strangers_keys_are_not_there() {
     let app = TestApp::start("[accounts.keys]\nmax_per_user = 3\n");
     let (alice, bobby) = (app.register("alice"), app.register("bobby"));

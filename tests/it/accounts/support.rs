@@ -215,3 +215,45 @@ fn a_logout_on_the_side_port_ends_that_session() {
     assert_eq!(desk.call(&support, "POST", "/v1/support/logout", json!({})).0, 200);
     assert_eq!(desk.call(&support, "POST", "/v1/support/logout", json!({})).0, 401);
 }
+
+#[test]
+fn an_address_that_staff_writes_is_not_verified_by_that() {
+    let desk = Desk::open();
+    let path = format!("/v1/admin-panel/users/{}", desk.user.id);
+    assert_eq!(desk.call(&desk.root, "PUT", &path, json!({"email_verified": true})).0, 200);
+    let (_, support) = desk.hire("support");
+    let is_verified = || desk.call(&desk.root, "GET", &path, json!({})).1["user"]["is_verified"].clone();
+    assert_eq!(is_verified(), true);
+    // Another spelling is the same address.
+    assert_eq!(desk.put_user(&support, json!({"email": "Alice@Example.com"})), 200);
+    assert_eq!(is_verified(), true);
+    assert_eq!(desk.put_user(&support, json!({"email": "other@example.com"})), 200);
+    assert_eq!(is_verified(), false);
+    assert_eq!(
+        desk.call(&desk.root, "PUT", &path, json!({"email": "third@example.com", "email_verified": true})).0,
+        200
+    );
+    assert_eq!(is_verified(), true);
+}
+
+#[test]
+fn who_does_not_see_addresses_does_not_find_them_out_by_asking() {
+    let desk = Desk::open();
+    let ((_, new), (_, support)) = (desk.hire("new"), desk.hire("support"));
+    let found = |token: &str, query: &str| {
+        let (status, page) = desk.call(token, "GET", &format!("/v1/support/users?{query}"), json!({}));
+        assert_eq!(status, 200, "{page}");
+        page["total"].as_u64().unwrap()
+    };
+    for query in ["search=alice@exam", "search=example.com"] {
+        assert_eq!((found(&new, query), found(&support, query)), (0, 1), "{query}");
+    }
+    assert_eq!((found(&new, "search=ALI"), found(&support, "search=ALI")), (1, 1));
+    assert_eq!(desk.call(&new, "GET", "/v1/support/users?sort=email", json!({})).0, 403);
+    assert_eq!(desk.call(&support, "GET", "/v1/support/users?sort=email", json!({})).0, 200);
+    let by_address = format!("/v1/support/users/{}", desk.user.email);
+    assert_eq!(
+        (desk.call(&new, "GET", &by_address, json!({})).0, desk.call(&support, "GET", &by_address, json!({})).0),
+        (404, 200)
+    );
+}
