@@ -92,11 +92,17 @@ impl Accounts {
     }
 
     pub(super) fn close_credentials(&self, id: UserId, batch: &mut Batch) -> Result<(), Reject> {
-        self.drop_identities(id, batch)?;
+        self.close_ways_in(id, batch)?;
         self.drop_codes(id, batch)?;
         if self.load::<serde_json::Value>(tables::factor(Principal::User(id)))?.is_some() {
             batch.delete(tables::factor(Principal::User(id)));
         }
+        Ok(())
+    }
+
+    /// Puts the end of whatever opens an account by itself into a batch: logins at providers, keys, sessions.
+    pub(super) fn close_ways_in(&self, id: UserId, batch: &mut Batch) -> Result<(), Reject> {
+        self.drop_identities(id, batch)?;
         for key in self.load_keys(id)? {
             drop_key(&key, batch);
         }

@@ -211,7 +211,8 @@ impl Accounts {
     fn login_subject(&self, space: &'static str, identifier: &str, known: Option<u64>) -> SecretMac {
         match known {
             Some(id) => self.pepper.mac_in(space, &id.to_be_bytes()),
-            None => self.pepper.mac_in(space, identifier.trim().to_lowercase().as_bytes()),
+            // One name in all its spellings, as it is for accounts: else they would tell which of them has one.
+            None => self.pepper.mac_in(space, super::fields::normalized(identifier).as_bytes()),
         }
     }
 

@@ -289,8 +289,10 @@ impl Accounts {
             return Err(Reject::Forbidden("Your role does not allow this"));
         }
         self.note_use(session.key, session.raw, &session.value);
+        let must_set_up = self.must_set_up_factor(&staff)?;
         let who = StaffIdentity { id: Some(id), username: staff.username, role: staff.role };
-        Ok((who, session.value.setup_only && !self.factor_status(Principal::Staff(id))?.enabled))
+        // As things are now: the factor may have been switched off, or the role have become one that needs it.
+        Ok((who, must_set_up))
     }
 
     /// A session that nobody has used for `accounts.staff_idle_minutes` is over.

@@ -615,3 +615,17 @@ async fn a_user_who_came_back_is_purged_when_he_goes_again_and_not_before() {
     assert_eq!(world.accounts.purge_deleted().await.unwrap(), 0, "not under the time of his first deletion");
     world.accounts.restore_user(id).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_name_in_other_letters_is_locked_alike_whether_or_not_it_has_an_account() {
+    let world = world("[access]\nblock_after_failures = 0");
+    world.register("johndoe").await;
+    for (plain, wide) in [("johndoe", "ｊｏｈｎｄｏｅ"), ("nobody", "ｎｏｂｏｄｙ")] {
+        for n in 0..5 {
+            assert!(unauthenticated(&world.login(if n < 3 { plain } else { wide }, "WrongPass1").await));
+        }
+        for name in [plain, wide] {
+            assert!(matches!(world.login(name, "WrongPass1").await, Err(Reject::Locked { .. })), "{name}");
+        }
+    }
+}

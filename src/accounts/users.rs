@@ -352,6 +352,12 @@ impl Accounts {
             let before = user.clone();
             apply_update(user, &update, plan, batch)?;
             changes = changes_of_user(&before, user);
+            if fold_changed(&before.email, &user.email) {
+                // What was sent to the old address opens nothing any more, and its owner hears of it.
+                forget_links(id, batch);
+                let letter = Letter::new(LetterKind::EmailChanged).with("new_email", &user.email);
+                self.post_to(&before.email, user, letter, batch)?;
+            }
             Ok(meters)
         };
         let (user, of_meters) = self.change_user_and_meters(id, edit).await?;

@@ -152,7 +152,8 @@ impl Accounts {
     }
 
     /// Sets a password with a mailed token: all sessions end, API keys go on, a second factor is still asked for at the next
-    /// login. Who reads the user's mail has proved the address with it.
+    /// login. Who reads the user's mail has proved the address with it; if nobody had before, keys and logins at providers may
+    /// be a stranger's, and end too.
     ///
     /// # Errors
     /// [`Reject::BadRequest`] for a token that is wrong, used or expired, [`Reject::Invalid`] for a password that does not
@@ -175,14 +176,21 @@ impl Accounts {
             if *user.email != *row.value.email {
                 return Err(Reject::BadRequest("This link was sent to another address".into()));
             }
+            // Whoever made this account has never shown that the address is his; its owner, who now has, must not share it.
+            // A second factor stays even so: mail alone is no way around one.
+            if user.email_verified {
+                for (mac, session) in self.load_sessions(id)? {
+                    close_session(&mac, &session, batch);
+                }
+            } else {
+                self.close_ways_in(id, batch)?;
+                self.make_his_own(user, batch)?;
+            }
             user.password_hash = Some(hash.clone());
             user.must_change_password = false;
             user.email_verified = true;
             if user.status == Status::Pending {
                 user.status = Status::Active;
-            }
-            for (mac, session) in self.load_sessions(id)? {
-                close_session(&mac, &session, batch);
             }
             use_up(&row, batch);
             forget_links(id, batch);
@@ -199,7 +207,8 @@ impl Accounts {
     /// Asks the new address whether it is the user's, and tells the old one. In strict mode the owner of an address that is
     /// taken is told, and nobody else.
     pub(super) async fn ask_to_confirm(&self, id: UserId, new_email: &str) -> Result<User, Reject> {
-        let owner = self.live_user(self.find_user(new_email)?)?;
+        // His own, in another spelling, is nobody else's.
+        let owner = self.live_user(self.find_user(new_email)?)?.filter(|row| row.value.id != id);
         if owner.is_some() && !self.settings().accounts.strict {
             return Err(Reject::Conflict(EMAIL_TAKEN.into()));
         }

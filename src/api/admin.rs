@@ -116,8 +116,8 @@ fn paths() -> OpenApiRouter<SideState> {
 
 /// The router of the side port; `more` are other APIs'.
 pub fn side_router(state: SideState, more: OpenApiRouter<SideState>) -> Router {
-    let clock = state.accounts.clock().clone();
-    super::finish(paths().merge(more).split_for_parts().0, state, clock)
+    let accounts = state.accounts.clone();
+    super::finish(paths().merge(more).split_for_parts().0, state, accounts)
 }
 
 /// The OpenAPI document of the side port; `more` are other APIs'.

@@ -29,22 +29,26 @@ mod support;
 mod tests;
 mod transfer;
 
+use std::sync::Arc;
+
 use axum::Router;
 use axum::middleware::from_fn_with_state;
 
-use crate::clock::Clock;
+use crate::accounts::Accounts;
 use crate::error::Reject;
-use crate::handler::render::{self, Refusals, Refused};
+use crate::handler::render::{self, Form, Refusals, Refused};
 
 pub use admin::{Documents, SideState, side_document, side_router};
 pub use health::Readiness;
 pub use public::{public_document, public_router};
 
 /// What both faces have in common: unknown paths, wrong methods, and the body of every refusal.
-fn finish<S: Clone + Send + Sync + 'static>(router: Router<S>, state: S, clock: Clock) -> Router {
-    router
+fn finish<S: Clone + Send + Sync + 'static>(router: Router<S>, state: S, accounts: Arc<Accounts>) -> Router {
+    let refusals = Refusals { clock: accounts.clock().clone(), form: Form::OfPath(accounts) };
+    let router = router
         .fallback(|| async { Refused(Reject::NotFound) })
         .method_not_allowed_fallback(|| async { Refused(Reject::MethodNotAllowed(String::new())) })
-        .with_state(state)
-        .layer(from_fn_with_state(Refusals { clock, dialect: None }, render::refusals))
+        .with_state(state);
+    // Around the router and not in it: which methods there are is only known outside.
+    Router::new().fallback_service(router).layer(from_fn_with_state(refusals, render::refusals))
 }

@@ -57,8 +57,7 @@ fn paths() -> OpenApiRouter<Arc<Accounts>> {
 
 /// The router of the public listener's local paths; `more` are other APIs'.
 pub fn public_router(accounts: Arc<Accounts>, more: OpenApiRouter<Arc<Accounts>>) -> Router {
-    let clock = accounts.clock().clone();
-    super::finish(paths().merge(more).split_for_parts().0, accounts, clock)
+    super::finish(paths().merge(more).split_for_parts().0, accounts.clone(), accounts)
 }
 
 /// The OpenAPI document of the public listener's local paths; `more` are other APIs'.

@@ -9,7 +9,7 @@ use super::{Failure, load_config};
 use crate::accounts::passwords::Rule;
 use crate::app::{self, App, FirstAdmin};
 use crate::clock::Clock;
-use crate::config::{self, Config};
+use crate::config::{self, Config, MailTransport};
 use crate::mock_upstream;
 use crate::telemetry;
 
@@ -22,6 +22,12 @@ pub fn run(file: Option<&Path>) -> Result<(), Failure> {
     telemetry::tracing::install(&config.telemetry);
     if config.routes.is_empty() {
         tracing::warn!("no [[routes]]: only the local API answers");
+    }
+    if config.accounts.email_verification && config.mail.transport == MailTransport::None {
+        tracing::warn!(
+            "accounts.email_verification without [mail]: nobody is sent a link, so that new accounts wait until staff \
+             activates them"
+        );
     }
     for (name, why) in config::idle_names(std::env::vars()) {
         tracing::warn!("the environment variable {name} sets nothing here: {why}");

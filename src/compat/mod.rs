@@ -21,7 +21,7 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::accounts::Accounts;
 use crate::domain::dialect::Dialect;
 use crate::error::Reject;
-use crate::handler::render::{self, Refusals, Refused};
+use crate::handler::render::{self, Form, Refusals, Refused};
 
 pub use usermgmt::health::{VitalSigns, Vitals};
 
@@ -62,7 +62,7 @@ pub fn documents() -> (OpenApi, OpenApi) {
 
 /// Paths whose refusals are in the dialect's form, and which are there while it is on.
 fn spoken(dialect: Dialect, paths: Paths, accounts: &Arc<Accounts>) -> Paths {
-    let refusals = Refusals { clock: accounts.clock().clone(), dialect: Some(dialect) };
+    let refusals = Refusals { clock: accounts.clock().clone(), form: Form::Of(dialect) };
     paths
         .layer(from_fn_with_state(refusals, render::refusals))
         .layer(from_fn_with_state((dialect, accounts.clone()), only_while_on))

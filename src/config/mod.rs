@@ -434,7 +434,11 @@ impl Config {
         }
         let base = self.public_base_url.as_deref().unwrap_or_default();
         if !(base.starts_with("https://") || base.starts_with("http://")) {
-            return Err("public_base_url: is needed for the links in mails, such as \"https://ai.example.com\"".into());
+            return Err(
+                "public_base_url: is needed for the links in mails, which [mail] (or SMTP_HOST or SENDGRID_API_KEY in \
+                        the environment) has sent; such as \"https://ai.example.com\""
+                    .into(),
+            );
         }
         if mail.from.is_none() {
             return Err("mail.from: is needed to send mail, such as \"noreply@example.com\"".into());
@@ -498,6 +502,13 @@ fn check_tokens(tokens: &Tokens) -> Result<(), String> {
     }
     if tokens.algorithm == TokenAlgorithm::HS256 && tokens.hs256_key.is_none() {
         return Err("accounts.tokens.algorithm: HS256 needs accounts.tokens.hs256_key with at least 32 bytes".into());
+    }
+    // What a file or a variable holds is seen at the start only.
+    if let Some(SecretSource::Plain(key)) = &tokens.hs256_key
+        && tokens.algorithm == TokenAlgorithm::HS256
+        && key.len() < 32
+    {
+        return Err(format!("accounts.tokens.hs256_key: {} bytes are too few; at least 32", key.len()));
     }
     Ok(())
 }

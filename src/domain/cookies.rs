@@ -47,10 +47,20 @@ impl CookieRule {
     pub fn trusts(&self, from: &Provenance<'_>) -> bool {
         match from.fetch_site {
             // What the browser itself says, and no page can change.
-            Some(site) => matches!(site, b"same-origin" | b"none"),
+            Some(site) if matches!(site, b"same-origin" | b"none") => true,
+            // Somebody has followed a link from elsewhere: the page is shown to him, and the other page sees nothing of it.
+            Some(_) => from.navigates && matches!(from.method, "GET" | "HEAD"),
             // An older browser: what changes nothing may come from anywhere, what may change something must say from where.
             None if matches!(from.method, "GET" | "HEAD" | "OPTIONS") => true,
             None => from.origin.is_some_and(|origin| self.is_own(origin, from.host)),
+        }
+    }
+
+    /// Whether a page of another site made a request. Programs, which say nothing of where they are, did not.
+    pub fn is_foreign(&self, from: &Provenance<'_>) -> bool {
+        match from.fetch_site {
+            Some(site) => !matches!(site, b"same-origin" | b"none"),
+            None => from.origin.is_some_and(|origin| !self.is_own(origin, from.host)),
         }
     }
 
@@ -67,6 +77,8 @@ pub struct Provenance<'a> {
     pub method: &'a str,
     /// `Sec-Fetch-Site`.
     pub fetch_site: Option<&'a [u8]>,
+    /// A page is to be shown in the whole window (`Sec-Fetch-Mode: navigate`, `Sec-Fetch-Dest: document`).
+    pub navigates: bool,
     pub origin: Option<&'a [u8]>,
     pub host: Option<&'a [u8]>,
 }
@@ -98,7 +110,36 @@ mod tests {
 
     fn from<'a>(method: &'a str, fetch_site: Option<&'a str>, origin: Option<&'a str>) -> Provenance<'a> {
         let bytes = |text: Option<&'a str>| text.map(str::as_bytes);
-        Provenance { method, fetch_site: bytes(fetch_site), origin: bytes(origin), host: Some(b"ai.example.com") }
+        let host = Some(&b"ai.example.com"[..]);
+        Provenance { method, fetch_site: bytes(fetch_site), navigates: false, origin: bytes(origin), host }
+    }
+
+    #[test]
+    fn a_link_from_elsewhere_shows_a_page_and_does_nothing() {
+        let rule = CookieRule::new(None);
+        let follow = |method| Provenance { navigates: true, ..from(method, Some("cross-site"), None) };
+        assert!(rule.trusts(&follow("GET")) && rule.trusts(&follow("HEAD")) && !rule.trusts(&follow("POST")));
+    }
+
+    #[test]
+    fn a_foreign_page_is_told_from_a_program() {
+        let rule = CookieRule::new(None);
+        for foreign in [
+            from("POST", Some("cross-site"), None),
+            from("POST", Some("same-site"), None),
+            from("POST", None, Some("https://evil.example")),
+            from("POST", None, Some("null")),
+        ] {
+            assert!(rule.is_foreign(&foreign), "{foreign:?}");
+        }
+        for own in [
+            from("POST", None, None),
+            from("POST", Some("same-origin"), None),
+            from("POST", Some("none"), None),
+            from("POST", None, Some("https://ai.example.com")),
+        ] {
+            assert!(!rule.is_foreign(&own), "{own:?}");
+        }
     }
 
     #[test]

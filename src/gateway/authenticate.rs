@@ -257,6 +257,8 @@ fn cookie<'h>(head: &'h RequestHead, rule: &CookieRule) -> Result<Option<&'h [u8
     let from = Provenance {
         method: head.method(),
         fetch_site: head.first(Name::SecFetchSite),
+        navigates: head.first(Name::SecFetchMode) == Some(b"navigate")
+            && head.first(Name::SecFetchDest) == Some(b"document"),
         origin: head.first(Name::Origin),
         host: head.first(Name::Host),
     };

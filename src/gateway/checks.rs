@@ -18,7 +18,7 @@ use super::forward::{self, Waited};
 use super::http1::conn::ClientConn;
 use super::http1::head::{Name, RequestHead};
 use super::pipeline::{MAX_DISCARD, Worker};
-use super::policy::{ForwardRule, Policy, normalize};
+use super::policy::{ForwardRule, Policy, normalize, read_loosely, two_readings};
 use super::rate::{self, Taken};
 use super::record::Record;
 use super::refusal;
@@ -350,7 +350,13 @@ impl super::policy::Checks {
         let Some(path) = asked.path.as_deref() else {
             return Err(Reject::Forbidden("The proxy does not say which request it asks about (X-Original-URI)"));
         };
-        let rule = self.rules.iter().find(|rule| rule.fits(asked, path));
+        let rule_for = |path: &[u8]| self.rules.iter().find(|rule| rule.fits(asked, path));
+        let rule = rule_for(path);
+        if let Some(loose) = read_loosely(path)
+            && rule.map(std::ptr::from_ref) != rule_for(&loose).map(std::ptr::from_ref)
+        {
+            return Err(two_readings());
+        }
         rule.map(Some).ok_or(Reject::Forbidden("No rule under [[forward]] lets this request through"))
     }
 }

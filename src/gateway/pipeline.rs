@@ -11,6 +11,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -156,7 +157,7 @@ impl Worker {
         ip_rules::check(&shared.addresses, &shared.blocks, record.client, record.at, record.started)?;
         rate::check_address(&shared.rates, &policy.rates, record.client, record.started, taken)?;
         let path = normalize(head.path())?;
-        let route = match policy.routes.surface(&path, head.method()) {
+        let route = match policy.routes.find(&path, head.method())? {
             Surface::Proxied(route) => route,
             // On the heap: a proxied call should not carry the room for a local one.
             Surface::Local => return Box::pin(self.local(client, head, &path, policy, record)).await,
@@ -167,6 +168,7 @@ impl Worker {
                 return Box::pin(self.forward_check(client, head, &path, policy, record, taken)).await;
             }
             Surface::NotFound => return Err(Reject::NotFound),
+            Surface::OnSidePort => return Err(Reject::OnSidePort),
             Surface::WrongMethod(allowed) => return Err(Reject::MethodNotAllowed(allowed)),
         };
         (record.route, record.route_name) = (route.label, route.pattern.clone());
@@ -361,7 +363,12 @@ impl Worker {
     }
 }
 
+/// Slower bodies of local calls are given up, whatever the pace of their reads: they wait in memory, and strangers can send
+/// them. Bytes a second.
+const SLOWEST_BODY: u64 = 8 << 10;
+
 pub(super) async fn read_whole_body(client: &mut ClientConn, max: u64, policy: &Policy) -> Result<Bytes, Reject> {
+    let began = client.deadline.coarse_now();
     let mut body = Vec::new();
     client.deadline.arm(client.limits.body_timeout);
     while !client.body_is_done() {
@@ -380,7 +387,9 @@ pub(super) async fn read_whole_body(client: &mut ClientConn, max: u64, policy: &
             break;
         }
         if body.len() > before {
-            client.deadline.arm(client.limits.body_timeout);
+            let patience = client.limits.body_timeout;
+            let earned = Duration::from_millis(body.len() as u64 * 1000 / SLOWEST_BODY);
+            client.deadline.arm_before(patience, began.plus(patience + earned));
         }
     }
     Ok(Bytes::from(body))

@@ -144,8 +144,21 @@ pub enum Surface<'a> {
     /// A proxy asks about a request of its own.
     ForwardCheck,
     NotFound,
+    /// On the side port, and never here.
+    OnSidePort,
     /// There are routes, but for these methods only.
     WrongMethod(String),
+}
+
+impl Surface<'_> {
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Proxied(a), Self::Proxied(b)) => Arc::ptr_eq(a, b),
+            (Self::Checked(a), Self::Checked(b)) => a == b,
+            (Self::WrongMethod(a), Self::WrongMethod(b)) => a == b,
+            (a, b) => std::mem::discriminant(a) == std::mem::discriminant(b),
+        }
+    }
 }
 
 /// Paths that this process answers on the public listener.
@@ -175,10 +188,22 @@ impl RouteTable {
         table
     }
 
-    /// `path` as [`normalize`] left it.
-    pub fn surface(&self, path: &[u8], method: &str) -> Surface<'_> {
+    /// Whose call it is; `path` as [`normalize`] left it.
+    ///
+    /// # Errors
+    /// [`Reject::BadRequest`] for a path that is one route's as it stands and another's to an upstream that reads more into
+    /// it: which of the two would be run, and should be paid, cannot be known here.
+    pub fn find(&self, path: &[u8], method: &str) -> Result<Surface<'_>, Reject> {
+        let surface = self.surface(path, method);
+        match read_loosely(path) {
+            Some(loose) if !surface.is_same(&self.surface(&loose, method)) => Err(two_readings()),
+            _ => Ok(surface),
+        }
+    }
+
+    fn surface(&self, path: &[u8], method: &str) -> Surface<'_> {
         if SIDE_ONLY.iter().any(|root| is_under(path, root)) {
-            return Surface::NotFound;
+            return Surface::OnSidePort;
         }
         if let Some((_, check)) = CHECKED.iter().find(|(known, _)| path.eq_ignore_ascii_case(known.as_bytes())) {
             return if method == "POST" { Surface::Checked(*check) } else { Surface::WrongMethod("POST".into()) };
@@ -222,7 +247,7 @@ impl RouteTable {
 
     fn in_dialect(&self, claim: Claim, path: &[u8], method: &str) -> Surface<'_> {
         if claim.side_only {
-            return Surface::NotFound;
+            return Surface::OnSidePort;
         }
         let call = path.get(claim.root.len()..).unwrap_or_default();
         let check = CHECKED_IN_DIALECT
@@ -287,6 +312,36 @@ pub fn normalize(path: &[u8]) -> Result<Cow<'_, [u8]>, Reject> {
         return Err(Reject::BadRequest("The path may not have . or .. in it".into()));
     }
     Ok(Cow::Owned(resolved))
+}
+
+/// What a path that can be read in two ways is answered, where it matters.
+pub fn two_readings() -> Reject {
+    Reject::BadRequest("The path means two things: send it without escaped or backward slashes, and without ;".into())
+}
+
+/// A path as an upstream may read it that resolves escaped and backward slashes, and cuts off what follows a `;` in each part.
+/// `None` when that changes nothing.
+pub fn read_loosely(path: &[u8]) -> Option<Vec<u8>> {
+    memchr::memchr3(b'%', b'\\', b';', path)?;
+    let (mut loose, mut rest, mut is_cut) = (Vec::with_capacity(path.len()), path, false);
+    while let Some((&first, tail)) = rest.split_first() {
+        let (byte, tail) = match (first, tail.get(..2)) {
+            (b'%', Some(b"2F" | b"5C")) => (b'/', &tail[2..]),
+            (b'%', Some(b"3B")) => (b';', &tail[2..]),
+            (b'\\', _) => (b'/', tail),
+            (other, _) => (other, tail),
+        };
+        rest = tail;
+        is_cut = match byte {
+            b'/' => false,
+            b';' => true,
+            _ => is_cut,
+        };
+        if !is_cut && !(byte == b'/' && loose.last() == Some(&b'/')) {
+            loose.push(byte);
+        }
+    }
+    (loose != path).then_some(loose)
 }
 
 /// What checks cost, and which requests a proxy may let through.
@@ -428,10 +483,12 @@ mod tests {
     fn matched(path: &str, method: &str) -> String {
         let policy = policy();
         let Ok(path) = normalize(path.as_bytes()) else { return "refused".into() };
-        match policy.routes.surface(&path, method) {
+        let Ok(surface) = policy.routes.find(&path, method) else { return "two things".into() };
+        match surface {
             Surface::Proxied(route) => route.pattern.to_string(),
             Surface::Local => "local".into(),
             Surface::NotFound => "not found".into(),
+            Surface::OnSidePort => "on the side port".into(),
             Surface::Checked(_) | Surface::ForwardCheck => "checked".into(),
             Surface::WrongMethod(allowed) => format!("only {allowed}"),
         }
@@ -469,7 +526,27 @@ mod tests {
         ] {
             assert_eq!(matched(path, "POST"), "refused", "{path}");
         }
-        assert_eq!(matched("/v1/models/org%2Fname", "GET"), "/v1/*");
+        // What is one route's for one upstream and another's for the next.
+        for path in [
+            "/v1%2Fmodels",
+            "/v1%2fchat",
+            "/v1%5Cchat",
+            "/v1\\models",
+            "/v1/models;x",
+            "/v1/models%3Bx",
+            "/v1/;a/models",
+            "/v1%2Fadmin-panel/users",
+            "/v1/admin-panel%2Fusers",
+            "/v1/admin-panel;x/users",
+            "/v1%2Fusers/login",
+        ] {
+            assert_eq!(matched(path, "GET"), "two things", "{path}");
+        }
+        // And what is the same route's either way.
+        for path in ["/v1/models/org%2Fname", "/v1/models%2F", "/v1/a;b=c/d", "/v1/%E4%BD%A0", "/v1/a%20b", "/v1/x%3By"]
+        {
+            assert_eq!(matched(path, "GET"), "/v1/*", "{path}");
+        }
         assert_eq!(matched("/v1/..file", "GET"), "/v1/*");
     }
 
@@ -483,7 +560,7 @@ mod tests {
             "/V1/Admin-Panel/users",
             "/v1/support/users",
         ] {
-            assert_eq!(matched(path, "GET"), "not found", "{path}");
+            assert_eq!(matched(path, "GET"), "on the side port", "{path}");
         }
         assert_eq!(matched("/v1/users/login", "POST"), "local");
         assert_eq!(matched("/v1/%75sers/login", "POST"), "local");

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
+use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Multipart, Path, Query, Request};
 use axum::http::request::Parts;
@@ -28,6 +29,9 @@ use crate::error::{CROSS_SITE, Reject};
 use crate::handler::render::Refused;
 
 const DEFAULT_PAGE_SIZE: usize = 50;
+/// Of a whole body. What comes in by the public listener has been read by then; on the side port, connections are few, and
+/// must not be held for nothing.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Far beyond any list, and far from any overflow.
 const MAX_PAGE: usize = 1 << 40;
 
@@ -61,7 +65,8 @@ impl<S: Send + Sync> FromRequest<S> for Call {
         let query = query.map_err(|_| Refused(Reject::BadRequest("The query string cannot be read".into())))?;
         let is_long = parts.extensions.get::<LongBody>().is_some();
         let most = if is_long { MAX_LONG_BODY } else { MAX_LOCAL_BODY };
-        let body = axum::body::to_bytes(body, most).await.map_err(|error| Refused(broken_body(error)))?;
+        let body = tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, most)).await;
+        let body = body.map_err(|_| Refused(Reject::RequestTimeout))?.map_err(|error| Refused(broken_body(error)))?;
         Ok(Self {
             address: parts.extensions.get::<ClientAddress>().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |client| client.0),
             request: parts.extensions.get().copied(),
@@ -146,17 +151,22 @@ impl Call {
         };
         let named = self.headers.contains_key(header::AUTHORIZATION) || self.headers.contains_key("x-api-key");
         let Some(session) = rule.find(line).filter(|_| !named) else { return Err(Reject::Unauthenticated) };
-        let field = |name: &str| self.headers.get(name).map(axum::http::HeaderValue::as_bytes);
-        let from = Provenance {
-            method: self.method.as_str(),
-            fetch_site: field("sec-fetch-site"),
-            origin: field("origin"),
-            host: field("host"),
-        };
-        if !rule.trusts(&from) {
+        if !rule.trusts(&self.provenance()) {
             return Err(Reject::Forbidden(CROSS_SITE));
         }
         String::from_utf8(session.to_vec()).map_err(|_| Reject::Unauthenticated)
+    }
+
+    /// Where the request comes from, as a browser says.
+    pub fn provenance(&self) -> Provenance<'_> {
+        let field = |name: &str| self.headers.get(name).map(axum::http::HeaderValue::as_bytes);
+        Provenance {
+            method: self.method.as_str(),
+            fetch_site: field("sec-fetch-site"),
+            navigates: field("sec-fetch-mode") == Some(b"navigate") && field("sec-fetch-dest") == Some(b"document"),
+            origin: field("origin"),
+            host: field("host"),
+        }
     }
 
     /// A cookie of the request.

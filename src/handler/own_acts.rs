@@ -42,10 +42,18 @@ pub async fn regenerate_key(accounts: &Arc<Accounts>, call: &Call, user: &User) 
 /// Shows a user his default key once more, on the word of his session alone.
 ///
 /// # Errors
-/// [`Reject::Conflict`] where keys are kept as hashes.
+/// [`Reject::Conflict`] where keys are kept as hashes; [`Reject::Forbidden`] for who has a second factor, which there is no
+/// field for.
 pub async fn show_key(accounts: &Arc<Accounts>, call: &Call, user: &User) -> Result<(KeyView, Minted), Reject> {
-    let (record, id) = (own_act(call, Action::KeyRevealed, user), user.id);
-    let act = move |accounts: Arc<Accounts>| async move { accounts.reveal_key(id, None) };
+    let (record, id, has_factor) = (own_act(call, Action::KeyRevealed, user), user.id, user.mfa_enabled);
+    let act = move |accounts: Arc<Accounts>| async move {
+        if has_factor {
+            return Err(Reject::Forbidden(
+                "This account has a second factor: POST /v1/users/api-key/reveal shows the key for password and code",
+            ));
+        }
+        accounts.reveal_key(id, None)
+    };
     let shown = accounts.audited(record, act, |_, record| record).await;
     shown.map_err(|reject| match reject {
         Reject::NotFound => Reject::Conflict(

@@ -2,12 +2,15 @@
 //!
 //! Owns the way of every answer and the one body of refusals. What the answers look like is in [`crate::api::shapes`].
 
+use std::sync::Arc;
+
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::accounts::Accounts;
 use crate::accounts::users::Page;
 use crate::clock::Clock;
 use crate::domain::dialect::Dialect;
@@ -40,8 +43,27 @@ impl IntoResponse for Refused {
 #[derive(Clone)]
 pub struct Refusals {
     pub clock: Clock,
-    /// Without one: as the canonical API does.
-    pub dialect: Option<Dialect>,
+    pub form: Form,
+}
+
+/// In whose form refusals are.
+#[derive(Clone)]
+pub enum Form {
+    Of(Dialect),
+    /// As the dialect does to which the path belongs, among those that are on; else as the canonical API does.
+    OfPath(Arc<Accounts>),
+}
+
+impl Form {
+    fn dialect(&self, path: &str) -> Option<Dialect> {
+        match self {
+            Self::Of(dialect) => Some(*dialect),
+            Self::OfPath(accounts) => {
+                let claim = accounts.settings().compat.dialects().claim(path.as_bytes());
+                claim.map(|claim| claim.dialect)
+            }
+        }
+    }
 }
 
 /// Gives every refusal its body, and every answer its request id. The innermost of several decides.
@@ -49,10 +71,21 @@ pub async fn refusals(State(how): State<Refusals>, mut request: Request, next: N
     let known = request.extensions().get::<RequestId>().copied();
     let id = known.unwrap_or_else(|| RequestId::from_parts(fastrand::u32(..), fastrand::u64(..)));
     request.extensions_mut().insert(id);
+    let path = request.uri().path().to_owned();
     let mut response = next.run(request).await;
     if let Some(Refused(reject)) = response.extensions_mut().remove::<Refused>() {
+        let allowed = response.headers().get(header::ALLOW).and_then(|allow| allow.to_str().ok());
+        let reject = match (reject, allowed, &how.form) {
+            (Reject::MethodNotAllowed(_), Some(allowed), _) => Reject::MethodNotAllowed(allowed.replace(',', ", ")),
+            // The router has yet to say which methods there are; the outermost of these knows the form by the path.
+            (reject @ Reject::MethodNotAllowed(_), None, Form::Of(_)) => {
+                response.extensions_mut().insert(Refused(reject));
+                return response;
+            }
+            (reject, ..) => reject,
+        };
         let headers = reject.headers();
-        *response.body_mut() = axum::body::Body::from(reject.body_for(how.dialect, id, how.clock.now()));
+        *response.body_mut() = axum::body::Body::from(reject.body_for(how.form.dialect(&path), id, how.clock.now()));
         response.headers_mut().remove(header::CONTENT_LENGTH);
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         for (name, value) in headers {

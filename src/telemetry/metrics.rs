@@ -117,7 +117,7 @@ impl From<&Reject> for Outcome {
             | Reject::FactorRequired
             | Reject::PasswordChangeRequired
             | Reject::Locked { .. } => Self::Forbidden,
-            Reject::NotFound | Reject::MethodNotAllowed(_) => Self::NotFound,
+            Reject::NotFound | Reject::OnSidePort | Reject::MethodNotAllowed(_) => Self::NotFound,
             Reject::RateLimited { .. } => Self::RateLimited,
             Reject::TooManyInFlight { .. } => Self::TooManyInFlight,
             Reject::NoPlace { .. } => Self::NoPlace,

@@ -585,6 +585,20 @@ fn a_head_that_comes_too_slowly_gets_408() {
 }
 
 #[test]
+fn a_body_for_us_that_only_drips_gets_408() {
+    let app = with_a_still_clock("[limits]\nbody_timeout = \"30s\"\n");
+    let mut conn = Conn::open(app.public);
+    conn.send("POST /v1/users/login HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{");
+    wait_for_connections(&app, 1.0);
+    // Strangers can send these, and they wait in memory: a byte now and then buys no time.
+    for _ in 0..4 {
+        advance(&app, Duration::from_secs(10));
+        let _ = conn.try_send("x");
+    }
+    assert_eq!(conn.read_answer().status, 408);
+}
+
+#[test]
 fn a_body_that_stops_coming_gets_408_and_never_ends_for_the_upstream() {
     let fake = FakeUpstream::start(|wire| wire.drain());
     let app = with_a_still_clock(&format!("{}[limits]\nbody_timeout = \"30s\"\n", fake.config("")));

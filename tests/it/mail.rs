@@ -428,3 +428,30 @@ fn a_strict_service_answers_everybody_the_same() {
     wait_until("its owner is told", || mail.count("alice@example.com", "already have an account") == told + 1);
     assert_eq!(mail.count("alice@example.com", "confirm your new"), 0);
 }
+
+#[test]
+fn who_comes_by_the_mail_of_an_address_that_was_never_proved_shares_the_account_with_nobody() {
+    let mail = MailServer::start();
+    let app = start(&mail, "");
+    // Somebody registers with an address that is not his, and makes himself at home.
+    let user = app.register("alice");
+    let theirs = session(&app, &user.email);
+    assert_eq!(app.chat(&user.key, json!({})).status, 200);
+    // Its owner comes.
+    public(&app, "POST", "/v1/users/forgot-password", &[], Some(&json!({"email": user.email})));
+    let body = json!({"token": mail.letter(&user.email, RESET).token(), "password": "AnotherPass1"});
+    assert_eq!(public(&app, "POST", "/v1/users/reset-password", &[], Some(&body)).status, 200);
+    assert_eq!((app.chat(&user.key, json!({})).status, app.chat(&theirs, json!({})).status), (401, 401));
+    let opened = login(&app, &user.email, "AnotherPass1");
+    assert_eq!(opened.status, 200, "{}", opened.text());
+    let token = opened.json()["session"]["session_token"].as_str().unwrap().to_owned();
+    let fresh = app.call("POST", "/v1/users/api-key/regenerate", &token, None).json();
+    let key = fresh["api_key"].as_str().unwrap();
+    assert_eq!(app.chat(key, json!({})).status, 200);
+    // From now on it is his: what he resets later leaves his keys.
+    public(&app, "POST", "/v1/users/forgot-password", &[], Some(&json!({"email": user.email})));
+    wait_until("another link", || mail.count(&user.email, RESET) == 2);
+    let body = json!({"token": mail.letter(&user.email, RESET).token(), "password": "AnotherPass2"});
+    assert_eq!(public(&app, "POST", "/v1/users/reset-password", &[], Some(&body)).status, 200);
+    assert_eq!(app.chat(key, json!({})).status, 200);
+}

@@ -394,7 +394,7 @@ impl Accounts {
     async fn link_identity(&self, link_to: LinkTo, provider: &str, claims: &Claims) -> Result<User, Reject> {
         let LinkTo { user, session } = link_to;
         let edit = |row: &mut User, batch: &mut Batch| {
-            super::users::refuse_deleted(row)?;
+            may_enter(row)?;
             let asking = self.load::<String>(tables::session_of_user(user, session))?.ok_or_else(bad_state)?;
             batch.require_equal(asking.key, asking.raw);
             self.refuse_double(user, provider, claims)?;
@@ -425,13 +425,11 @@ impl Accounts {
                 return Err(Reject::Conflict("changed".into()));
             }
             self.close_credentials(id, batch)?;
+            self.make_his_own(user, batch)?;
+            user.mfa_enabled = false;
             user.password_hash = None;
             user.must_change_password = false;
-            user.mfa_enabled = false;
             user.email_verified = true;
-            user.about_me.clear();
-            user.hobbies.clear();
-            user.profile = crate::domain::user::Profile::default();
             if user.status == Status::Pending {
                 user.status = Status::Active;
             }
@@ -442,15 +440,22 @@ impl Accounts {
             let mac = self.identity_mac(provider, &claims.subject);
             batch.require_absent(tables::identity(&mac));
             self.put_identity(user, provider, claims, batch)?;
-            let default =
-                super::keys::NewKey { name: super::keys::DEFAULT_KEY.into(), ..super::keys::NewKey::default() };
-            self.add_key(id, &default, batch)?;
             self.post(user, Letter::new(LetterKind::LoginLinked).with("provider", provider), batch)
         };
         let user = self.change_user(id, Forget::Credentials, edit).await?;
         // Opened by the old password between the reading and the commit.
         self.revoke_sessions(id, None).await?;
         Ok(user)
+    }
+
+    /// What the maker of an account said of himself goes, and there is a new default key, for the owner of its address, who
+    /// has come at last.
+    pub(super) fn make_his_own(&self, user: &mut User, batch: &mut Batch) -> Result<(), Reject> {
+        user.about_me.clear();
+        user.hobbies.clear();
+        user.profile = crate::domain::user::Profile::default();
+        let default = super::keys::NewKey { name: super::keys::DEFAULT_KEY.into(), ..super::keys::NewKey::default() };
+        self.add_key(user.id, &default, batch).map(|_| ())
     }
 
     fn put_identity(&self, user: &User, provider: &str, claims: &Claims, batch: &mut Batch) -> Result<(), Reject> {
@@ -577,6 +582,11 @@ impl Accounts {
 fn allows_redirect(allowed: &[String], target: &str) -> bool {
     if target.len() > MAX_REDIRECT || !target.bytes().all(|b| b.is_ascii_graphic()) || target.contains(['\\', '#', '@'])
     {
+        return false;
+    }
+    // What the callback adds must be ours alone: of two, an app might read the other.
+    let query = target.split_once('?').map_or("", |(_, query)| query);
+    if query.split('&').any(|pair| matches!(pair.split('=').next(), Some("code" | "linked"))) {
         return false;
     }
     let path = target.split('?').next().unwrap_or_default();

@@ -17,6 +17,8 @@ use super::fields::{email_fault, normalized, username_fault};
 use super::keys::{DEFAULT_KEY, NewKey};
 use super::plans::canonical_plan;
 use super::secrets::Minted;
+use super::sessions::close_session;
+use super::tokens::forget_links;
 use super::users::{AdminUpdate, MeterUpdate, apply_update};
 use super::{Accounts, ExportTrouble, Forget, MAX_TRIES, legacy, too_busy};
 use crate::actors::user::ledger::{self, Account, AccountRow, Command, Recovery, Reply};
@@ -293,7 +295,7 @@ impl Accounts {
     async fn update_from(&self, id: UserId, incoming: &Incoming) -> Result<(), Reject> {
         let update = AdminUpdate { credits: None, conversations: None, ..incoming.update.clone() };
         self.update_user(id, update).await?;
-        let edit = |user: &mut User, _: &mut Batch| {
+        let edit = |user: &mut User, batch: &mut Batch| {
             super::users::refuse_deleted(user)?;
             user.status = incoming.status.unwrap_or(user.status);
             user.created_at = incoming.created_at.unwrap_or(user.created_at);
@@ -301,6 +303,10 @@ impl Accounts {
             user.must_change_password = incoming.must_change_password.unwrap_or(user.must_change_password);
             if let Some(hash) = &incoming.password_hash {
                 user.password_hash = Some(hash.clone());
+                forget_links(id, batch);
+                for (mac, session) in self.load_sessions(id)? {
+                    close_session(&mac, &session, batch);
+                }
             }
             Ok(())
         };

@@ -66,6 +66,15 @@ fn set_cookie(accounts: &Accounts, mut answer: Response, session: Option<&Sessio
     Ok(answer)
 }
 
+/// Leaves a session that was just opened with the browser, unless another site's page has opened it: that page may have signed
+/// its reader in as somebody else.
+fn leave_cookie(accounts: &Accounts, call: &Call, answer: Response, session: Option<&SessionView>) -> Answer {
+    match &accounts.settings().cookies {
+        Some(rule) if rule.is_foreign(&call.provenance()) => Ok(answer),
+        _ => set_cookie(accounts, answer, session),
+    }
+}
+
 /// Makes an account and opens a session.
 #[utoipa::path(post, path = "/api/v2/register", tag = "aiezzy", request_body = RegisterRequest, security(()),
     responses((status = 200, body = Registered)))]
@@ -77,7 +86,7 @@ async fn register(State(accounts): Api, call: Call) -> Answer {
         Welcome::SeeYourMail => render::ok(Registered::unsaid(warnings)),
         Welcome::In(made) => {
             let answer = render::ok(Registered::new(&made, warnings))?;
-            set_cookie(&accounts, answer, made.session.as_ref())
+            leave_cookie(&accounts, &call, answer, made.session.as_ref())
         }
     }
 }
@@ -90,7 +99,7 @@ async fn login(State(accounts): Api, call: Call) -> Answer {
     let (user, session) = entry::log_in(&accounts, &call, request).await?;
     let answer = render::ok(LoggedIn::new(&user, &session))?;
     let answer = crate::handler::device::remember(answer, session.device.as_ref(), accounts.clock().now());
-    set_cookie(&accounts, answer, Some(&session))
+    leave_cookie(&accounts, &call, answer, Some(&session))
 }
 
 /// Ends the session of the call, and takes its cookie away.

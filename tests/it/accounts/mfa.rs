@@ -222,4 +222,10 @@ fn staff_that_must_have_one_can_only_set_one_up() {
     };
     assert_eq!(login(Value::Null), 401);
     assert_eq!(login(json!(code(secret, 1))), 200);
+    // Without it again, an open session can only set one up.
+    app.hands.as_ref().unwrap().advance(Duration::from_secs(60));
+    let off = json!({"password": PASSWORD, "code": code(secret, 2)});
+    assert_eq!(side("POST", "mfa/disable", Some(off)).status, 200);
+    assert_eq!(side("GET", "users", None).error_code(), "MFA_SETUP_REQUIRED");
+    assert_eq!(side("POST", "mfa/setup", Some(json!({"password": PASSWORD}))).status, 200);
 }

@@ -98,11 +98,17 @@ fn an_import_can_change_who_is_there() {
     let root = app.admin_token();
     import(&app, &root, "", &dump());
     assert_eq!(login(&app, "johndoe", "password123"), 200);
+    let body = json!({"email": "john@example.com", "password": "password123"});
+    let session = app.call("POST", "/v1/users/login", "", Some(&body)).json()["session"]["session_token"].clone();
+    let session = session.as_str().unwrap();
+    assert_eq!(app.call("GET", "/v1/users/profile", session, None).status, 200);
     let changed = json!({"username": "johndoe", "email": "john@example.com", "name": "John Smith", "status": "suspended",
         "password_hash": salted(), "limits": {"conversation_limit": 99}, "plan": "starter"});
     assert_eq!(counts(&import(&app, &root, "?update=true&dry_run=true", std::slice::from_ref(&changed))), [0, 1, 0, 0]);
     assert_eq!(user(&app, &root, "johndoe")["name"], "John Doe");
     assert_eq!(counts(&import(&app, &root, "?update=true", &[changed])), [0, 1, 0, 0]);
+    // The old password opens nothing any more, nor does what it opened.
+    assert_eq!(app.call("GET", "/v1/users/profile", session, None).status, 401);
     let john = user(&app, &root, "johndoe");
     assert_eq!((john["name"].as_str(), john["limits"]["conversation_limit"].as_u64()), (Some("John Smith"), Some(99)));
     assert_eq!((john["subscription_plan"].as_str(), john["status"].as_str()), (Some("starter"), Some("suspended")));

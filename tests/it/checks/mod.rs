@@ -136,6 +136,10 @@ fn rules_say_what_a_proxy_may_let_through_and_what_it_costs() {
     assert_eq!(asked("//app/%66ree", "GET").status, 200);
     assert_eq!(asked("/other", "GET").status, 403);
     assert_eq!(asked("/app/../other", "GET").status, 400);
+    // What the app behind the proxy may take for a path under another rule.
+    for uri in ["/app%2Ffree", "/app/free;x", "/admin%2fx", "/app/%5Cfree", "/app/;/free"] {
+        assert_eq!(asked(uri, "GET").status, 400, "{uri}");
+    }
     let elsewhere = [("x-original-uri", "/app/chat"), ("x-forwarded-host", "other.example.com")];
     assert_eq!(ask(&app, "/v1/auth/forward", &user.key, &elsewhere).status, 403);
     assert_eq!(ask(&app, "/v1/auth/forward", &user.key, &[]).status, 403);

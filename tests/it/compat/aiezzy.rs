@@ -183,6 +183,29 @@ fn a_cookie_counts_for_its_own_pages_alone() {
     for from in [OWN, &[("origin", "https://ai.example.com")]] {
         assert_eq!(chat(from).status, 200, "{from:?}");
     }
+    // A link from elsewhere, or the way back from a provider, shows the page.
+    let mut link =
+        vec![("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")];
+    assert_eq!(fetch(&app, "GET", "/api/v2/quota/status", &cookie, &link, None).status, 200);
+    assert_eq!(fetch(&app, "POST", "/api/chat", &cookie, &link, Some(&json!({}))).status, 403);
+    link[2].1 = "iframe";
+    assert_eq!(fetch(&app, "GET", "/api/v2/quota/status", &cookie, &link, None).status, 403);
+    // Another site's form signs nobody in as somebody else.
+    let form = json!({"username": user.email, "password": PASSWORD}).to_string();
+    let leaves_session = |answer: &Answer| {
+        answer.headers.iter().any(|(name, value)| name == "set-cookie" && value.contains("tollgate-session="))
+    };
+    let sign_in = |from: &[(&str, &str)]| {
+        let headers = [&[("content-type", "text/plain")], from].concat();
+        let answer = http::call_raw(app.public, "POST", "/api/v2/login", &headers, form.as_bytes());
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        leaves_session(&answer)
+    };
+    assert!(!sign_in(&cross) && !sign_in(&[("origin", "https://evil.example")]) && !sign_in(&[("origin", "null")]));
+    assert!(sign_in(OWN) && sign_in(&[]));
+    let joins = json!({"email": "mallory@example.com", "password": PASSWORD, "full_name": "Mal Lory"}).to_string();
+    let joined = http::call_raw(app.public, "POST", "/api/v2/register", &cross, joins.as_bytes());
+    assert_eq!((joined.status, leaves_session(&joined)), (200, false), "{}", joined.text());
     // Beside a credential that says who calls, a cookie says nothing.
     let both = [("authorization", "Bearer nonsense"), ("sec-fetch-site", "same-origin")];
     assert_eq!(fetch(&app, "POST", "/api/chat", &cookie, &both, Some(&json!({}))).status, 401);

@@ -171,3 +171,48 @@ fn absurd_pages_are_cut_or_refused() {
     let misspelt = json!({"usrname": "ana"});
     assert_eq!(app.admin_call(&root, "POST", "/api/v1/admin/reset-limits", Some(&misspelt)).status, 400);
 }
+
+#[test]
+fn unknown_paths_and_wrong_methods_are_refused_in_form_and_say_what_would_be_right() {
+    let app = TestApp::start("");
+    let root = app.admin_token();
+    let public = |method: &str, path: &str| http::call(app.public, method, path, &[], None);
+    for (dialect, method, path, right) in [
+        ("clisonix", "GET", "/api/users/validate-token", "POST"),
+        ("aiezzy", "GET", "/api/v2/logout", "POST"),
+        ("usermgmt", "DELETE", "/api/v1/auth/register", "POST"),
+        ("usermgmt", "GET", "/api/v1/auth/verify-key", "POST"),
+        ("noteria", "GET", "/noteria/login.php", "POST"),
+    ] {
+        let answer = public(method, path);
+        is_in_form(dialect, &answer);
+        assert_eq!((answer.status, answer.header("allow")), (405, Some(right)), "{path}");
+        assert!(answer.json()["message"].as_str().unwrap().contains(right), "{}", answer.text());
+    }
+    for (dialect, path) in [
+        ("clisonix", "/api/users/me/profile/x"),
+        ("aiezzy", "/api/v2/nothing"),
+        ("usermgmt", "/api/v1/auth/nothing"),
+        ("noteria", "/noteria/login.php/x"),
+    ] {
+        let answer = public("GET", path);
+        is_in_form(dialect, &answer);
+        assert_eq!(answer.status, 404, "{path}");
+    }
+    // An administrator who asks at the wrong port is told which is the right one.
+    for path in ["/api/admin/stats", "/api/admin/dashboard", "/api/v1/admin/login", "/v1/admin-panel/login"] {
+        let answer = public("POST", path);
+        assert_eq!(answer.status, 404, "{path}");
+        assert!(answer.json()["message"].as_str().unwrap().contains("side port"), "{}", answer.text());
+    }
+    for (dialect, method, path, status) in [
+        ("clisonix", "PATCH", "/api/admin/stats", 405),
+        ("usermgmt", "GET", "/api/v1/admin/reset-limits", 405),
+        ("noteria", "GET", "/noteria/generate_user_codes.php?user_id=6&count=1000", 405),
+        ("usermgmt", "GET", "/api/v1/admin/nothing", 404),
+    ] {
+        let answer = app.admin_call(&root, method, path, None);
+        is_in_form(dialect, &answer);
+        assert_eq!(answer.status, status, "{path}");
+    }
+}
