@@ -613,6 +613,8 @@ mod tests {
             "https://app.example.com@evil.example/",
             "https://evil.example/https://app.example.com/",
             "//app.example.com/",
+            "https://app.example.com/a?code=x",
+            "https://app.example.com/a?b=c&linked",
             "http://app.example.com/",
             "https://app.example.com\\@evil.example/",
             "https://app.example.com/%2e%2e/x",

@@ -218,11 +218,18 @@ fn staff_that_must_have_one_can_only_set_one_up() {
     let login = |more: Value| {
         let mut body = json!({"username": ADMIN, "password": PASSWORD});
         body["code"] = more;
-        http::call(app.admin, "POST", "/v1/admin-panel/login", &[], Some(&body)).status
+        http::call(app.admin, "POST", "/v1/admin-panel/login", &[], Some(&body))
     };
-    assert_eq!(login(Value::Null), 401);
-    assert_eq!(login(json!(code(secret, 1))), 200);
-    // Without it again, an open session can only set one up.
+    assert_eq!(login(Value::Null).status, 401);
+    let opened = login(json!(code(secret, 1)));
+    assert_eq!(opened.status, 200);
+    // Without it again, a session that was opened with it can only set one up.
+    let body = opened.json();
+    let token = body["session"]["session_token"].as_str().unwrap();
+    let side = |method: &str, path: &str, body: Option<Value>| {
+        app.admin_call(token, method, &format!("/v1/admin-panel/{path}"), body.as_ref())
+    };
+    assert_eq!(side("GET", "users", None).status, 200);
     app.hands.as_ref().unwrap().advance(Duration::from_secs(60));
     let off = json!({"password": PASSWORD, "code": code(secret, 2)});
     assert_eq!(side("POST", "mfa/disable", Some(off)).status, 200);

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::transcript::{To, Transcript, fits};
-use crate::support::{ADMIN, PASSWORD, TestApp};
+use crate::support::{ADMIN, Options, PASSWORD, TestApp, http};
 
 const HOST: &str = "http://localhost:8070";
 
@@ -158,4 +158,19 @@ fn its_tokens_keep_their_look_and_open_every_door() {
     // A key of another dialect's registration is a key here.
     assert_eq!(app.call("GET", "/api/users/me", &user.key, None).json()["username"], "ana");
     assert_eq!(app.call("PUT", "/api/users/me/profile", &user.key, Some(&json!({"city": "x"}))).status, 401);
+}
+
+#[test]
+fn a_session_alone_shows_no_key_of_who_has_a_second_factor() {
+    let app = TestApp::with(Options { manual_clock: Some("2026-01-15T12:00:00Z"), ..Options::default() });
+    let user = app.register("ana");
+    let body = json!({"email_or_username": "ana", "password": PASSWORD});
+    let opened = http::call(app.public, "POST", "/api/users/login", &[], Some(&body)).json();
+    let session = opened["access_token"].as_str().unwrap();
+    let shown = || app.call("GET", "/api/users/me/api-key", session, None);
+    assert_eq!(shown().json()["api_key"], user.key.as_str());
+    crate::accounts::mfa::switch_on_with(&app, session, json!({"password": PASSWORD}));
+    let refused = shown();
+    assert_eq!((refused.status, refused.error_code().as_str()), (403, "FORBIDDEN"));
+    assert!(!refused.text().contains(&user.key) && refused.json()["detail"].is_string(), "{}", refused.text());
 }
