@@ -17,7 +17,8 @@ use super::public::Api;
 use super::shapes::Amount;
 use crate::accounts::Accounts;
 use crate::accounts::checks::{Checked, Conversation};
-use crate::domain::meters::{MeterName, Micro};
+use crate::accounts::users::MeterView;
+use crate::domain::meters::Micro;
 use crate::error::Reject;
 use crate::handler::extract::Call;
 use crate::handler::render::{self, Answer};
@@ -66,12 +67,14 @@ async fn verify_key(State(accounts): Api, checked: Option<Extension<Checked>>, _
     let Extension(checked) = checked.ok_or(Reject::Unauthenticated)?;
     let standing = &checked.standing;
     let meters = accounts.meters(standing.id)?;
-    let balance = |name: &MeterName, balance: Micro| {
-        let charged = checked.left.iter().find(|(meter, _)| meter == name);
-        Amount(charged.map_or(balance, |(_, left)| *left))
+    let balance = |view: &MeterView| {
+        let charged = checked.left.iter().find(|(meter, _)| *meter == view.name).map(|(_, left)| *left);
+        // What is never used up shows the same before and after.
+        let charged = charged.filter(|_| !view.meter.reset.is_unlimited());
+        Amount(charged.unwrap_or(view.shown_balance()))
     };
     let remaining: BTreeMap<String, Amount> =
-        meters.iter().map(|view| (view.name.to_string(), balance(&view.name, view.meter.balance))).collect();
+        meters.iter().map(|view| (view.name.to_string(), balance(view))).collect();
     render::ok(Verified {
         success: true,
         valid: true,

@@ -206,7 +206,7 @@ impl From<&users::UserDetails> for UserDetails {
         let amounts = |name: &str| {
             let view = details.meters.iter().find(|m| m.name.as_str() == name);
             view.map_or((Amount(Micro::ZERO), Amount(Micro::ZERO)), |m| {
-                (Amount(m.meter.balance), Amount(m.meter.reset))
+                (Amount(m.shown_balance()), Amount(m.shown_reset()))
             })
         };
         let ((main, reset), (conversation_limit, conversation_reset)) = (amounts("credits"), amounts("conversations"));

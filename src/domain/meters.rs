@@ -43,7 +43,8 @@ impl Micro {
         let scaled = value * Self::UNIT as f64;
         // A decimal such as 0.1 is not exact in binary; what lies within a billionth of a whole micro-unit is that one.
         let nearest = scaled.round();
-        let micros = if (scaled - nearest).abs() < 1e-3 { nearest } else { scaled.ceil() };
+        let is_nearest = (scaled - nearest).abs() < 1e-3 && (nearest > 0.0 || scaled == 0.0);
+        let micros = if is_nearest { nearest } else { scaled.ceil() };
         (micros < i64::MAX as f64).then_some(Self(micros as i64))
     }
 
@@ -208,6 +209,8 @@ mod tests {
         assert_eq!(Micro::from_decimal(0.1), Some(Micro(100_000)));
         assert_eq!(Micro::from_decimal(2.0), Some(Micro(2_000_000)));
         assert_eq!(Micro::from_decimal(0.000_000_25), Some(Micro(1)));
+        assert_eq!(Micro::from_decimal(4e-10), Some(Micro(1)), "not free by rounding");
+        assert_eq!(Micro::from_decimal(0.0), Some(Micro(0)));
         assert_eq!(Micro::from_decimal(-1.0), None);
         assert_eq!(Micro::from_decimal(f64::NAN), None);
         assert_eq!(Micro::from_decimal(1e30), None);

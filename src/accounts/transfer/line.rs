@@ -5,6 +5,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::accounts::fields::username_fault;
 use crate::accounts::users::{AdminUpdate, MeterUpdate, ProfileUpdate};
 use crate::clock::UnixMillis;
 use crate::domain::meters::{MeterName, Micro};
@@ -165,7 +166,12 @@ impl Reader {
         }
         let mut fields = Vec::new();
         for name in Profile::FIELDS {
-            let names = if name == "avatar_url" { vec![name, "profile_image"] } else { vec![name] };
+            let names = match name {
+                "avatar_url" => vec![name, "profile_image"],
+                "first_name" => vec![name, "emri"],
+                "last_name" => vec![name, "mbiemri"],
+                _ => vec![name],
+            };
             if let Some(text) = self.text(&names) {
                 fields.push((name, Some(text)));
             }
@@ -193,8 +199,17 @@ impl Incoming {
         let fields = reader.profile();
         let of = |name: &str| fields.iter().find(|(field, _)| *field == name).and_then(|(_, value)| value.clone());
         let (first, last) = (of("first_name"), of("last_name"));
-        let username = reader.required(&["username"]);
+        let username = reader.text(&["username"]);
         let email = reader.required(&["email"]);
+        let username = username.or_else(|| {
+            let given = username_of(&email)?;
+            notes.push("has no username, and takes the first part of the address for one");
+            Some(given)
+        });
+        if username.is_none() {
+            reader.fault("username", "is required");
+        }
+        let username = username.unwrap_or_default();
         let whole = [first, last].into_iter().flatten().collect::<Vec<_>>().join(" ");
         let name = reader.text(&["name", "full_name"]).or(Some(whole).filter(|name| !name.is_empty()));
         if reader.take(&["password"]).is_some() {
@@ -213,6 +228,7 @@ impl Incoming {
         });
         let active = reader.flag(&["is_active"]);
         let status = reader.parsed(&["status"], "must be pending, active, suspended or banned", |text| {
+            let text = if text == "aktiv" { "active" } else { text };
             Status::parse(text).filter(|status| *status != Status::Deleted)
         });
         let status = status.or(active.map(|active| if active { Status::Active } else { Status::Suspended }));
@@ -220,7 +236,16 @@ impl Incoming {
         let levels = "must be unverified, email_verified, fully_verified or professional_verified";
         let verification = reader.parsed(&["verification"], levels, Verification::parse);
         let level_of = |verified| if verified { Verification::EmailVerified } else { Verification::Unverified };
-        let api_key = reader.text(&["api_key", "key"]);
+        if reader.flag(&["mfa_enabled"]) == Some(true) {
+            notes.push("had a second factor, which cannot be brought along; he has to set one up anew");
+        }
+        let api_key = reader.text(&["api_key", "key"]).filter(|key| {
+            let sealed = is_sealed(key);
+            if sealed {
+                notes.push("has a key that was sealed there and cannot be read; he gets a new one");
+            }
+            !sealed
+        });
         let fits = |key: &String| KEY_BYTES.contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic());
         if api_key.as_ref().is_some_and(|key| !fits(key)) {
             reader.fault("api_key", "must be 16 to 200 visible ASCII characters, in clear");
@@ -281,6 +306,19 @@ impl Incoming {
     }
 }
 
+/// What can be a username of an address: noteria's users have none.
+fn username_of(email: &str) -> Option<String> {
+    let (local, _) = email.split_once('@')?;
+    let fits = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' };
+    let name: String = local.chars().map(fits).take(45).collect();
+    Some(if username_fault(&name).is_none() { name } else { format!("user-{name}") })
+}
+
+/// A token of Fernet (its specification's version byte 0x80, then a time), as the user management backend seals keys.
+fn is_sealed(key: &str) -> bool {
+    key.starts_with("gAAAAA") && key.len() >= 100
+}
+
 impl Reader {
     fn meters(&mut self) -> Vec<(MeterName, MeterUpdate)> {
         let Some((field, value)) = self.json(&["meters"]) else { return Vec::new() };
@@ -333,6 +371,15 @@ mod tests {
         assert_eq!((read.update.profile.name.as_deref(), read.status), (Some("Ana Hoxha"), Some(Status::Pending)));
         assert_eq!(read.update.credits.unwrap().balance, Some(Micro(12_500_000)));
         assert!(read.update.profile.fields.contains(&("city", Some("Tirana".into()))));
+        let sealed = format!("gAAAAAB{}", "x".repeat(93));
+        let noteria = format!(
+            r#"{{"id": 6, "emri": "Zana", "mbiemri": "Krasniqi", "email": "zana.k@noteria.al", "roli": "perdorues",
+            "status": "aktiv", "mfa_enabled": 1, "key": "{sealed}"}}"#
+        );
+        let read = Incoming::read(&noteria).unwrap();
+        assert_eq!((read.username.as_str(), read.status), ("zana-k", Some(Status::Active)));
+        assert_eq!(read.update.profile.name.as_deref(), Some("Zana Krasniqi"));
+        assert!(read.api_key.is_none() && read.notes.len() == 3, "{:?}", read.notes);
     }
 
     #[test]

@@ -256,7 +256,7 @@ impl Usage {
         now: UnixMillis,
     ) -> Self {
         let of = |all: &ByMeter, name: &str| Amount(all.get(name).copied().unwrap_or(Micro::ZERO));
-        let balance = meters.iter().find(|view| view.name.as_str() == "credits").map(|view| view.meter.balance);
+        let balance = meters.iter().find(|view| view.name.as_str() == "credits").map(MeterView::shown_balance);
         let day = |at: UnixMillis| at.0 / 86_400_000;
         Self {
             user_id: user.0,
@@ -322,7 +322,7 @@ impl Seen {
         let credits = meters.iter().find(|view| view.name.as_str() == "credits");
         Self {
             account: Account::of(user),
-            credits_balance: Amount(credits.map_or(Micro::ZERO, |view| view.meter.balance)),
+            credits_balance: Amount(credits.map_or(Micro::ZERO, MeterView::shown_balance)),
             suspended_reason: user.suspended_reason.clone(),
         }
     }
