@@ -36,7 +36,6 @@ pub struct SessionListed {
 const FRESH: std::time::Duration = std::time::Duration::from_secs(600);
 
 /// What somebody who is logged in shows for being the owner.
-#[derive(Debug)]
 pub struct Proof {
     pub password: Option<Password>,
     /// The request's field that had it.

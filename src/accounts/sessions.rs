@@ -37,7 +37,6 @@ pub(super) const BCRYPT_COUNTER: &str = "bcrypt-cost";
 const MAX_SPENT: usize = 40;
 
 /// Who wants in, and from where.
-#[derive(Debug)]
 pub struct LoginRequest {
     /// An email or a username.
     pub identifier: String,
@@ -73,7 +72,6 @@ pub struct SessionView {
 }
 
 /// A password that was right.
-#[derive(Debug)]
 pub(super) struct Proven<'a> {
     /// The hash it matched.
     pub(super) hash: Option<String>,

@@ -47,7 +47,7 @@ impl CookieRule {
     pub fn trusts(&self, from: &Provenance<'_>) -> bool {
         match from.fetch_site {
             // What the browser itself says, and no page can change.
-            Some(site) if matches!(site, b"same-origin" | b"none") => true,
+            Some(b"same-origin" | b"none") => true,
             // Somebody has followed a link from elsewhere: the page is shown to him, and the other page sees nothing of it.
             Some(_) => from.navigates && matches!(from.method, "GET" | "HEAD"),
             // An older browser: what changes nothing may come from anywhere, what may change something must say from where.

@@ -337,7 +337,8 @@ pub fn read_loosely(path: &[u8]) -> Option<Vec<u8>> {
             b';' => true,
             _ => is_cut,
         };
-        if !is_cut && !(byte == b'/' && loose.last() == Some(&b'/')) {
+        let is_double = byte == b'/' && loose.last() == Some(&b'/');
+        if !is_cut && !is_double {
             loose.push(byte);
         }
     }

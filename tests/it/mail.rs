@@ -270,7 +270,8 @@ fn who_had_the_old_password_moves_no_address_any_more() {
         assert_eq!(app.call("PUT", "/v1/users/email", &token, Some(&change)).status, 200);
         (token, mail.letter(to, "confirm your new").link())
     };
-    let ways: [(&str, &dyn Fn(&str, &str)); 3] = [
+    type Renew<'a> = &'a dyn Fn(&str, &str);
+    let ways: [(&str, Renew<'_>); 3] = [
         ("evil-1@example.com", &|token, old| {
             let change = json!({"current_password": old, "new_password": "AnotherPass1"});
             assert_eq!(app.call("PUT", "/v1/users/password", token, Some(&change)).status, 200);

@@ -83,14 +83,13 @@ pub enum CallbackPath {
 }
 
 /// Where a browser is to go, and the cookie that it must bring back.
-#[derive(Debug)]
 pub struct Departure {
     pub url: String,
     pub cookie: String,
 }
 
 /// What came back with a browser.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Arrival {
     pub provider: String,
     pub state: String,
@@ -105,7 +104,6 @@ pub struct Arrival {
 }
 
 /// How a login at a provider ended.
-#[derive(Debug)]
 pub enum Landing {
     Session(Box<(User, SessionView)>),
     /// To be exchanged for a session; `second_factor`: together with a code of it.

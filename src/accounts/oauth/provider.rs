@@ -53,7 +53,7 @@ impl From<HttpError> for Failure {
 }
 
 /// What is kept between the way out and the way back.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Secrets {
     pub state: String,
     pub nonce: String,
