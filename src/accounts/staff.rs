@@ -356,6 +356,16 @@ impl Accounts {
         Ok(concerns && !self.factor_status(Principal::Staff(staff.id))?.enabled)
     }
 
+    /// A member of the staff who is about to do what only he may, once more, as [`Accounts::step_up`].
+    ///
+    /// # Errors
+    /// As [`Accounts::step_up`].
+    pub async fn step_up_staff(&self, id: StaffId, proof: Proof, address: IpAddr) -> Result<(), Reject> {
+        let code = proof.code.clone();
+        self.prove_staff_password(id, proof, address).await?;
+        self.second_factor(Principal::Staff(id), code.as_deref(), address).await
+    }
+
     /// The password of a member of the staff who is logged in, once more.
     ///
     /// # Errors

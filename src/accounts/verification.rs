@@ -19,6 +19,7 @@ use super::sessions::close_session;
 use super::tokens::{TokenKind, forget_links, use_up};
 use super::users::{refuse_deleted, set_email};
 use super::{Accounts, Forget};
+use crate::actors::audit::Record;
 use crate::domain::ids::UserId;
 use crate::domain::user::{Status, User};
 use crate::error::{RateScope, Reject};
@@ -108,11 +109,11 @@ impl Accounts {
     }
 
     /// Sends a link for a new password, if the address has an account. The caller learns nothing of it, not even by the time
-    /// it takes: the looking is done after the answer.
+    /// it takes: the looking is done after the answer. `record` is written when a link is sent.
     ///
     /// # Errors
     /// [`Reject::Invalid`] for what is no address, [`Reject::Overloaded`] in a flood.
-    pub fn forgot_password(self: &Arc<Self>, email: &str) -> Result<(), Reject> {
+    pub fn forgot_password(self: &Arc<Self>, email: &str, record: Record) -> Result<(), Reject> {
         let email = normalized(email);
         if let Some(fault) = email_fault("email", &email) {
             return Err(Reject::Invalid(vec![fault]));
@@ -126,14 +127,14 @@ impl Accounts {
         let accounts = Arc::clone(self);
         tokio::spawn(async move {
             let _place = place;
-            if let Err(reject) = accounts.send_reset(&email).await {
+            if let Err(reject) = accounts.send_reset(&email, record).await {
                 tracing::warn!(?reject, "a link for a new password could not be sent");
             }
         });
         Ok(())
     }
 
-    async fn send_reset(&self, email: &str) -> Result<(), Reject> {
+    async fn send_reset(&self, email: &str, record: Record) -> Result<(), Reject> {
         let Some(row) = self.live_user(self.find_user(email)?)? else { return Ok(()) };
         let user = &row.value;
         let minutes = self.settings().accounts.reset_minutes;
@@ -148,6 +149,7 @@ impl Accounts {
         }
         self.committer.commit(batch).await.map_err(|error| self.failed(&error))?;
         self.mail_posted();
+        self.audit.note(record.on(user));
         Ok(())
     }
 

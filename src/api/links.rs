@@ -183,7 +183,7 @@ async fn forgot_password(State(accounts): Api, call: Call) -> Answer {
     let mut fields = call.fields_or_form()?;
     let email = fields.text("email");
     fields.done()?;
-    accounts.forgot_password(&email)?;
+    accounts.forgot_password(&email, stranger(&call, Action::ResetLinkSent))?;
     render::ok(Done::new("If this address has an account, a link is on its way"))
 }
 

@@ -16,6 +16,7 @@ use super::own::{Sessions, SessionsEnded};
 use super::shapes::{Done, Listed, StaffShape};
 use super::side_shapes::PageParams;
 use crate::accounts::Accounts;
+use crate::accounts::own::Proof;
 use crate::accounts::passwords::Password;
 use crate::accounts::roster::StaffUpdate;
 use crate::actors::audit::{Action, Record, Target};
@@ -104,22 +105,39 @@ async fn update(State(side): Side, call: Call) -> Answer {
 #[derive(ToSchema)]
 #[allow(dead_code, reason = "as StaffChange")]
 struct StaffPassword {
+    /// Of who changes his own.
+    #[schema(value_type = Option<String>, format = Password)]
+    current_password: Option<Proof>,
+    /// Of the second factor, or a recovery code, of who changes his own; where one is on.
+    #[schema(example = "123456")]
+    code: Option<String>,
     #[schema(value_type = String, format = Password)]
     new_password: Password,
 }
 
-/// Gives a member of the staff a new password; his sessions end.
+/// Gives a member of the staff a new password; his sessions end. Who changes his own shows that he is himself.
 #[utoipa::path(post, path = "/v1/admin-panel/staff/{id}/reset-password", tag = "staff", request_body = StaffPassword,
     security(("staff" = ["admin"])), responses((status = 200, body = OneStaff)))]
 async fn reset_password(State(side): Side, call: Call) -> Answer {
     let by = admin(&side, &call)?;
     let id = staff_in_path(&call)?;
     let mut fields = call.fields()?;
-    let password = fields.password("new_password")?;
+    let request = StaffPassword {
+        current_password: (by.id == Some(id)).then(|| fields.proof("current_password", &call)).transpose()?,
+        code: fields.optional_text("code"),
+        new_password: fields.password("new_password")?,
+    };
     fields.done()?;
+    let StaffPassword { current_password, code, new_password } = request;
+    let (proof, address) = (current_password.map(|proof| proof.with_code(code)), call.address);
     let record = act_of(&by, &call, Action::StaffChanged).on(Target::new("staff", Some(id.0), None));
     let record = record.with("password", "reset");
-    let act = move |accounts: Arc<Accounts>| async move { accounts.reset_staff_password(&by, id, password).await };
+    let act = move |accounts: Arc<Accounts>| async move {
+        if let Some(proof) = proof {
+            accounts.step_up_staff(id, proof, address).await?;
+        }
+        accounts.reset_staff_password(&by, id, new_password).await
+    };
     let member = side.accounts.audited(record, act, told).await?;
     render::ok(OneStaff { success: true, staff: (&member).into() })
 }

@@ -562,6 +562,7 @@ fn write_request_head(call: &Call<'_>, endpoint: &Endpoint, body_len: usize, out
                     | Name::XForwardedHost
                     | Name::XForwardedProto
                     | Name::XRequestId
+                    | Name::XRewriteUrl
                     | Name::XTollgate
             )
             || (field.name == Name::AcceptEncoding && !route.compression)

@@ -451,6 +451,8 @@ fn who_comes_by_the_mail_of_an_address_that_was_never_proved_shares_the_account_
     assert_eq!(app.chat(key, json!({})).status, 200);
     // From now on it is his: what he resets later leaves his keys.
     public(&app, "POST", "/v1/users/forgot-password", &[], Some(&json!({"email": user.email})));
+    let trail = "/v1/admin-panel/security-logs?action=password.reset_sent";
+    wait_until("both are in the trail", || app.admin_call(&app.admin_token(), "GET", trail, None).json()["total"] == 2);
     wait_until("another link", || mail.count(&user.email, RESET) == 2);
     let body = json!({"token": mail.letter(&user.email, RESET).token(), "password": "AnotherPass2"});
     assert_eq!(public(&app, "POST", "/v1/users/reset-password", &[], Some(&body)).status, 200);

@@ -98,6 +98,8 @@ acts! {
     CreditsAdjusted = "credits.adjusted", Info;
     LimitsReset = "limits.reset", Info;
     PasswordChanged = "password.changed", Warning;
+    /// A link for a new password was mailed, which takes the place of the one before.
+    ResetLinkSent = "password.reset_sent", Info;
     EmailChanged = "email.changed", Warning;
     EmailVerified = "email.verified", Info;
     /// A link for another address, or a new password, was asked for.

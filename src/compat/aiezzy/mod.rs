@@ -130,7 +130,8 @@ async fn verify_email(State(accounts): Api, call: Call) -> Answer {
 #[utoipa::path(post, path = "/api/v2/forgot-password", tag = "aiezzy", security(()), request_body = ForgotRequest,
     responses((status = 200, body = Done)))]
 async fn forgot_password(State(accounts): Api, call: Call) -> Answer {
-    accounts.forgot_password(&ForgotRequest::read(&call)?)?;
+    let email = ForgotRequest::read(&call)?;
+    accounts.forgot_password(&email, stranger(&call, Action::ResetLinkSent))?;
     render::ok(Done::new("If this address has an account, a link is on its way"))
 }
 

@@ -62,6 +62,8 @@ pub enum Name {
     XForwardedHost,
     XForwardedProto,
     XRequestId,
+    /// `x-original-url` and `x-rewrite-url`, which some applications take for the path instead of the path.
+    XRewriteUrl,
     /// `x-tollgate-…`, also when spelled with underscores.
     XTollgate,
     /// `x-ratelimit-…-requests`: ours, not the upstream's.
@@ -87,6 +89,8 @@ impl Name {
             12 if is("x-request-id") => Self::XRequestId,
             13 if is("authorization") => Self::Authorization,
             14 if is("content-length") => Self::ContentLength,
+            13 if is("x-rewrite-url") => Self::XRewriteUrl,
+            14 if is("x-original-url") => Self::XRewriteUrl,
             14 if is("sec-fetch-dest") => Self::SecFetchDest,
             14 if is("sec-fetch-mode") => Self::SecFetchMode,
             14 if is("sec-fetch-site") => Self::SecFetchSite,
@@ -114,6 +118,7 @@ impl Name {
                 | Self::XForwardedHost
                 | Self::XForwardedProto
                 | Self::XRequestId
+                | Self::XRewriteUrl
                 | Self::XApiKey
                 | Self::Forwarded) => identity,
                 _ => Self::Other,

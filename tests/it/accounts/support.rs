@@ -176,6 +176,23 @@ fn nobody_raises_himself_and_a_demotion_holds_at_once() {
 }
 
 #[test]
+fn a_stolen_session_of_staff_does_not_become_his_password() {
+    let desk = Desk::open();
+    let (id, admin) = desk.hire("admin");
+    let path = format!("/v1/admin-panel/staff/{id}/reset-password");
+    let reset = |token: &str, body: Value| desk.call(token, "POST", &path, body);
+    let (status, answer) = reset(&admin, json!({"new_password": "AnotherPass1"}));
+    assert_eq!((status, &answer["errors"]), (400, &json!(["current_password: is required"])));
+    let guess = json!({"new_password": "AnotherPass1", "current_password": "WrongPass1"});
+    assert_eq!(reset(&admin, guess).1["error_code"], "WRONG_PASSWORD");
+    let right = json!({"new_password": "AnotherPass1", "current_password": PASSWORD});
+    assert_eq!(reset(&admin, right).0, 200);
+    assert_eq!(desk.call(&admin, "GET", "/v1/admin-panel/users", json!({})).0, 401, "his sessions end");
+    // For another a superadmin needs none.
+    assert_eq!(reset(&desk.root, json!({"new_password": "AnotherPass2"})).0, 200);
+}
+
+#[test]
 fn there_is_always_a_superadmin() {
     let desk = Desk::open();
     let change =

@@ -64,6 +64,9 @@ fn the_caller_s_identity_is_ours_to_tell() {
         "x-request-id",
         "X_Request_Id",
         "forwarded",
+        "X-Original-URL",
+        "x-rewrite-url",
+        "X_Rewrite_URL",
     ];
     let headers: Vec<(&str, &str)> = forged.iter().map(|name| (*name, "forged")).collect();
     let answer = send(&app, &key, "POST", "/v1/chat/completions", &headers, Some(&chat_body(json!({}))));
