@@ -237,7 +237,9 @@ impl Reject {
             Self::NotFound => "Nothing is here".into(),
             Self::OnSidePort => "Nothing is here: administrators and staff call on the side port (listen.admin)".into(),
             Self::MethodNotAllowed(allowed) if allowed.is_empty() => "This method is not allowed here".into(),
-            Self::MethodNotAllowed(allowed) => format!("This method is not allowed here, but {allowed} is"),
+            Self::MethodNotAllowed(allowed) => {
+                format!("This method is not allowed here; use {}", allowed.replace(", ", " or "))
+            }
             Self::RateLimited { limit, .. } => format!("Rate limit of {limit} requests a minute exceeded"),
             Self::TooManyInFlight { limit } => format!("More than {limit} calls in flight"),
             Self::NoPlace { name, limit, .. } => format!("{name} is full: at most {limit} users at once"),

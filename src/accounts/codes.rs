@@ -21,7 +21,7 @@ use crate::domain::csv;
 use crate::domain::ids::{SecretMac, UserId};
 use crate::domain::user::{Status, User};
 use crate::error::Reject;
-use crate::store::{Batch, Order, Row, Store, StoreError, prefix_end, tables};
+use crate::store::{Batch, Order, Store, StoreError, prefix_end, tables};
 use crate::telemetry::metrics::Login;
 
 /// Lists that one user may have.
@@ -192,19 +192,20 @@ impl Accounts {
             let rows = self.reading(read).await?;
             let Some(last) = rows.last().and_then(|(key, _)| tables::trailing_id(key)) else { return Ok(done) };
             next = last + 1;
-            done += self.generate_codes_for(rows, &new, most).await?;
+            let keys = rows.into_iter().map(|(key, _)| key).collect();
+            done += self.generate_codes_for(keys, &new, most).await?;
         }
     }
 
     /// A list for each of those users whose rows these are, as far as they have room for it; says for how many.
-    async fn generate_codes_for(&self, rows: Vec<Row>, new: &NewCodes, most: u64) -> Result<u64, Reject> {
+    async fn generate_codes_for(&self, keys: Vec<Vec<u8>>, new: &NewCodes, most: u64) -> Result<u64, Reject> {
         for _ in 0..MAX_TRIES {
             let mut batch = Batch::default();
             self.while_no_list_is_made(&mut batch)?;
-            let (committer, keys, count) = (self.committer.clone(), rows.clone(), new.count);
+            let (committer, keys, count) = (self.committer.clone(), keys.clone(), new.count);
             let read = move || {
                 let mut fitting = Vec::new();
-                for (key, _) in keys {
+                for key in keys {
                     // As he is in this try: somebody who has just been deleted gets no list.
                     let Some(row) = committer.store().get(&key)? else { continue };
                     let user: User = tables::decode(&row)?;

@@ -241,11 +241,10 @@ impl Accounts {
         let (mut from, end) = (tables::SESSIONS.to_vec(), prefix_end(tables::SESSIONS));
         let mut purged = 0;
         loop {
-            let (committer, start, to) = (self.committer.clone(), from.clone(), end.clone());
-            let read = move || committer.store().range(&start, &to, AT_ONCE, Order::Ascending);
-            let rows = self.reading(read).await?;
-            let Some((last, _)) = rows.last() else { return Ok(purged) };
-            from = [last.as_slice(), &[0]].concat();
+            let rows = self.next_rows(&mut from, &end).await?;
+            if rows.is_empty() {
+                return Ok(purged);
+            }
             let now = self.clock.now();
             for (key, raw) in rows {
                 let session: Session = tables::decode(&raw).map_err(|error| self.failed(&error))?;

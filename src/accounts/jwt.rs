@@ -329,7 +329,6 @@ mod tests {
             address: None,
             user_agent: None,
             epoch: 0,
-            setup_only: false,
             refreshed_at: None,
             spent: Vec::new(),
             used_at: None,

@@ -30,8 +30,6 @@ const MAX_ROWS: usize = 2048;
 
 /// How long a key that has run out is kept; so long its owner may prolong it.
 const DEAD_KEY_STAYS: Duration = Duration::from_secs(30 * 86_400);
-/// Rows looked at in one turn.
-const AT_ONCE: usize = 500;
 
 /// What a credential opens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -444,11 +442,10 @@ impl Accounts {
         let (mut from, end) = (tables::API_KEYS.to_vec(), prefix_end(tables::API_KEYS));
         let mut purged = 0;
         loop {
-            let (committer, start, to) = (self.committer.clone(), from.clone(), end.clone());
-            let read = move || committer.store().range(&start, &to, AT_ONCE, Order::Ascending);
-            let rows = self.reading(read).await?;
-            let Some((last, _)) = rows.last() else { return Ok(purged) };
-            from = [last.as_slice(), &[0]].concat();
+            let rows = self.next_rows(&mut from, &end).await?;
+            if rows.is_empty() {
+                return Ok(purged);
+            }
             let now = self.clock.now();
             for (key, raw) in rows {
                 let value: ApiKey = tables::decode(&raw).map_err(|error| self.failed(&error))?;

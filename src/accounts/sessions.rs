@@ -209,8 +209,8 @@ impl Accounts {
     fn login_subject(&self, space: &'static str, identifier: &str, known: Option<u64>) -> SecretMac {
         match known {
             Some(id) => self.pepper.mac_in(space, &id.to_be_bytes()),
-            // One name in all its spellings, as it is for accounts: else they would tell which of them has one.
-            None => self.pepper.mac_in(space, super::fields::normalized(identifier).as_bytes()),
+            // One name in all its spellings and cases, as it is for accounts: else they would tell which of them has one.
+            None => self.pepper.mac_in(space, super::fields::normalized(identifier).to_lowercase().as_bytes()),
         }
     }
 
@@ -470,7 +470,6 @@ impl Accounts {
             address: Some(address),
             user_agent: agent.map(|text| cut(text, MAX_AGENT_BYTES).to_owned()),
             epoch: 0,
-            setup_only: false,
             refreshed_at: None,
             spent: Vec::new(),
             used_at: None,

@@ -232,7 +232,6 @@ impl Accounts {
             address: Some(address),
             user_agent: None,
             epoch: staff.session_epoch,
-            setup_only: self.must_set_up_factor(staff)?,
             refreshed_at: None,
             spent: Vec::new(),
             used_at: None,

@@ -13,7 +13,7 @@ use super::{Accounts, Loaded, no_randomness};
 use crate::clock::{self, UnixMillis};
 use crate::domain::ids::UserId;
 use crate::error::Reject;
-use crate::store::{Batch, Order, prefix_end, tables};
+use crate::store::{Batch, prefix_end, tables};
 
 /// What a token is good for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +45,6 @@ pub struct OneTime {
 }
 
 const RANDOM_LEN: usize = 43;
-/// Rows looked at in one turn of the sweep.
-const SWEPT_AT_ONCE: usize = 1000;
 
 fn no_such_token() -> Reject {
     Reject::BadRequest("This link is wrong, expired or used; ask for a new one".into())
@@ -104,11 +102,10 @@ impl Accounts {
         let (mut from, end) = (tables::ONE_TIME.to_vec(), prefix_end(tables::ONE_TIME));
         let mut purged = 0;
         loop {
-            let (committer, start, to) = (self.committer.clone(), from.clone(), end.clone());
-            let read = move || committer.store().range(&start, &to, SWEPT_AT_ONCE, Order::Ascending);
-            let rows = self.reading(read).await?;
-            let Some((last, _)) = rows.last() else { return Ok(purged) };
-            from = [last.as_slice(), &[0]].concat();
+            let rows = self.next_rows(&mut from, &end).await?;
+            if rows.is_empty() {
+                return Ok(purged);
+            }
             for (key, raw) in rows {
                 let row: OneTime = tables::decode(&raw).map_err(|error| self.failed(&error))?;
                 if row.expires_at <= self.clock.now() {

@@ -23,11 +23,13 @@ use crate::domain::ids::UserId;
 use crate::domain::meters::{MeterName, Micro};
 use crate::domain::user::{Role, Status, User, UserType, Verification, Vetting};
 use crate::error::Reject;
-use crate::store::{Batch, Order, Store, StoreError, prefix_end, tables};
+use crate::store::{Batch, Order, Row, Store, StoreError, prefix_end, tables};
 
 /// The most a page of any list holds.
 pub const MAX_PAGE_SIZE: usize = 200;
 pub(super) const MAX_REASON: usize = 500;
+/// Rows looked at in one turn of a sweep.
+const SWEPT_AT_ONCE: usize = 500;
 /// Rows read at once by a search.
 const CHUNK: usize = 1000;
 /// How long a reader of the journal waits for what has just been said.
@@ -304,6 +306,17 @@ impl Accounts {
     ) -> Result<T, Reject> {
         let result = tokio::task::spawn_blocking(read).await.map_err(|_| Reject::Internal)?;
         result.map_err(|error| self.failed(&error))
+    }
+
+    /// The next rows of a sweep over a table: those from `from` on, which is moved behind them. Empty at the end.
+    pub(super) async fn next_rows(&self, from: &mut Vec<u8>, end: &[u8]) -> Result<Vec<Row>, Reject> {
+        let (committer, start, end) = (self.committer.clone(), from.clone(), end.to_vec());
+        let read = move || committer.store().range(&start, &end, SWEPT_AT_ONCE, Order::Ascending);
+        let rows = self.reading(read).await?;
+        if let Some((last, _)) = rows.last() {
+            *from = [last.as_slice(), &[0]].concat();
+        }
+        Ok(rows)
     }
 
     /// Changes what a user may change of himself, and says what has changed.

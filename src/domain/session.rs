@@ -31,9 +31,6 @@ pub struct Session {
     /// Of staff: what [`Staff::session_epoch`] was when it was opened.
     #[serde(default)]
     pub epoch: u32,
-    /// It only opens what sets up a second factor.
-    #[serde(default)]
-    pub setup_only: bool,
     /// When the present tokens were given.
     #[serde(default)]
     pub refreshed_at: Option<UnixMillis>,

@@ -71,7 +71,7 @@ pub async fn refusals(State(how): State<Refusals>, mut request: Request, next: N
     let known = request.extensions().get::<RequestId>().copied();
     let id = known.unwrap_or_else(|| RequestId::from_parts(fastrand::u32(..), fastrand::u64(..)));
     request.extensions_mut().insert(id);
-    let path = request.uri().path().to_owned();
+    let dialect = how.form.dialect(request.uri().path());
     let mut response = next.run(request).await;
     if let Some(Refused(reject)) = response.extensions_mut().remove::<Refused>() {
         let allowed = response.headers().get(header::ALLOW).and_then(|allow| allow.to_str().ok());
@@ -85,7 +85,7 @@ pub async fn refusals(State(how): State<Refusals>, mut request: Request, next: N
             (reject, ..) => reject,
         };
         let headers = reject.headers();
-        *response.body_mut() = axum::body::Body::from(reject.body_for(how.form.dialect(&path), id, how.clock.now()));
+        *response.body_mut() = axum::body::Body::from(reject.body_for(dialect, id, how.clock.now()));
         response.headers_mut().remove(header::CONTENT_LENGTH);
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         for (name, value) in headers {
