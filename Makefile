@@ -12,17 +12,27 @@ PACKAGE_STAMP := $(VENV)/.tollgate-client
 PACKAGE_FILES := $(PACKAGE)/pyproject.toml $(PACKAGE)/README.md \
   $(shell find $(PACKAGE)/src -name __pycache__ -prune -o -print)
 
-.PHONY: demo test crash lint bench fuzz soak clients
+.PHONY: demo dist test crash lint bench fuzz soak packages clients
 
 demo:
-	$(CARGO) build --release --quiet
-	./target/release/tollgate demo $(DEMO_ARGS)
+	@echo "Building tollgate to try it. The first time takes some minutes, about four on two cores."
+	$(CARGO) run --profile try --bin tollgate -- demo $(DEMO_ARGS)
+
+# What is installed: the fast program without its symbols, and beside it what debuggers and backtraces need.
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+RELEASE := $(TARGET)/release/tollgate
+DIST := $(TARGET)/dist
+dist:
+	$(CARGO) build --release --bin tollgate
+	mkdir -p $(DIST)
+	objcopy --only-keep-debug --compress-debug-sections=zlib $(RELEASE) $(DIST)/tollgate.debug
+	objcopy --strip-all --add-gnu-debuglink=$(DIST)/tollgate.debug $(RELEASE) $(DIST)/tollgate
+	ls -l $(DIST)
 
 # One binary of integration tests; those that drive clients need Python with them. The benchmarks are only
 # built, by `make lint`.
-test: clients
-	./tests/install-packages.sh nginx=nginx-light curl=curl
-	TOLLGATE_TEST_PYTHON=$(abspath $(VENV))/bin/python $(CARGO) test --lib --bins --test it
+test: packages clients
+	TOLLGATE_TEST_PYTHON=$(abspath $(VENV))/bin/python $(CARGO) test --lib --test it
 	$(CARGO) test --doc
 	$(MAKE) crash
 
@@ -32,9 +42,13 @@ crash:
 	TOLLGATE_CRASH_CYCLES=$(CYCLES) TOLLGATE_CRASH_ONLY=$(ONLY) TOLLGATE_CRASH_SEED=$(SEED) TOLLGATE_CRASH_BACKENDS=$(BACKENDS) \
 	  $(CARGO) test --features failpoints --test crash
 
+# Says all at once what is missing, where it cannot install it.
+packages:
+	./tests/install-packages.sh python3=python3 venv=python3-venv nginx=nginx-light curl=curl
+
 clients: $(CLIENTS_STAMP) $(PACKAGE_STAMP)
 
-$(CLIENTS_STAMP):
+$(CLIENTS_STAMP): | packages
 	./tests/install-clients.sh $(VENV) $(CLIENTS)
 	touch $@
 
@@ -44,8 +58,7 @@ $(PACKAGE_STAMP): $(CLIENTS_STAMP) $(PACKAGE_FILES)
 
 lint:
 	$(CARGO) fmt --check
-	$(CARGO) clippy --all-targets --quiet -- -D warnings
-	$(CARGO) clippy --features failpoints --test crash --quiet -- -D warnings
+	$(CARGO) clippy --all-targets --features failpoints -- -D warnings
 	@command -v cargo-deny >/dev/null || $(CARGO) install cargo-deny --locked --quiet
 	./.ci/deny
 

@@ -307,41 +307,48 @@ impl From<ExportArgs> for export::Request {
 
 #[derive(clap::Args)]
 struct ConfigArg {
-    /// The config file; without it, embedded defaults.
+    /// The config file; without it the one that TOLLGATE_CONFIG names, else embedded defaults.
     #[arg(long, global = true)]
     config: Option<PathBuf>,
+}
+
+impl ConfigArg {
+    fn file(self) -> Option<PathBuf> {
+        let named = || std::env::var_os("TOLLGATE_CONFIG").filter(|name| !name.is_empty()).map(PathBuf::from);
+        self.config.or_else(named)
+    }
 }
 
 fn main() -> ExitCode {
     #[cfg(feature = "failpoints")]
     let _armed = tollgate::failpoint::arm();
     let done = match Cli::parse().command {
-        Command::Serve(config) => serve::run(config.config.as_deref()),
-        Command::CheckConfig(config) => serve::check_config(config.config.as_deref()),
-        Command::CreateAdmin { config, username, email } => admin::create(config.config.as_deref(), &username, &email),
+        Command::Serve(config) => serve::run(config.file().as_deref()),
+        Command::CheckConfig(config) => serve::check_config(config.file().as_deref()),
+        Command::CreateAdmin { config, username, email } => admin::create(config.file().as_deref(), &username, &email),
         Command::MockUpstream { listen } => serve::mock_upstream(listen),
         Command::Demo { once } => demo::run(once),
         Command::Logs { config, command: LogsCommand::Show { user, page, page_size } } => {
-            logs::show(config.config.as_deref(), &user, page, page_size)
+            logs::show(config.file().as_deref(), &user, page, page_size)
         }
         Command::Audit { config, command: AuditCommand::Show(wanted) } => {
-            audit::show(config.config.as_deref(), &wanted)
+            audit::show(config.file().as_deref(), &wanted)
         }
         Command::Audit { config, command: AuditCommand::Verify { head } } => {
-            audit::verify(config.config.as_deref(), head.as_deref())
+            audit::verify(config.file().as_deref(), head.as_deref())
         }
-        Command::Logs { config, command: LogsCommand::Verify } => logs::verify(config.config.as_deref()),
+        Command::Logs { config, command: LogsCommand::Verify } => logs::verify(config.file().as_deref()),
         Command::Logs { config, command: LogsCommand::Export(args) } => {
-            export::run(config.config.as_deref(), args.into())
+            export::run(config.file().as_deref(), args.into())
         }
-        Command::Ledger { config, command: LedgerCommand::Verify } => ledger::verify(config.config.as_deref()),
+        Command::Ledger { config, command: LedgerCommand::Verify } => ledger::verify(config.file().as_deref()),
         Command::Openapi { port } => openapi::print(matches!(port, Port::Admin)),
-        Command::Users { config, command } => command.run(config.config.as_deref()),
-        Command::Codes { config, command } => command.run(config.config.as_deref()),
+        Command::Users { config, command } => command.run(config.file().as_deref()),
+        Command::Codes { config, command } => command.run(config.file().as_deref()),
         Command::Backup { config, file, without_secrets } => {
-            backup::backup(config.config.as_deref(), &file, !without_secrets)
+            backup::backup(config.file().as_deref(), &file, !without_secrets)
         }
-        Command::Restore { config, file, force } => backup::restore(config.config.as_deref(), &file, force),
+        Command::Restore { config, file, force } => backup::restore(config.file().as_deref(), &file, force),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

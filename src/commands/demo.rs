@@ -27,14 +27,24 @@ pub fn run(once: bool) -> Result<(), Failure> {
     println!("gateway                http://{}", app.public_addr());
     println!("side port              http://{}/metrics", app.admin_addr());
     runtime.block_on(show(&app))?;
-    if once {
-        app.stop();
-        return Ok(());
+    if !once {
+        println!("\nServing until Ctrl-C.");
+        runtime.block_on(tokio::signal::ctrl_c())?;
     }
-    println!("\nServing until Ctrl-C.");
-    runtime.block_on(tokio::signal::ctrl_c())?;
     app.stop();
+    say_how_to_stay();
     Ok(())
+}
+
+/// What the demo made is gone with it; these are the commands for a gateway that stays.
+fn say_how_to_stay() {
+    let program = std::env::args_os().next().unwrap_or_else(|| "tollgate".into());
+    let program = Path::new(&program).display();
+    println!("\nThe demo is over, and its users and conversations are gone. A gateway that stays:\n");
+    println!("  {program} mock-upstream &          # or set your own service under [[upstreams]]");
+    println!("  TOLLGATE_ADMIN_USERNAME=root-admin TOLLGATE_ADMIN_PASSWORD=ChangeMe-123 \\");
+    println!("    {program} serve --config config/minimal.toml\n");
+    println!("README.md goes on from there: \"A first call of your own\".");
 }
 
 /// A folder of its own, gone with the demo.

@@ -12,6 +12,7 @@ mod checks;
 mod compat;
 mod credits;
 mod fake_upstream;
+mod first_steps;
 mod http_semantics;
 mod journal;
 mod layers;
