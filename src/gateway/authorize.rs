@@ -39,8 +39,6 @@ pub struct Intake {
     pub complete: bool,
     /// More came than was kept in `body`.
     pub cut: bool,
-    /// It took its time to come.
-    pub waited: bool,
     pub is_json: bool,
     pub facts: Facts,
 }
@@ -71,12 +69,12 @@ impl Facts {
 }
 
 impl Intake {
-    /// Takes what has arrived, and waits for the rest if the decision depends on it.
+    /// Takes what has arrived, as far as the decision may need it. Waits for nothing.
     ///
     /// # Errors
     /// [`Reject::BodyTooLarge`] past what may be read ahead, [`Reject::Overloaded`] without room for it,
-    /// [`Reject::BadRequest`] for broken framing, [`Reject::RequestTimeout`].
-    pub async fn read(
+    /// [`Reject::BadRequest`] for broken framing.
+    pub async fn begin(
         client: &mut ClientConn,
         head: &RequestHead,
         policy: &Policy,
@@ -89,57 +87,88 @@ impl Intake {
             return Ok(intake);
         }
         intake.body = buffers::take();
-        let (mut armed, mut waited) = (false, false);
-        let max = policy.limits.max_inspect_bytes;
         loop {
             let before = intake.body.len();
             let step = poll_fn(|cx| {
-                if armed && client.deadline.has_expired() {
-                    return Poll::Ready(Err(Reject::RequestTimeout));
-                }
-                if ahead == Ahead::Nothing && client.body_is_untouched() {
-                    // Nothing is here and nothing is needed yet: who expects `100 Continue` gets it with the upstream's.
+                // Who expects `100 Continue` is not asked for the body yet.
+                if client.body_is_untouched() {
                     return Poll::Ready(Ok(None));
                 }
                 match client.poll_body(cx, &mut intake.body) {
-                    Poll::Ready(Ok(step)) => Poll::Ready(Ok(Some(step))),
-                    Poll::Ready(Err(error)) => Poll::Ready(Err(body_error(&error, policy))),
-                    Poll::Pending if ahead != Ahead::Nothing => {
-                        // What is here already needs no limit; what must be waited for does.
-                        if !armed {
-                            client.deadline.arm(client.limits.body_timeout);
-                            armed = true;
-                            waited = true;
-                        }
-                        Poll::Pending
-                    }
+                    Poll::Ready(step) => Poll::Ready(step.map(Some).map_err(|error| body_error(&error, policy))),
                     Poll::Pending => Poll::Ready(Ok(None)),
                 }
             })
             .await?;
-            // Each piece renews the time for the next.
-            armed = false;
-            if !share.grow(intake.body.len() - before) {
-                return Err(Reject::Overloaded("Too many bytes in flight"));
+            let Some(step) = step else { return Ok(intake) };
+            intake.came(step, client, before, share)?;
+            if intake.is_enough(ahead, policy)? {
+                intake.scan_if_whole();
+                return Ok(intake);
             }
-            match step {
-                Some(BodyStep::End) => intake.complete = true,
-                Some(BodyStep::More) if client.body_is_done() => intake.complete = true,
-                Some(BodyStep::More) if ahead == Ahead::Nothing => break,
-                Some(BodyStep::More) if ahead == Ahead::Beginning && intake.body.len() > max => break,
-                Some(BodyStep::More) if intake.body.len() > max => {
-                    return Err(Reject::BodyTooLarge { limit: max as u64 });
+        }
+    }
+
+    /// Waits for the rest of what the decision needs.
+    ///
+    /// # Errors
+    /// As [`Intake::begin`], and [`Reject::RequestTimeout`].
+    pub async fn wait(
+        &mut self,
+        client: &mut ClientConn,
+        policy: &Policy,
+        ahead: Ahead,
+        share: &mut Share,
+    ) -> Result<(), Reject> {
+        while !self.is_enough(ahead, policy)? {
+            let before = self.body.len();
+            let mut armed = false;
+            let step = poll_fn(|cx| {
+                if armed && client.deadline.has_expired() {
+                    return Poll::Ready(Err(Reject::RequestTimeout));
                 }
-                Some(BodyStep::More) => continue,
-                None => {}
-            }
-            break;
+                let step = client.poll_body(cx, &mut self.body);
+                if step.is_pending() && !armed {
+                    // Each piece renews the time for the next.
+                    client.deadline.arm(client.limits.body_timeout);
+                    armed = true;
+                }
+                step.map_err(|error| body_error(&error, policy))
+            })
+            .await?;
+            self.came(step, client, before, share)?;
         }
-        intake.waited = waited;
-        if intake.complete && intake.is_json {
-            intake.scan();
+        self.scan_if_whole();
+        Ok(())
+    }
+
+    fn came(&mut self, step: BodyStep, client: &ClientConn, before: usize, share: &mut Share) -> Result<(), Reject> {
+        self.complete = step == BodyStep::End || client.body_is_done();
+        match share.grow(self.body.len() - before) {
+            true => Ok(()),
+            false => Err(Reject::Overloaded("Too many bytes in flight")),
         }
-        Ok(intake)
+    }
+
+    /// Whether the decision can be made.
+    ///
+    /// # Errors
+    /// [`Reject::BodyTooLarge`].
+    pub fn is_enough(&self, ahead: Ahead, policy: &Policy) -> Result<bool, Reject> {
+        let max = policy.limits.max_inspect_bytes;
+        match ahead {
+            _ if self.complete => Ok(true),
+            Ahead::Nothing => Ok(true),
+            Ahead::Beginning => Ok(self.body.len() > max),
+            Ahead::Whole if self.body.len() > max => Err(Reject::BodyTooLarge { limit: max as u64 }),
+            Ahead::Whole => Ok(false),
+        }
+    }
+
+    fn scan_if_whole(&mut self) {
+        if self.complete && self.is_json {
+            self.scan();
+        }
     }
 
     /// Reads the facts out of a complete body.

@@ -3,8 +3,12 @@
 //! Owns the relay and what follows from its end: the amount paid, the journal's record, the counts. Each piece is written as
 //! soon as it is read, so an SSE event never waits. Never changes a byte of the payload.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::Sleep;
 
 use super::buffers::{self, READ_BYTES};
 use super::forward::{AnswerFraming, Call, Exchange, UploadStop, write_answer_head};
@@ -27,6 +31,9 @@ use crate::telemetry::metrics::Outcome;
 
 /// Output tokens that an extended hold has room for beyond what has come: fewer trips to the disk.
 const HEADROOM_TOKENS: u64 = 512;
+
+/// How long an answer's head waits for the first of its body. One whose body turns out to be unreadable until then is no answer.
+const HEAD_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How the client's connection goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +64,14 @@ struct Relay<'e> {
     capture: Option<Capture>,
     written: u64,
     waits_for_client: bool,
+    /// The head may leave: something of the body could be read, or there is none, or that took too long.
+    begun: bool,
+    /// Until when the head waits, where it does.
+    patience: Option<Pin<Box<Sleep>>>,
+    /// How much of `100 Continue` stands before the head.
+    interim: usize,
+    /// What came last cannot be read; what came before it still leaves.
+    unreadable: bool,
     /// The client's request turned out to be unreadable: its connection cannot go on.
     client_broken: bool,
     /// What is held for the call has to follow what it brings.
@@ -80,6 +95,8 @@ enum End {
     ClientGone,
     /// The upstream broke off, fell silent, or sent nonsense.
     Cut,
+    /// It did so before anything of its body could be read, and the client has seen nothing of the answer.
+    NoAnswer,
     /// The credits did not last: the answer ended with an error event.
     Short,
     /// What it cost could not be written down, so nothing more of it leaves (invariant 2).
@@ -87,6 +104,9 @@ enum End {
 }
 
 /// Sends the answer on and settles the call.
+///
+/// # Errors
+/// [`Reject::UpstreamUnreachable`] when there turned out to be none before anything of it left; the call is free then.
 pub async fn relay(
     worker: &Worker,
     client: &mut ClientConn,
@@ -94,7 +114,7 @@ pub async fn relay(
     mut exchange: Box<Exchange>,
     total_due: Monotonic,
     record: &mut Record<'_>,
-) -> Served {
+) -> Result<Served, Reject> {
     let clock = &worker.shared.clock;
     let config = &call.route.upstream.config;
     let mut close = !call.head.keep_alive || worker.shared.is_draining();
@@ -104,6 +124,10 @@ pub async fn relay(
         let end = relay.poll(worker, client, call, cx);
         if record.first_byte.is_none() && relay.written > 0 {
             record.first_byte = Some(clock.monotonic());
+            if relay.patience.is_some() {
+                // The wait for the body was the upstream's time.
+                record.answered = record.first_byte;
+            }
             failpoint::hit("answer.begun");
         }
         if end.is_ready() {
@@ -124,6 +148,14 @@ pub async fn relay(
     let now = clock.monotonic();
     record.upstream_ended = Some(now);
     record.bytes_in = client.body_received();
+    if end == End::NoAnswer {
+        let nothing_said = relay.interim == 0;
+        call.hold.refund();
+        exchange.at.endpoint.failed(now, config);
+        record.outcome = Outcome::UpstreamCut;
+        // After half of an interim answer, no other can begin.
+        return if nothing_said { Err(Reject::UpstreamUnreachable) } else { Ok(Served::Abort) };
+    }
     let kept = relay.capture.take().map(Capture::into_bytes);
     let observed = std::mem::replace(&mut relay.scan, AnswerScan::new(AnswerFormat::Opaque, 0)).finish();
     let parked = finish(worker, call, observed, end, kept, record);
@@ -145,12 +177,12 @@ pub async fn relay(
         // Everything has left and is settled: this delays the connection's next call at most. Rare, so on the heap.
         Box::pin(parked.wait()).await;
     }
-    match end {
+    Ok(match end {
         End::Complete if close || client_broken || !sent_whole && !client.body_is_done() => Served::Close,
         End::Complete => Served::KeepAlive,
         End::Short => Served::Close,
-        End::ClientGone | End::Cut | End::Unrecorded => Served::Abort,
-    }
+        End::ClientGone | End::Cut | End::NoAnswer | End::Unrecorded => Served::Abort,
+    })
 }
 
 impl<'e> Relay<'e> {
@@ -158,6 +190,7 @@ impl<'e> Relay<'e> {
         let Exchange { conn, head, .. } = &mut *exchange;
         let mut out = buffers::take();
         out.extend_from_slice(client.rest_of_continue());
+        let interim = out.len();
         let (outgoing, capture) = write_answer_head(call, head, &conn.input()[..head.len], close, &mut out);
         let content_type = head.first(Name::ContentType, conn.input());
         let compressed =
@@ -185,6 +218,10 @@ impl<'e> Relay<'e> {
             capture,
             written: 0,
             waits_for_client: false,
+            begun: false,
+            patience: None,
+            interim,
+            unreadable: false,
             client_broken: false,
             watches_cost: format == AnswerFormat::Sse
                 && call.cost.is_metered
@@ -207,8 +244,11 @@ impl<'e> Relay<'e> {
         loop {
             // What has arrived goes out with the head, or with what else is waiting: one write instead of two.
             let arrived_at = self.out.len();
-            if self.take_arrived().is_err() {
-                return Poll::Ready(End::Cut);
+            if !self.unreadable && self.take_arrived().is_err() {
+                if self.written == 0 && !self.has_begun_well() {
+                    return Poll::Ready(End::NoAnswer);
+                }
+                self.unreadable = true;
             }
             if self.watches_cost && self.out.len() > arrived_at {
                 self.cover(worker, call, arrived_at);
@@ -224,16 +264,22 @@ impl<'e> Relay<'e> {
             if self.settles_first && matches!(self.incoming, Incoming::Done) && !self.short {
                 return Poll::Ready(End::Complete);
             }
-            match self.poll_flush(client, cx) {
-                Poll::Ready(true) => {}
-                Poll::Ready(false) => return Poll::Ready(End::ClientGone),
-                Poll::Pending => {
-                    self.poll_upload(client, call, cx);
-                    return Poll::Pending;
+            self.begun |= matches!(self.incoming, Incoming::Done);
+            if self.begun {
+                match self.poll_flush(client, cx) {
+                    Poll::Ready(true) => {}
+                    Poll::Ready(false) => return Poll::Ready(End::ClientGone),
+                    Poll::Pending => {
+                        self.poll_upload(client, call, cx);
+                        return Poll::Pending;
+                    }
                 }
             }
             if self.short {
                 return Poll::Ready(End::Short);
+            }
+            if self.unreadable {
+                return Poll::Ready(End::Cut);
             }
             if matches!(self.incoming, Incoming::Done) {
                 return Poll::Ready(End::Complete);
@@ -248,8 +294,12 @@ impl<'e> Relay<'e> {
                     self.incoming = Incoming::Done;
                     self.end_body();
                 }
-                Poll::Ready(_) => return Poll::Ready(End::Cut),
+                Poll::Ready(_) => return Poll::Ready(if self.written == 0 { End::NoAnswer } else { End::Cut }),
                 Poll::Pending => {
+                    if !self.begun && self.poll_patience(cx).is_ready() {
+                        self.begun = true;
+                        continue;
+                    }
                     if self.poll_upload(client, call, cx)
                         || (self.exchange.upload.is_done() && client.poll_gone(cx).is_ready())
                     {
@@ -259,6 +309,19 @@ impl<'e> Relay<'e> {
                 }
             }
         }
+    }
+
+    /// Whether what there is of the body is no accident: a whole chunk, or bytes that need no form.
+    fn has_begun_well(&self) -> bool {
+        match &self.incoming {
+            Incoming::Chunked(decoder) => decoder.has_begun_well(),
+            Incoming::Length(_) | Incoming::UntilClose | Incoming::Done => true,
+        }
+    }
+
+    /// Ready when the head has waited long enough.
+    fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(HEAD_PATIENCE))).as_mut().poll(cx)
     }
 
     /// Sees to it that what has come is paid for before it leaves: holds more where it must, or ends the answer. What came
@@ -334,6 +397,7 @@ impl<'e> Relay<'e> {
                     (step.used, step.data, step.done)
                 }
             };
+            self.begun |= !data.is_empty();
             self.scan.feed(data);
             if self.capture.as_mut().is_some_and(|capture| !capture.push(data)) {
                 self.capture = None;
@@ -415,7 +479,7 @@ fn finish(
 ) -> Option<Parked> {
     record.outcome = match (end, record.status) {
         (End::ClientGone, _) => Outcome::ClientGone,
-        (End::Cut, _) => Outcome::UpstreamCut,
+        (End::Cut | End::NoAnswer, _) => Outcome::UpstreamCut,
         (End::Short, _) => Outcome::CreditsExhausted,
         (End::Unrecorded, _) => Outcome::StoreUnavailable,
         (End::Complete, 500..) => Outcome::UpstreamFailed,

@@ -86,7 +86,7 @@ impl Worker {
         }
         let amounts = terms.cost.amounts(&Usage::default());
         let (actor, meters) = (caller.actor.clone(), terms.cost.meters.clone());
-        let hold = Hold::reserve(actor, meters, amounts, policy.limits.in_flight_per_user, record.at)?;
+        let hold = Hold::reserve(actor, meters, amounts, policy.limits.in_flight_per_user, record.at, None)?;
         for (label, amount) in terms.cost.labels.iter().zip(hold.amounts()) {
             self.shard.reserved(*label, *amount);
         }

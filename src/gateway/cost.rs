@@ -61,10 +61,35 @@ impl Cost {
     }
 }
 
+/// What every call of a route costs at the least if it has a body, whatever stands in it.
+pub struct Least {
+    pub meters: Arc<[MeterName]>,
+    pub amounts: Amounts,
+}
+
+impl Least {
+    /// Of each meter, what the cheapest of `costs` takes of it.
+    fn of<'a>(costs: impl Iterator<Item = &'a Arc<Cost>> + Clone) -> Self {
+        // Less than this, nobody uses.
+        let usage = Usage { input_tokens: 1, output_tokens: 1, cached_tokens: 0, images: 1 };
+        let of_meter = |cost: &Cost, name: &MeterName| {
+            let at = cost.meters.iter().position(|known| known == name);
+            at.and_then(|at| cost.at_most(&usage).get(at).copied()).unwrap_or_default()
+        };
+        let names = costs.clone().next().map(|first| first.meters.clone()).unwrap_or_default();
+        let due = |name: &MeterName| costs.clone().map(|cost| of_meter(cost, name)).min().unwrap_or_default();
+        // A meter that one of them leaves out is not due for certain, so those of the first are all there can be.
+        let all = names.iter().map(|name| (name.clone(), due(name))).filter(|(_, amount)| *amount > Micro::ZERO);
+        let (meters, amounts): (Vec<MeterName>, Amounts) = all.unzip();
+        Self { meters: meters.into(), amounts }
+    }
+}
+
 /// What the calls of one route cost.
 pub struct RouteCosts {
     /// Of a call that no model's price concerns.
     base: Arc<Cost>,
+    least: Least,
     by_model: Option<ByModel>,
 }
 
@@ -102,7 +127,18 @@ impl RouteCosts {
             by_model.prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
             by_model
         });
-        Self { base, by_model }
+        let least = match &by_model {
+            None => Least::of(std::iter::once(&base)),
+            Some(by_model) => {
+                let prefixes = by_model.prefixes.iter().map(|(_, cost)| cost);
+                Least::of(by_model.exact.values().chain(prefixes).chain(&by_model.unknown))
+            }
+        };
+        Self { base, least, by_model }
+    }
+
+    pub fn least(&self) -> &Least {
+        &self.least
     }
 
     /// Whether the request must be read to know what it may cost.
@@ -159,6 +195,39 @@ mod tests {
         assert!(matches!(costs.of(Some("claude"), true), Err(Reject::Forbidden(_))));
         assert!(matches!(costs.of(None, true), Err(Reject::Forbidden(_))));
         assert_eq!(costs.of(None, false).unwrap().amounts(&Usage::default()).to_vec(), [Micro(10), Micro(1)]);
+    }
+
+    #[test]
+    fn the_least_of_a_call_is_what_its_cheapest_model_takes_of_each_meter() {
+        let least = |costs: &RouteCosts| {
+            let Least { meters, amounts } = costs.least();
+            meters.iter().zip(amounts).map(|(name, amount)| (name.as_str().to_owned(), amount.0)).collect::<Vec<_>>()
+        };
+        let known = |unknown| least(&costs(unknown));
+        let both = |credits| vec![("credits".to_owned(), credits), ("conversations".to_owned(), 1)];
+        assert_eq!(known(UnknownModel::Refuse), both(11));
+        assert_eq!(known(UnknownModel::Default), both(11));
+        assert_eq!(known(UnknownModel::Free), both(10));
+        let token = |rate| Price {
+            rates: crate::domain::price::Rates {
+                input: crate::domain::price::TokenRate::from_decimal(rate).unwrap(),
+                ..Default::default()
+            },
+            ..Price::default()
+        };
+        let meter = MeterName::parse("credits").unwrap();
+        let list = PriceList {
+            unknown_model: UnknownModel::Refuse,
+            default: Vec::new(),
+            models: vec![
+                ("dear".into(), vec![(meter.clone(), token(0.002))]),
+                ("cheap".into(), vec![(meter.clone(), token(0.001))]),
+            ],
+        };
+        let metered = RouteCosts::new(&[], Some(&list), &Metrics::new(0));
+        assert_eq!(least(&metered), [("credits".to_owned(), 1000)], "a token at the least");
+        let free = RouteCosts::new(&[], None, &Metrics::new(0));
+        assert!(least(&free).is_empty());
     }
 
     #[test]

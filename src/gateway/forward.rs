@@ -131,7 +131,7 @@ pub async fn forward(
         call.hold.answer_begins();
     }
     failpoint::hit("answer.before");
-    Ok(body::relay(worker, client, call, exchange, total_due, record).await)
+    body::relay(worker, client, call, exchange, total_due, record).await
 }
 
 fn client_gone(record: &mut Record<'_>) -> Served {

@@ -37,6 +37,7 @@ use super::replay::{self, Repeated};
 use crate::accounts::addresses::AddressBook;
 use crate::accounts::blocks::AddressBlocks;
 use crate::accounts::checks::Checked;
+use crate::actors::user::admission::Admission;
 use crate::actors::user::hold::{Hold, Reserved};
 use crate::actors::writer::Journal;
 use crate::clock::Clock;
@@ -190,18 +191,28 @@ impl Worker {
         let mut share = shared.budget.take(CALL_BYTES).ok_or(Reject::Overloaded("Too many bytes in flight"))?;
         self.begin_body(client, head, policy.limits.max_body_bytes, record)?;
         let ahead = authorize::ahead(&caller, route, head);
-        let intake = Intake::read(client, head, policy, ahead, &mut share).await?;
-        if intake.waited {
-            // Whoever was revoked while his body came does not go either.
+        let mut intake = Intake::begin(client, head, policy, ahead, &mut share).await?;
+        let max_open = policy.limits.in_flight_per_user;
+        let mut admission = None;
+        if !intake.is_enough(ahead, policy)? {
+            // What the call costs at the least is taken before its body is waited for; a repeat may be free.
+            let actor = caller.actor.clone();
+            let (meters, amounts) = match replay::is_known(head, &actor, record.at)? {
+                true => Default::default(),
+                false => (route.costs.least().meters.clone(), route.costs.least().amounts.clone()),
+            };
+            admission = Some(Admission::ask(actor, meters, amounts, max_open, record.at)?);
+            intake.wait(client, policy, ahead, &mut share).await?;
+            // Whoever was revoked while their body came does not go either.
             let (now, ticks) = (shared.clock.now(), shared.clock.monotonic());
             caller = shared.auth.authenticate(head, record.client, now, ticks, cookies, &self.shard)?;
             authorize::check_caller(&caller, record.client, policy, route)?;
         }
         let (cost, amounts) = authorize::check_body(&caller, route, &intake)?;
-        let (actor, meters, max_open) = (caller.actor.clone(), cost.meters.clone(), policy.limits.in_flight_per_user);
-        let reserved = match replay::once_key(head, &intake)? {
-            None => Reserved::Hold(Hold::reserve(actor, meters, amounts, max_open, record.at)?),
-            Some(key) => Hold::reserve_once(actor, key, meters, &amounts, max_open, record.at)?,
+        let (actor, meters) = (caller.actor.clone(), cost.meters.clone());
+        let reserved = match replay::once_key(head, &intake, policy.limits.max_inspect_bytes)? {
+            None => Reserved::Hold(Hold::reserve(actor, meters, amounts, max_open, record.at, admission)?),
+            Some(key) => Hold::reserve_once(actor, key, meters, &amounts, max_open, record.at, admission)?,
         };
         let hold = match reserved {
             Reserved::Hold(hold) => hold,

@@ -16,23 +16,38 @@ use super::pipeline::Worker;
 use super::rate::Standing;
 use super::record::Record;
 use super::refusal::connection_field;
+use crate::actors::user::actor::UserActor;
 use crate::actors::user::ledger::Amounts;
 use crate::actors::user::once::{self, KeptAnswer, OnceKey};
+use crate::clock::UnixMillis;
 use crate::domain::ids::UserId;
 use crate::error::{Reject, Repeat};
 use crate::telemetry::metrics::Outcome;
 
-/// The key of a request that has one. A body that was not read whole counts with its beginning and its length.
+/// The key of a request that has one. A body that is longer than what is read ahead counts with its beginning and its length.
 ///
 /// # Errors
 /// [`Reject::BadRequest`] for a key that no header should carry.
-pub fn once_key(head: &RequestHead, intake: &Intake) -> Result<Option<OnceKey>, Reject> {
+pub fn once_key(head: &RequestHead, intake: &Intake, max_inspect_bytes: usize) -> Result<Option<OnceKey>, Reject> {
     let Some(key) = head.first(Name::IdempotencyKey) else { return Ok(None) };
+    // How much more than this has come is chance.
+    let body = intake.body.get(..max_inspect_bytes).unwrap_or(&intake.body);
     let declared = head.first(Name::ContentLength).unwrap_or_default();
-    let request = [head.method().as_bytes(), head.target(), declared, &intake.body];
-    OnceKey::new(key, request).map(Some).ok_or_else(|| {
-        Reject::BadRequest(format!("Idempotency-Key must have 1 to {} visible characters", once::MAX_KEY_BYTES))
-    })
+    let request = [head.method().as_bytes(), head.target(), declared, body];
+    OnceKey::new(key, request).map(Some).ok_or_else(bad_key)
+}
+
+fn bad_key() -> Reject {
+    Reject::BadRequest(format!("Idempotency-Key must have 1 to {} visible characters", once::MAX_KEY_BYTES))
+}
+
+/// Whether a call of this user came with the request's key before, so that its answer may be given again for nothing.
+///
+/// # Errors
+/// As [`once_key`] and [`UserActor::knows_key`].
+pub fn is_known(head: &RequestHead, actor: &UserActor, now: UnixMillis) -> Result<bool, Reject> {
+    let Some(key) = head.first(Name::IdempotencyKey) else { return Ok(false) };
+    actor.knows_key(&OnceKey::new(key, []).ok_or_else(bad_key)?, now)
 }
 
 /// An answer being kept while it passes.

@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use governor::state::InMemoryState;
 use parking_lot::Mutex;
 
-use super::ledger::{self, Account, Amounts, Command, Records, Recovery, Reply};
+use super::ledger::{self, Account, Admitted, Amounts, Command, Records, Recovery, Reply};
 use super::once::{Attempt, Ended, KeptAnswer, KeptBytes, OnceBook, OnceKey, OnceLimits};
 use crate::clock::{Clock, UnixMillis};
 use crate::config::Plan;
@@ -101,6 +101,8 @@ pub struct Wanted<'a> {
     pub meters: &'a [MeterName],
     pub amounts: &'a [Micro],
     pub max_open: u32,
+    /// What the call was let in with, before its body was there.
+    pub admitted: Option<Admitted<'a>>,
 }
 
 /// What such a call is told.
@@ -197,14 +199,18 @@ impl UserActor {
         let paid = match book.judge(key, meters, now, window, around.recovery, load)? {
             Attempt::Go(paid) => paid,
             Attempt::Answered(kept) => {
-                self.turn(&mut state, now, Command::Look).map_err(|_| Reject::Internal)?;
+                let command = wanted.admitted.map_or(Command::Look, Command::Dismiss);
+                self.turn(&mut state, now, command).map_err(|_| Reject::Internal)?;
                 let left = |name| state.account.meter(name).map_or(Micro::ZERO, |meter| meter.balance);
                 return Ok(OnceAnswer::Answered { kept, left: meters.iter().map(left).collect() });
             }
         };
         let due = |(amount, paid): (&Micro, &Micro)| Micro(amount.0.saturating_sub(paid.0).max(0));
         let held: Amounts = wanted.amounts.iter().zip(&paid).map(due).collect();
-        let command = Command::Reserve { meters, amounts: &held, max_open: wanted.max_open };
+        let command = match wanted.admitted {
+            None => Command::Reserve { meters, amounts: &held, max_open: wanted.max_open },
+            Some(admitted) => Command::Confirm { admitted, meters, amounts: &held },
+        };
         let reply = self.turn(&mut state, now, command).map_err(|_| Reject::Internal)?;
         if matches!(reply, Reply::Done(_)) {
             if let Some(book) = &mut state.once {
@@ -213,6 +219,18 @@ impl UserActor {
             self.mark(&mut state);
         }
         Ok(OnceAnswer::Go { answer: Answer { reply, epoch: state.epoch }, held, paid })
+    }
+
+    /// Whether a call came with this key before, so that a repeat of it may be free.
+    ///
+    /// # Errors
+    /// [`Reject::StoreUnavailable`] when the key's row cannot be read.
+    pub fn knows_key(&self, key: &OnceKey, now: UnixMillis) -> Result<bool, Reject> {
+        let around = &self.around;
+        let load = || around.committer.store().get(&key.row(self.id));
+        let state = self.state.lock();
+        let nothing = OnceBook::default();
+        state.once.as_deref().unwrap_or(&nothing).knows(key, now, around.once.window, load)
     }
 
     /// Sets more aside for a call that runs; `key` is the one it was reserved with.

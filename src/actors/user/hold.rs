@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::actor::{Answer, OnceAnswer, UserActor, Wanted};
+use super::admission::Admission;
 use super::ledger::{Amounts, Command, Reply};
 use super::once::{Ended, KeptAnswer, OnceKey};
 use crate::clock::UnixMillis;
@@ -55,7 +56,7 @@ enum IfDropped {
 }
 
 impl Hold {
-    /// Asks the user's actor for `amounts` on `meters`, all or none.
+    /// Asks the user's actor for `amounts` on `meters`, all or none: instead of what the call was `admitted` with, if it was.
     ///
     /// # Errors
     /// [`Reject::CreditsExhausted`], [`Reject::TooManyInFlight`]; [`Reject::Internal`] after a panic.
@@ -65,11 +66,16 @@ impl Hold {
         amounts: Amounts,
         max_open: u32,
         now: UnixMillis,
+        admitted: Option<Admission>,
     ) -> Result<Self, Reject> {
-        let answer = actor
-            .ask_at(now, Command::Reserve { meters: &meters, amounts: &amounts, max_open })
-            .map_err(|_| Reject::Internal)?;
-        Self::of(actor, meters, amounts, answer, None)
+        let command = match &admitted {
+            None => Command::Reserve { meters: &meters, amounts: &amounts, max_open },
+            Some(admitted) => Command::Confirm { admitted: admitted.held(), meters: &meters, amounts: &amounts },
+        };
+        let answer = actor.ask_at(now, command).map_err(|_| Reject::Internal)?;
+        let hold = Self::of(actor, meters, amounts, answer, None)?;
+        admitted.into_iter().for_each(Admission::is_replaced);
+        Ok(hold)
     }
 
     /// As [`Hold::reserve`], for a call with an idempotency key: what was paid under the key before is not held again.
@@ -83,14 +89,18 @@ impl Hold {
         amounts: &[Micro],
         max_open: u32,
         now: UnixMillis,
+        admitted: Option<Admission>,
     ) -> Result<Reserved, Reject> {
-        match actor.reserve_once(now, &key, Wanted { meters: &meters, amounts, max_open })? {
-            OnceAnswer::Answered { kept, left } => Ok(Reserved::Answered { kept, left }),
+        let wanted = Wanted { meters: &meters, amounts, max_open, admitted: admitted.as_ref().map(Admission::held) };
+        let reserved = match actor.reserve_once(now, &key, wanted)? {
+            OnceAnswer::Answered { kept, left } => Reserved::Answered { kept, left },
             OnceAnswer::Go { answer, held, paid } => {
                 let once = Some(Box::new(Once { key, paid }));
-                Self::of(actor, meters, held, answer, once).map(Reserved::Hold)
+                Self::of(actor, meters, held, answer, once).map(Reserved::Hold)?
             }
-        }
+        };
+        admitted.into_iter().for_each(Admission::is_replaced);
+        Ok(reserved)
     }
 
     fn of(

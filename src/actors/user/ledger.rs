@@ -38,6 +38,10 @@ pub struct Meter {
     /// The Unix second at which the period of the last reset began; it only grows.
     #[serde(rename = "l")]
     pub period_began: i64,
+    /// The part of `held` that belongs to calls whose bodies are still to come. The disk never hears of it: a crash ends
+    /// such a call before anything was sent for it.
+    #[serde(skip)]
+    early: Micro,
 }
 
 fn is_nothing(amount: &Micro) -> bool {
@@ -47,7 +51,16 @@ fn is_nothing(amount: &Micro) -> bool {
 impl Meter {
     fn conserves(&self) -> bool {
         let parts = self.balance.0.checked_add(self.held.0).and_then(|n| n.checked_add(self.spent.0));
-        parts == Some(self.granted.0) && self.balance.0 >= 0 && self.held.0 >= 0 && self.spent.0 >= 0
+        let early_is_held = self.early.0 >= 0 && self.early.0 <= self.held.0;
+        parts == Some(self.granted.0) && self.balance.0 >= 0 && early_is_held && self.spent.0 >= 0
+    }
+
+    /// As the disk is to have it.
+    fn without_early(mut self) -> Self {
+        self.balance.0 += self.early.0;
+        self.held.0 -= self.early.0;
+        self.early = Micro::ZERO;
+        self
     }
 
     /// Sets the balance, granting or taking the difference. `None`, and no change, when a sum leaves the range.
@@ -117,7 +130,7 @@ impl Account {
     }
 
     pub fn to_row(&self) -> AccountRow {
-        let meters = self.names.iter().cloned().zip(self.meters.iter().copied()).collect();
+        let meters = self.names.iter().cloned().zip(self.meters.iter().map(|meter| meter.without_early())).collect();
         AccountRow { meters, resets: self.resets }
     }
 
@@ -193,6 +206,13 @@ pub struct Numbers {
 pub enum Command<'a> {
     /// Sets `amounts` aside on all `meters`, or on none.
     Reserve { meters: &'a [MeterName], amounts: &'a [Micro], max_open: u32 },
+    /// Lets a call in whose body is still to come, and sets aside what it costs at the least: on all `meters` or on none,
+    /// in memory alone.
+    Admit { meters: &'a [MeterName], amounts: &'a [Micro], max_open: u32 },
+    /// The body is there: sets `amounts` aside instead of what was when the call was let in. All or none; if none, that stays.
+    Confirm { admitted: Admitted<'a>, meters: &'a [MeterName], amounts: &'a [Micro] },
+    /// Ends a call that was let in and goes no further.
+    Dismiss(Admitted<'a>),
     /// Sets `more` aside for a call that runs already, on all meters or on none.
     Extend { meters: &'a [MeterName], more: &'a [Micro] },
     /// Ends a hold of `held`: of each amount, `paid` is spent and the rest goes back. Paying more than was held is cut.
@@ -206,6 +226,13 @@ pub enum Command<'a> {
     ResetAll,
     /// Nothing but the resets that are due.
     Look,
+}
+
+/// What was set aside when a call was let in before its body was there.
+#[derive(Clone, Copy, Debug)]
+pub struct Admitted<'a> {
+    pub meters: &'a [MeterName],
+    pub amounts: &'a [Micro],
 }
 
 /// What an actor answers.
@@ -241,6 +268,23 @@ pub fn step(
     let reset = apply_due_resets(account, now, hour);
     let (reply, records) = match command {
         Command::Reserve { meters, amounts, max_open } => reserve(account, now, hour, meters, amounts, max_open),
+        Command::Admit { meters, amounts, max_open } => {
+            admit(account, now, hour, Admitted { meters, amounts }, max_open)
+        }
+        Command::Confirm { admitted, meters, amounts } => {
+            release(account, admitted);
+            let (reply, records) = hold(account, now, hour, meters, amounts);
+            if !matches!(reply, Reply::Done(_)) {
+                // Was there a moment ago, so it is there now.
+                keep_early(account, admitted);
+            }
+            (reply, records)
+        }
+        Command::Dismiss(admitted) => {
+            account.open = account.open.saturating_sub(1);
+            release(account, admitted);
+            (Reply::Done(Amounts::new()), Records::None)
+        }
         Command::Extend { meters, more } => hold(account, now, hour, meters, more),
         Command::Settle { meters, held, paid } => settle(account, recovery, meters, held, paid),
         Command::Set { meter, balance, reset, period } => set(account, now, hour, meter, balance, reset, period),
@@ -288,6 +332,52 @@ fn reserve(
     let (reply, records) = hold(account, now, hour, meters, amounts);
     account.open += u32::from(matches!(reply, Reply::Done(_)));
     (reply, records)
+}
+
+fn admit(
+    account: &mut Account,
+    now: UnixMillis,
+    hour: ResetHour,
+    admitted: Admitted<'_>,
+    max_open: u32,
+) -> (Reply, Records) {
+    let Admitted { meters, amounts } = admitted;
+    let granted = |account: &Account| -> i128 { account.meters.iter().map(|meter| i128::from(meter.granted.0)).sum() };
+    let before = granted(account);
+    let (reply, _) = reserve(account, now, hour, meters, amounts, max_open);
+    if !matches!(reply, Reply::Done(_)) {
+        return (reply, Records::None);
+    }
+    for (name, amount) in meters.iter().zip(amounts) {
+        if let Some(meter) = account.position(name).and_then(|at| account.meters.get_mut(at)) {
+            meter.early.0 += amount.0;
+        }
+    }
+    // What is set aside leaves no trace in the row; that a meter without a limit was set back does.
+    let changed = granted(account) != before;
+    (reply, if changed { Records::Now } else { Records::None })
+}
+
+/// Gives back what was set aside early.
+fn release(account: &mut Account, admitted: Admitted<'_>) {
+    for (name, amount) in admitted.meters.iter().zip(admitted.amounts) {
+        if let Some(meter) = account.position(name).and_then(|at| account.meters.get_mut(at)) {
+            let amount = (*amount).clamp(Micro::ZERO, meter.early);
+            (meter.early.0, meter.held.0) = (meter.early.0 - amount.0, meter.held.0 - amount.0);
+            meter.balance.0 += amount.0;
+        }
+    }
+}
+
+/// Undoes [`release`].
+fn keep_early(account: &mut Account, admitted: Admitted<'_>) {
+    for (name, amount) in admitted.meters.iter().zip(admitted.amounts) {
+        if let Some(meter) = account.position(name).and_then(|at| account.meters.get_mut(at)) {
+            let amount = (*amount).clamp(Micro::ZERO, meter.balance);
+            meter.balance.0 -= amount.0;
+            (meter.early.0, meter.held.0) = (meter.early.0 + amount.0, meter.held.0 + amount.0);
+        }
+    }
 }
 
 /// Moves `amounts` from balance to held.

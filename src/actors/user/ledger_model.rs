@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use jiff::civil::{Date, Weekday};
 use proptest::prelude::*;
 
-use super::ledger::{self, Account, AccountRow, Amounts, Command, Records, Recovery, Reply};
+use super::ledger::{self, Account, AccountRow, Admitted, Amounts, Command, Records, Recovery, Reply};
 use crate::clock::UnixMillis;
 use crate::domain::meters::{MeterName, Micro, ResetHour, ResetPeriod};
 
@@ -33,6 +33,20 @@ enum Act {
     Reserve {
         amounts: [Option<i64>; 3],
         max_open: u32,
+    },
+    /// A call is let in before its body is there.
+    Admit {
+        amounts: [Option<i64>; 3],
+        max_open: u32,
+    },
+    /// The body of one of those is there.
+    Confirm {
+        nth: usize,
+        amounts: [Option<i64>; 3],
+    },
+    /// The body of one of those does not come.
+    Dismiss {
+        nth: usize,
     },
     /// One of the calls under way needs more.
     Extend {
@@ -115,7 +129,10 @@ fn act() -> impl Strategy<Value = Act> {
     let open = prop_oneof![9 => Just(1000u32), 1 => 0..4u32];
     let set = (0..3usize, prop::option::of(any_amount()), prop::option::of(any_amount()), prop::option::of(period()));
     prop_oneof![
-        8 => (some_meters(ordinary()), open).prop_map(|(amounts, max_open)| Act::Reserve { amounts, max_open }),
+        8 => (some_meters(ordinary()), open.clone()).prop_map(|(amounts, max_open)| Act::Reserve { amounts, max_open }),
+        4 => (some_meters(ordinary()), open).prop_map(|(amounts, max_open)| Act::Admit { amounts, max_open }),
+        3 => (any::<usize>(), some_meters(ordinary())).prop_map(|(nth, amounts)| Act::Confirm { nth, amounts }),
+        1 => (any::<usize>()).prop_map(|nth| Act::Dismiss { nth }),
         3 => (any::<usize>(), some_meters(ordinary())).prop_map(|(nth, more)| Act::Extend { nth, more }),
         8 => (any::<usize>(), some_meters(any_amount())).prop_map(|(nth, paid)| Act::Settle { nth, paid }),
         2 => (any::<usize>()).prop_map(|nth| Act::Settle { nth, paid: [None; 3] }),
@@ -149,6 +166,8 @@ type Held = BTreeMap<usize, i128>;
 struct Model {
     meters: BTreeMap<usize, Naive>,
     calls: Vec<Held>,
+    /// Calls that were let in before their bodies.
+    early: Vec<Held>,
     /// Resets of everybody that this user has had.
     resets: u64,
 }
@@ -175,7 +194,7 @@ const MOST: i128 = i64::MAX as i128;
 
 impl Model {
     fn held(&self, meter: usize) -> i128 {
-        self.calls.iter().filter_map(|call| call.get(&meter)).sum()
+        self.calls.iter().chain(&self.early).filter_map(|call| call.get(&meter)).sum()
     }
 
     /// Whether a balance leaves everything within range.
@@ -213,8 +232,21 @@ impl Model {
         }
     }
 
+    fn open(&self) -> usize {
+        self.calls.len() + self.early.len()
+    }
+
+    fn give_back(&mut self, held: &Held) {
+        for (meter, amount) in held {
+            self.meters.get_mut(meter).unwrap().balance += amount;
+        }
+    }
+
     /// Ends what a crash left open.
     fn recover(&mut self, how: Recovery) {
+        for early in std::mem::take(&mut self.early) {
+            self.give_back(&early);
+        }
         for (meter, amount) in std::mem::take(&mut self.calls).into_iter().flatten() {
             let naive = self.meters.get_mut(&meter).unwrap();
             match how {
@@ -326,6 +358,9 @@ impl World {
     fn command(&mut self, act: &Act) -> Result<(), TestCaseError> {
         match act {
             Act::Reserve { amounts, max_open } => self.reserve(amounts, *max_open),
+            Act::Admit { amounts, max_open } => self.admit(amounts, *max_open),
+            Act::Confirm { nth, amounts } => self.confirm(*nth, amounts),
+            Act::Dismiss { nth } => self.dismiss(*nth),
             Act::Extend { nth, more } => self.extend(*nth, more),
             Act::Settle { nth, paid } => self.settle(*nth, paid),
             Act::Set { meter, balance, reset, period } => self.set(*meter, *balance, *reset, *period),
@@ -340,13 +375,67 @@ impl World {
         let meters: Vec<MeterName> = wanted.iter().map(|(at, _)| self.names[*at].clone()).collect();
         let micros: Vec<Micro> = wanted.iter().map(|(_, amount)| Micro(*amount)).collect();
         let reply = self.turn(Command::Reserve { meters: &meters, amounts: &micros, max_open })?;
-        if self.model.calls.len() >= max_open as usize {
+        if self.model.open() >= max_open as usize {
             prop_assert_eq!(reply, Reply::TooManyOpen { limit: max_open });
             return Ok(());
         }
         if let Some(held) = self.take(&wanted, &reply)? {
             self.model.calls.push(held);
         }
+        Ok(())
+    }
+
+    fn admit(&mut self, amounts: &[Option<i64>; 3], max_open: u32) -> Result<(), TestCaseError> {
+        let wanted: Vec<(usize, i64)> = amounts.iter().enumerate().filter_map(|(at, n)| n.map(|n| (at, n))).collect();
+        let meters: Vec<MeterName> = wanted.iter().map(|(at, _)| self.names[*at].clone()).collect();
+        let micros: Vec<Micro> = wanted.iter().map(|(_, amount)| Micro(*amount)).collect();
+        let reply = self.turn(Command::Admit { meters: &meters, amounts: &micros, max_open })?;
+        if self.model.open() >= max_open as usize {
+            prop_assert_eq!(reply, Reply::TooManyOpen { limit: max_open });
+            return Ok(());
+        }
+        if let Some(held) = self.take(&wanted, &reply)? {
+            self.model.early.push(held);
+        }
+        Ok(())
+    }
+
+    /// One of the calls that were let in, taken out of the model, with what it holds.
+    fn one_admitted(&mut self, nth: usize) -> Option<(Held, Vec<MeterName>, Vec<Micro>)> {
+        let nth = nth.checked_rem(self.model.early.len())?;
+        let held = self.model.early.remove(nth);
+        let meters = held.keys().map(|at| self.names[*at].clone()).collect();
+        let amounts = held.values().map(|amount| Micro(*amount as i64)).collect();
+        Some((held, meters, amounts))
+    }
+
+    fn confirm(&mut self, nth: usize, amounts: &[Option<i64>; 3]) -> Result<(), TestCaseError> {
+        let Some((held, early_meters, early)) = self.one_admitted(nth) else {
+            return self.turn(Command::Look).map(|_| ());
+        };
+        let wanted: Vec<(usize, i64)> = amounts.iter().enumerate().filter_map(|(at, n)| n.map(|n| (at, n))).collect();
+        let meters: Vec<MeterName> = wanted.iter().map(|(at, _)| self.names[*at].clone()).collect();
+        let micros: Vec<Micro> = wanted.iter().map(|(_, amount)| Micro(*amount)).collect();
+        let admitted = Admitted { meters: &early_meters, amounts: &early };
+        let reply = self.turn(Command::Confirm { admitted, meters: &meters, amounts: &micros })?;
+        let before = self.model.clone();
+        self.model.give_back(&held);
+        match self.take(&wanted, &reply)? {
+            Some(held) => self.model.calls.push(held),
+            None => {
+                self.model = before;
+                self.model.early.push(held);
+            }
+        }
+        Ok(())
+    }
+
+    fn dismiss(&mut self, nth: usize) -> Result<(), TestCaseError> {
+        let Some((held, meters, amounts)) = self.one_admitted(nth) else {
+            return self.turn(Command::Look).map(|_| ());
+        };
+        self.turn(Command::Dismiss(Admitted { meters: &meters, amounts: &amounts }))?;
+        self.model.give_back(&held);
         Ok(())
     }
 
@@ -501,7 +590,7 @@ impl World {
 
     fn compare(&self) -> Result<(), TestCaseError> {
         prop_assert_eq!(self.account.meters().count(), self.model.meters.len());
-        prop_assert_eq!(self.account.open as usize, self.model.calls.len());
+        prop_assert_eq!(self.account.open as usize, self.model.open());
         for (at, naive) in &self.model.meters {
             let meter = self.account.meter(&self.names[*at]).unwrap();
             let (balance, held) = (i128::from(meter.balance.0), i128::from(meter.held.0));

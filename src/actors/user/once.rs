@@ -120,6 +120,13 @@ impl OnceRow {
     }
 }
 
+fn read_row(row: Result<Option<Vec<u8>>, StoreError>) -> Result<Option<OnceRow>, Reject> {
+    row.and_then(|row| row.map(|row| tables::decode(&row)).transpose()).map_err(|error| {
+        tracing::error!(%error, "an idempotency key could not be read");
+        Reject::StoreUnavailable
+    })
+}
+
 fn add(paid: &mut Paid, more: &Paid) {
     for (name, amount) in more {
         match paid.iter_mut().find(|(known, _)| known == name) {
@@ -200,12 +207,7 @@ impl OnceBook {
             return Ok(Attempt::Go(nothing(meters)));
         }
         if let Vacant(place) = self.entries.entry(key.hash) {
-            let row = load().and_then(|row| row.map(|row| tables::decode::<OnceRow>(&row)).transpose());
-            let row = row.map_err(|error| {
-                tracing::error!(%error, "an idempotency key could not be read");
-                Reject::StoreUnavailable
-            })?;
-            if let Some(mut row) = row {
+            if let Some(mut row) = read_row(load())? {
                 row.recover(how);
                 place.insert(Entry { row, running: false, removed: false, dirty: false, answer: None });
             }
@@ -229,6 +231,24 @@ impl OnceBook {
                 let paid = |name| entry.row.paid.iter().find(|(known, _)| known == name).map_or(Micro::ZERO, |p| p.1);
                 Ok(Attempt::Go(meters.iter().map(paid).collect()))
             }
+        }
+    }
+
+    /// Whether `key` stands for a call that runs, or ran within its time. `load` reads the key's row.
+    ///
+    /// # Errors
+    /// [`Reject::StoreUnavailable`].
+    pub fn knows(
+        &self,
+        key: &OnceKey,
+        now: UnixMillis,
+        window: Duration,
+        load: impl FnOnce() -> Result<Option<Vec<u8>>, StoreError>,
+    ) -> Result<bool, Reject> {
+        let is_young = |row: &OnceRow| now.0.saturating_sub(row.at.0) < window.as_millis() as u64;
+        match self.entries.get(&key.hash) {
+            Some(entry) => Ok(entry.running || (!entry.removed && is_young(&entry.row))),
+            None => read_row(load()).map(|row| row.is_some_and(|row| is_young(&row))),
         }
     }
 

@@ -230,7 +230,9 @@ impl Life {
         let amounts = [rng.i64(0..3), rng.i64(0..5)];
         let micros = Amounts::from_slice(&amounts.map(Micro));
         let now = UnixMillis(1_766_188_800_000);
-        let Ok(hold) = Hold::reserve(self.process.actor.clone(), self.names.clone(), micros, 1000, now) else { return };
+        let Ok(hold) = Hold::reserve(self.process.actor.clone(), self.names.clone(), micros, 1000, now, None) else {
+            return;
+        };
         let id = self.next_call;
         self.next_call += 1;
         self.note(Turn::Reserve { call: id, amounts }, hold.epoch());
@@ -433,7 +435,7 @@ fn a_turn_that_panics_is_undone_and_the_next_call_is_told() {
     let before = written();
     for _ in 0..3 {
         let amounts = Amounts::from_slice(&[Micro(1), Micro(0)]);
-        let refused = Hold::reserve(actor.clone(), names.clone(), amounts, 10, UnixMillis(1_766_188_800_000));
+        let refused = Hold::reserve(actor.clone(), names.clone(), amounts, 10, UnixMillis(1_766_188_800_000), None);
         assert!(matches!(refused, Err(Reject::Internal)));
     }
     assert_eq!(written(), before, "neither the hold nor the reset that was due is left");

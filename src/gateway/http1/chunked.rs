@@ -29,6 +29,8 @@ pub struct Decoder {
     remaining: u64,
     digits: u8,
     extras: u32,
+    /// The first chunk has ended as it should.
+    begun_well: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +48,7 @@ pub struct Decoded<'a> {
 
 impl Default for Decoder {
     fn default() -> Self {
-        Self { state: State::Size, remaining: 0, digits: 0, extras: 0 }
+        Self { state: State::Size, remaining: 0, digits: 0, extras: 0, begun_well: false }
     }
 }
 
@@ -70,6 +72,11 @@ impl Decoder {
             at += 1;
         }
         Ok(Decoded { used: at, data: &[], done: self.state == State::Done })
+    }
+
+    /// Whether a whole chunk could be read.
+    pub fn has_begun_well(&self) -> bool {
+        self.begun_well
     }
 
     fn framing_byte(&mut self, byte: u8) -> Result<State, ChunkError> {
@@ -96,7 +103,10 @@ impl Decoder {
                 if self.remaining == 0 { State::TrailerStart } else { State::Data }
             }
             (State::DataCr, b'\r') => State::DataLf,
-            (State::DataLf, b'\n') => State::Size,
+            (State::DataLf, b'\n') => {
+                self.begun_well = true;
+                State::Size
+            }
             (State::TrailerStart, b'\r') => State::EndLf,
             (State::TrailerStart | State::Trailer, 0x20..=0x7e | b'\t' | 0x80..) => {
                 self.extra()?;

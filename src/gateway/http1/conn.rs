@@ -4,12 +4,13 @@
 //! buffer. Never knows what a request means.
 
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, Read};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
@@ -18,8 +19,9 @@ use super::head::{Framing, HeadEnd, HeadError, RequestHead};
 use crate::gateway::buffers::{self, READ_BYTES};
 use crate::gateway::deadline::Deadline;
 
-/// Bytes of pipelined requests kept while one is served; a client that sends more has to wait.
-const MAX_READ_AHEAD: usize = 64 << 10;
+/// Bytes of pipelined requests kept while one is served; a client that sends more has to wait. No more than a buffer that was
+/// made anyway, so that it costs nobody anything.
+const MAX_READ_AHEAD: usize = READ_BYTES;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -63,6 +65,29 @@ impl Transport {
             Self::Tcp(stream) => stream.poll_read_ready(cx),
         }
     }
+
+    /// Ready when the other side has closed, although there may be something to read that nobody wants yet. The runtime tells
+    /// of the next arrival only, so from here on [`Transport::read_now`] is to be asked first.
+    fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Tcp(stream) => {
+                // The first look may find what arrived just now; an end is there at the second one, too.
+                for _ in 0..2 {
+                    let forget = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+                    let _ = stream.try_io(Interest::READABLE, forget);
+                    let _ = ready!(stream.poll_read_ready(cx));
+                }
+                Poll::Ready(())
+            }
+        }
+    }
+
+    /// Reads past the runtime's knowledge of what there is.
+    fn read_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => (&*SockRef::from(stream)).read(buffer),
+        }
+    }
 }
 
 /// The time limits of a connection.
@@ -81,6 +106,8 @@ pub struct ClientConn {
     /// Bytes read and not used yet, from `at` on.
     input: Vec<u8>,
     at: usize,
+    /// There may be something to read that the runtime does not know of any more.
+    unread: bool,
     body: Body,
     pub deadline: Deadline,
     pub limits: ConnLimits,
@@ -132,7 +159,7 @@ pub enum NoHead {
 impl ClientConn {
     pub fn new(io: Transport, deadline: Deadline, limits: ConnLimits) -> Self {
         let body = Body { left: BodyLeft::None, received: 0, max: 0, continue_left: 0 };
-        Self { io, input: Vec::new(), at: 0, body, deadline, limits }
+        Self { io, input: Vec::new(), at: 0, unread: false, body, deadline, limits }
     }
 
     /// The next request's head. `stop`, asked at every wake, ends the wait of a connection on which nothing has come yet.
@@ -298,7 +325,8 @@ impl ClientConn {
     pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if self.input.len() - self.at >= MAX_READ_AHEAD {
-                return Poll::Pending;
+                self.unread = true;
+                return self.io.poll_closed(cx);
             }
             match ready!(self.poll_fill(cx)) {
                 Ok(0) | Err(_) => return Poll::Ready(()),
@@ -309,6 +337,12 @@ impl ClientConn {
 
     /// Reads what there is; 0 at the end.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.unread {
+            match self.fill_now() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.unread = false,
+                read => return Poll::Ready(read),
+            }
+        }
         if self.input.capacity() == 0 {
             // Asked first, so that a connection that only waits has no buffer; and taken back if there was nothing after all.
             ready!(self.io.poll_readable(cx))?;
@@ -324,6 +358,17 @@ impl ClientConn {
             self.input.reserve(READ_BYTES);
         }
         poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input)
+    }
+
+    fn fill_now(&mut self) -> io::Result<usize> {
+        let mut piece = [0; READ_BYTES];
+        let read = self.io.read_now(&mut piece)?;
+        self.compact();
+        if self.input.capacity() == 0 {
+            self.input = buffers::take();
+        }
+        self.input.extend_from_slice(&piece[..read]);
+        Ok(read)
     }
 
     fn compact(&mut self) {

@@ -10,6 +10,8 @@ use smallvec::SmallVec;
 
 /// Header fields in one head; more are refused.
 pub const MAX_FIELDS: usize = 100;
+/// Names in all `Connection` fields of one head; more are refused, because each is looked for among the fields.
+const MAX_CONNECTION_NAMES: usize = 32;
 
 /// A part of a head.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -268,7 +270,7 @@ impl RequestHead {
             bytes: Vec::new(),
         };
         head.framing = request_framing(&bytes, &fields, version)?;
-        head.keep_alive = read_connection(&bytes, &mut fields, version);
+        head.keep_alive = read_connection(&bytes, &mut fields, version)?;
         head.expects_continue = read_expectation(&bytes, &fields, version)?;
         check_host(&bytes, &fields, version)?;
         head.fields = fields;
@@ -352,7 +354,7 @@ impl ResponseHead {
         }
         let mut fields = read_fields(bytes, response.headers)?;
         let framing = response_framing(bytes, &fields, status, head_request)?;
-        let keep_alive = read_connection(bytes, &mut fields, version) && framing != Framing::UntilClose;
+        let keep_alive = read_connection(bytes, &mut fields, version)? && framing != Framing::UntilClose;
         Ok(Self { status, version, fields, framing, keep_alive, len })
     }
 
@@ -508,15 +510,19 @@ fn response_framing(bytes: &[u8], fields: &Fields, status: u16, head_request: bo
 }
 
 /// Reads `Connection`: marks the fields it names and says whether the connection stays.
-fn read_connection(bytes: &[u8], fields: &mut Fields, version: Version) -> bool {
+fn read_connection(bytes: &[u8], fields: &mut Fields, version: Version) -> Result<bool, HeadError> {
     let mut keep_alive = version == Version::Http11;
     if !fields.iter().any(|f| f.name == Name::Connection) {
-        return keep_alive;
+        return Ok(keep_alive);
     }
     let named: SmallVec<[Span; 8]> = values(bytes, fields, Name::Connection)
         .flat_map(|value| value.split(|b| *b == b','))
         .map(|token| Span::of(token.trim_ascii(), bytes))
+        .take(MAX_CONNECTION_NAMES + 1)
         .collect();
+    if named.len() > MAX_CONNECTION_NAMES {
+        return Err(HeadError::Malformed("Connection names too many fields"));
+    }
     for token in named.iter().map(|span| span.of_bytes(bytes)) {
         if token.eq_ignore_ascii_case(b"close") {
             keep_alive = false;
@@ -528,7 +534,7 @@ fn read_connection(bytes: &[u8], fields: &mut Fields, version: Version) -> bool 
         }
     }
     // `close` wins over `keep-alive` in whatever order they come.
-    keep_alive && !named.iter().any(|span| span.of_bytes(bytes).eq_ignore_ascii_case(b"close"))
+    Ok(keep_alive && !named.iter().any(|span| span.of_bytes(bytes).eq_ignore_ascii_case(b"close")))
 }
 
 fn read_expectation(bytes: &[u8], fields: &Fields, version: Version) -> Result<bool, HeadError> {
@@ -633,6 +639,22 @@ mod tests {
         assert!(matches!(HeadEnd::default().find(&[b'a'; 100], 100), Err(HeadError::TooLarge)));
         let long = format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", "x".repeat(100));
         assert!(matches!(HeadEnd::default().find(long.as_bytes(), 100), Err(HeadError::TooLarge)));
+    }
+
+    #[test]
+    fn connection_names_few_fields() {
+        let names = |n: usize| (0..n).map(|n| format!("x-{n}")).collect::<Vec<_>>().join(", ");
+        let marked = |fields: &str| get(fields).map(|head| head.fields().filter(|(f, ..)| f.connection_only).count());
+        assert_eq!(marked(&format!("X-0: a\r\nX-31: b\r\nX-32: c\r\nConnection: {}\r\n", names(32))), Ok(2));
+        // However they are spread and written, also where they name nothing.
+        for lines in [
+            format!("Connection: {}\r\n", names(33)),
+            format!("Connection: {}\r\nX-0: a\r\nConnection: {}\r\n", names(17), names(16)),
+            format!("Connection: {}\r\n", ",".repeat(32)),
+            format!("Connection: close{}\r\n", ", close".repeat(4000)),
+        ] {
+            assert!(matches!(marked(&lines), Err(HeadError::Malformed(_))), "{}", &lines[..60.min(lines.len())]);
+        }
     }
 
     #[test]

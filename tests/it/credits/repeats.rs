@@ -291,6 +291,42 @@ fn a_body_too_long_to_be_read_ahead_still_has_its_key() {
 }
 
 #[test]
+fn a_long_body_is_the_same_however_it_comes() {
+    let upstream = FakeUpstream::start(|wire| {
+        while wire.read_until("the end") {
+            wire.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+        }
+    });
+    let toml = format!("{}[limits]\nmax_inspect_bytes = 2000\n", upstream.config(""));
+    let bank = Bank::open(Options { toml, ..Options::default() });
+    let body = format!("{}the end", "x".repeat(100_000));
+    let head = |length: usize| {
+        format!(
+            "POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: text/plain\r\n\
+             idempotency-key: k\r\ncontent-length: {length}\r\n\r\n",
+            bank.user.key
+        )
+    };
+    // What has come when the call is judged: little, more, or all of it.
+    for (nth, first) in [2001, 9000, 100_007, 2500, 40_000].into_iter().enumerate() {
+        let mut conn = Conn::open(bank.app.public);
+        conn.send(format!("{}{}", head(body.len()), &body[..first]));
+        if nth == 0 {
+            wait_until("the call is on its way", || upstream.connections() == 1);
+        }
+        let _ = conn.try_send(&body[first..]);
+        let answer = conn.read_answer();
+        assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "{first}");
+        assert_eq!(answer.header("idempotent-replayed"), (nth > 0).then_some("true"), "{first}");
+        bank.settled();
+    }
+    let mut conn = Conn::open(bank.app.public);
+    conn.send(format!("{}{}", head(body.len()), body.replacen('x', "y", 1)));
+    assert_eq!(conn.read_answer().error_code(), "IDEMPOTENCY_MISMATCH");
+    assert_eq!((upstream.requests(), bank.conversations()), (1, 9.0));
+}
+
+#[test]
 fn a_store_of_keys_can_be_opened_by_commands() {
     // What the server left is read by whoever opens the store next, keys included.
     let dir = Arc::new(tempfile::tempdir().unwrap());

@@ -32,6 +32,15 @@ fn malformed_answers_become_502_and_cost_nothing() {
         "HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
         "HTTP/1.1 200 OK\r\nx-a: 1\r\n folded\r\ncontent-length: 0\r\n\r\n",
         "HTTP/1.1 200 OK\r\nx-a: a\0b\r\ncontent-length: 0\r\n\r\n",
+        // The first of the body is part of what shows that this is an answer.
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\nhello\r\n",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\nhello",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nhello\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n-1\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n<html>",
+        "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n",
+        "HTTP/1.1 404 Not Found\r\ntransfer-encoding: chunked\r\n\r\n\r\n",
         "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n",
         &many_interim,
         &long_head,
@@ -46,6 +55,27 @@ fn malformed_answers_become_502_and_cost_nothing() {
         assert_eq!(app.balance(&token, user.id, "conversations"), 1_000_000.0, "{shown:?}");
         assert_eq!(app.metric("tollgate_holds_open"), 0.0);
     }
+}
+
+/// The head of an answer whose body takes its time is not kept back for as long as that.
+#[test]
+fn a_head_does_not_wait_for_its_body_for_ever() {
+    let (go, told) = std::sync::mpsc::channel::<()>();
+    let told = std::sync::Mutex::new(told);
+    let fake = FakeUpstream::start(move |wire| {
+        wire.read_request();
+        wire.send("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n");
+        told.lock().unwrap().recv().unwrap();
+        wire.send("3\r\nyes\r\n0\r\n\r\n");
+        wire.drain();
+    });
+    let (app, key) = app_and_key(&fake.config(""));
+    let mut conn = Conn::open(app.public);
+    conn.send(bytes(&key, "GET", "/v1/x", &[], None));
+    assert_eq!(conn.read_head().unwrap().status, 200);
+    go.send(()).unwrap();
+    assert_eq!(conn.read_chunk().unwrap(), b"yes");
+    assert!(conn.read_chunk().unwrap().is_empty());
 }
 
 /// The largest head we take, with its body right behind it in the same packets.
