@@ -382,7 +382,8 @@ impl<'e> Relay<'e> {
 
     /// Moves what was read from the upstream to what is written to the client. `Err`: it is not HTTP any more.
     fn take_arrived(&mut self) -> Result<(), ()> {
-        while self.exchange.conn.has_input() && self.out.len() < 4 * READ_BYTES {
+        // However long the head is, the first of the body shows whether it may leave.
+        while self.exchange.conn.has_input() && (self.out.len() < 4 * READ_BYTES || !self.begun) {
             let input = self.exchange.conn.input();
             let (used, data, done) = match &mut self.incoming {
                 Incoming::Done => return Ok(()),

@@ -651,7 +651,7 @@ mod tests {
             format!("Connection: {}\r\n", names(33)),
             format!("Connection: {}\r\nX-0: a\r\nConnection: {}\r\n", names(17), names(16)),
             format!("Connection: {}\r\n", ",".repeat(32)),
-            format!("Connection: close{}\r\n", ", close".repeat(4000)),
+            format!("Connection: close{}\r\n", ", close".repeat(1000)),
         ] {
             assert!(matches!(marked(&lines), Err(HeadError::Malformed(_))), "{}", &lines[..60.min(lines.len())]);
         }
