@@ -5,7 +5,7 @@
 //! backend.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -57,6 +57,8 @@ impl Home {
     /// # Errors
     /// As [`Home::open`].
     pub fn open_locked(lock: File, data_dir: &Path, backend: &str) -> Result<Self, StoreError> {
+        // What an earlier process named or removed here, and died before the sync: all that follows is built on it.
+        sync_folder(data_dir).map_err(|e| failed("cannot sync", data_dir, &e))?;
         let description = match read(data_dir)? {
             Some(description) => description,
             None => first_description(data_dir, backend)?,
@@ -119,15 +121,8 @@ impl Home {
 fn write(data_dir: &Path, description: &Description) -> Result<(), StoreError> {
     let path = data_dir.join(DESCRIPTION);
     let text = serde_json::to_string_pretty(description).map_err(|e| StoreError::Failed(e.to_string()))?;
-    let write = || {
-        let new = path.with_extension("json.new");
-        let mut file = File::create(&new)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, &path)?;
-        sync_folder(data_dir)
-    };
-    write().map_err(|e| failed("cannot write", &path, &e))
+    let written = folder::write_whole(&path, &path.with_extension("json.new"), text.as_bytes());
+    written.map_err(|e| failed("cannot write", &path, &e))
 }
 
 fn failed(what: &str, path: &Path, error: &io::Error) -> StoreError {

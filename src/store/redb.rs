@@ -33,7 +33,10 @@ impl RedbStore {
     /// [`StoreError::Busy`] when another process has it; [`StoreError::Failed`] and [`StoreError::Corrupt`] as they say.
     pub fn open(folder: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
         let path = folder.join(FILE);
-        if !path.exists() {
+        if path.exists() {
+            // Of the rename below, a power cut may have kept both names.
+            remove_unfinished(folder)?;
+        } else {
             create(folder)?;
         }
         // Every time: whoever made the file may have died before this.
@@ -58,12 +61,8 @@ impl RedbStore {
 fn create(folder: &Path) -> Result<(), StoreError> {
     let failed = |what: &str, e: io::Error| StoreError::Failed(format!("{what} {}: {e}", folder.display()));
     folder::create(folder).map_err(|e| failed("cannot create", e))?;
+    remove_unfinished(folder)?;
     let unfinished = folder.join(UNFINISHED);
-    match fs::remove_file(&unfinished) {
-        Ok(()) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(failed("cannot clean", e)),
-    }
     let db = Database::create(&unfinished).map_err(|e| classify_open(&unfinished, e))?;
     let change = db.begin_write().map_err(transaction)?;
     change.open_table(ROWS).map_err(table)?;
@@ -71,7 +70,17 @@ fn create(folder: &Path) -> Result<(), StoreError> {
     drop(db);
     failpoint::hit("redb.before_rename");
     fs::rename(&unfinished, folder.join(FILE)).map_err(|e| failed("cannot name the file in", e))?;
+    failpoint::hit("redb.after_rename");
     Ok(())
+}
+
+fn remove_unfinished(folder: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(folder.join(UNFINISHED)) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(StoreError::Failed(format!("cannot clean {}: {e}", folder.display())))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn classify_open(path: &Path, error: DatabaseError) -> StoreError {
@@ -215,6 +224,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(UNFINISHED), vec![0u8; 1 << 16]).unwrap();
         RedbStore::open(dir.path(), CACHE).unwrap().commit(&one_row()).unwrap();
+        assert!(!dir.path().join(UNFINISHED).exists());
+    }
+
+    #[test]
+    fn a_second_name_that_a_power_cut_left_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        RedbStore::open(dir.path(), CACHE).unwrap().commit(&one_row()).unwrap();
+        fs::hard_link(dir.path().join(FILE), dir.path().join(UNFINISHED)).unwrap();
+        let store = RedbStore::open(dir.path(), CACHE).unwrap();
+        assert_eq!(store.get(b"a").unwrap(), Some(b"1".to_vec()));
         assert!(!dir.path().join(UNFINISHED).exists());
     }
 

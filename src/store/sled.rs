@@ -76,7 +76,9 @@ fn make(folder: &Path, cache_bytes: u64) -> Result<(), StoreError> {
     folder::sync_tree(&draft).map_err(|e| failed("cannot sync the draft of", e))?;
     failpoint::hit("sled.before_rename");
     // Over an empty folder, if there is one.
-    fs::rename(&draft, folder).map_err(|e| failed("cannot name", e))
+    fs::rename(&draft, folder).map_err(|e| failed("cannot name", e))?;
+    failpoint::hit("sled.after_rename");
+    Ok(())
 }
 
 /// sled's own threads close its file some time after its handle is dropped.
@@ -102,6 +104,7 @@ fn set_aside_half_written_snapshots(folder: &Path) -> std::io::Result<()> {
             let aside: PathBuf = folder.join(format!("aside.{name}"));
             tracing::warn!(file = %path.display(), "moving a half-written snapshot aside");
             fs::rename(&path, &aside)?;
+            failpoint::hit("sled.after_aside");
         }
     }
     Ok(())

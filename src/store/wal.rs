@@ -132,12 +132,14 @@ impl LoggedStore {
     /// are not of one store; [`StoreError::Failed`] for the disk.
     pub fn open(options: LogOptions, backend: Box<dyn Store>, guard: Option<File>) -> Result<Self, StoreError> {
         let (folder, owner) = (options.folder.as_path(), options.owner);
-        folder::create(folder).map_err(|e| failed("cannot create", folder, &e))?;
+        // What an earlier process renamed or removed, and died before the sync: nothing is built on names that may go again.
+        folder::create(folder).and_then(|()| sync_folder(folder)).map_err(|e| failed("cannot create", folder, &e))?;
         let checkpoint = tables::read::<Checkpoint>(&*backend, tables::CHECKPOINT)?;
         failpoint::hit("wal.before_recovery");
         let recovered = recover(folder, &owner, checkpoint.map_or(0, |checkpoint| checkpoint.applied))?;
         failpoint::hit("wal.after_recovery");
         check_together(folder, &owner, checkpoint, &recovered)?;
+        recovered.clear(folder)?;
         let log = Log::begin(&options, recovered.last_generation + 1, recovered.next_sequence)
             .map_err(|e| cannot_begin(folder, &e))?;
         if checkpoint.is_none() && owner.accepts_format_1 {
@@ -320,9 +322,7 @@ impl Shared {
         // The oldest first and each for good before the next: a crash in between must leave no hole.
         for file in &frozen.files {
             failpoint::hit("wal.after_apply");
-            give_up(&self.options.folder, file)
-                .and_then(|()| sync_folder(&self.options.folder))
-                .map_err(|e| failed("cannot remove", file, &e))?;
+            give_up(&self.options.folder, file).map_err(|e| failed("cannot remove", file, &e))?;
         }
         Ok(())
     }
@@ -377,14 +377,31 @@ fn check_together(
     Ok(())
 }
 
+/// What a file of that generation begins with; `first` is the sequence of its first record.
+fn header(store: [u8; 16], generation: u64, first: u64) -> Vec<u8> {
+    let mut header = Vec::with_capacity(44);
+    header.extend_from_slice(MAGIC);
+    header.extend_from_slice(&generation.to_le_bytes());
+    header.extend_from_slice(&first.to_le_bytes());
+    header.extend_from_slice(&store);
+    header.extend_from_slice(&crc32fast::hash(&header).to_le_bytes());
+    header
+}
+
 fn spare_path(folder: &Path) -> PathBuf {
     folder.join("spare")
 }
 
-/// Keeps one file for the next generation and removes any other.
+/// Keeps one file for the next generation and removes any other, for good when it returns.
 fn give_up(folder: &Path, file: &Path) -> io::Result<()> {
     let spare = spare_path(folder);
-    if spare.exists() { fs::remove_file(file) } else { fs::rename(file, spare) }
+    if spare.exists() {
+        fs::remove_file(file)?
+    } else {
+        fs::rename(file, spare)?
+    }
+    failpoint::hit("wal.after_give_up");
+    sync_folder(folder)
 }
 
 impl Log {
@@ -393,21 +410,24 @@ impl Log {
         let folder = options.folder.as_path();
         let path = folder.join(format!("{generation:020}.wal"));
         let spare = spare_path(folder);
-        let reused = spare.exists();
-        if reused {
+        if spare.exists() {
             fs::rename(&spare, &path)?;
             failpoint::hit("wal.after_rename");
+            // Before a byte of it changes: should this name be lost and an older one come back, the file has to be what it
+            // was under that one.
+            sync_folder(folder)?;
+            failpoint::hit("wal.after_rename_sync");
+            let file = OpenOptions::new().read(true).write(true).open(&path)?;
+            return Self::begin_in(file, path, options, generation, sequence);
         }
-        let begun = Self::begin_at(options, &path, generation, sequence);
-        if begun.is_err() && !reused {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+        Self::begin_in(file, path.clone(), options, generation, sequence).inspect_err(|_| {
             // Half a file on a full disk only makes it fuller. Should this fail too, the next start does it.
             let _ = fs::remove_file(&path);
-        }
-        begun
+        })
     }
 
-    fn begin_at(options: &LogOptions, path: &Path, generation: u64, sequence: u64) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+    fn begin_in(file: File, path: PathBuf, options: &LogOptions, generation: u64, sequence: u64) -> io::Result<Self> {
         let length = file.metadata()?.len();
         if length > options.file_bytes {
             file.set_len(options.file_bytes)?;
@@ -419,18 +439,12 @@ impl Log {
             file.write_all_at(&zeros[..len], at)?;
             at += len as u64;
         }
-        let mut header = Vec::with_capacity(44);
-        header.extend_from_slice(MAGIC);
-        header.extend_from_slice(&generation.to_le_bytes());
-        header.extend_from_slice(&sequence.to_le_bytes());
-        header.extend_from_slice(&options.owner.store);
-        header.extend_from_slice(&crc32fast::hash(&header).to_le_bytes());
-        file.write_all_at(&header, 0)?;
+        file.write_all_at(&header(options.owner.store, generation, sequence), 0)?;
         failpoint::io("wal.before_header_sync")?;
         file.sync_all()?;
+        failpoint::hit("wal.before_name_sync");
         sync_folder(&options.folder)?;
         failpoint::hit("wal.after_header_sync");
-        let path = path.to_owned();
         Ok(Self { file, path, generation, at: HEADER_BYTES, sequence, buffer: Vec::new() })
     }
 

@@ -2,14 +2,19 @@
 //!
 //! Owns the difference between a tail that was never acknowledged, which is cut, and a record that was and cannot be read,
 //! which is said. Never guesses: what cannot be told apart is refused.
+//!
+//! A file is known by its name and by its header, and both must say the same generation. Where they do not, a power cut came
+//! between a change of one and a change of the other. Such a file goes, when all that it ever held is in the backend or was
+//! read from other files. It is never used again: it may still have a second name.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::super::StoreError;
+use super::super::{StoreError, folder, sync_folder};
 use super::view::Changes;
-use super::{HEADER_BYTES, LogOwner, MAGIC, MAGIC_FORMAT_1, RECORD_HEADER, checksum, failed};
+use super::{HEADER_BYTES, LogOwner, MAGIC, MAGIC_FORMAT_1, RECORD_HEADER, checksum, failed, spare_path};
+use crate::failpoint;
 
 /// How many sequence numbers after a broken record count as later ones. A file holds fewer.
 const NEARBY: u64 = 1 << 24;
@@ -23,6 +28,16 @@ pub(super) struct Recovered {
     /// Of the first record of all files, when there is a file.
     pub(super) first_sequence: Option<u64>,
     pub(super) next_sequence: u64,
+    strays: Vec<Stray>,
+}
+
+/// A file whose name and header do not belong together.
+struct Stray {
+    path: PathBuf,
+    /// By its name.
+    generation: u64,
+    /// None that can be read: the file was never begun.
+    header: Option<Header>,
 }
 
 /// Reads all files in the order of their generations. Records up to `applied` are in the backend already.
@@ -33,27 +48,20 @@ pub(super) fn recover(folder: &Path, owner: &LogOwner, applied: u64) -> Result<R
         last_generation: 0,
         first_sequence: None,
         next_sequence: applied + 1,
+        strays: Vec::new(),
     };
     let mut newest = None;
     for (generation, path) in log_files(folder)? {
         let bytes = fs::read(&path).map_err(|e| failed("cannot read", &path, &e))?;
         let header = match read_header(&bytes) {
             Some(header) if header.generation == generation => header,
-            // A crash before the header was on disk, or before a file that is used again had its new one.
-            _ => {
-                if holds_records(&bytes, generation) {
-                    return Err(damaged(&path, "its header cannot be read, but records follow it"));
-                }
-                tracing::warn!(file = %path.display(), "a log file that was never begun is removed");
-                fs::remove_file(&path).map_err(|e| failed("cannot remove", &path, &e))?;
+            other => {
+                recovered.strays.push(Stray::of(path, generation, other, &bytes, owner.store)?);
                 continue;
             }
         };
         if header.store != owner.store && !(header.store == FORMAT_1 && owner.accepts_format_1) {
-            return Err(StoreError::Refused(format!(
-                "{} belongs to another store; move the folder it is in to the store it came with, or restore a backup",
-                path.display()
-            )));
+            return Err(of_another_store(&path));
         }
         if recovered.first_sequence.is_some() && header.first != recovered.next_sequence {
             return Err(damaged(
@@ -67,14 +75,95 @@ pub(super) fn recover(folder: &Path, owner: &LogOwner, applied: u64) -> Result<R
             return Err(damaged(&path, &format!("record {sequence} was acknowledged and cannot be read")));
         }
         recovered.next_sequence = read.next_sequence;
-        recovered.last_generation = generation;
+        recovered.last_generation = recovered.last_generation.max(generation);
         recovered.files.push(path.clone());
         newest = Some((path, bytes, read.last_record));
     }
+    // Nor is a number used again that a file was begun under.
+    let strays = recovered.strays.iter().filter_map(|stray| stray.header.as_ref());
+    recovered.last_generation = strays.map(|header| header.generation).fold(recovered.last_generation, u64::max);
     if let Some((path, bytes, last)) = newest {
         write_again(&path, &bytes, last).map_err(|e| failed("cannot write again the last record of", &path, &e))?;
     }
     Ok(recovered)
+}
+
+impl Recovered {
+    /// Removes for good what is no log file any more. To be called when the log and the backend are known to be whole
+    /// together.
+    pub(super) fn clear(&self, place: &Path) -> Result<(), StoreError> {
+        for stray in &self.strays {
+            stray.check(self.next_sequence)?;
+        }
+        let mut gone: Vec<&Path> = self.strays.iter().map(|stray| stray.path.as_path()).collect();
+        let spare = spare_path(place);
+        // The spare under a second name is not to spare.
+        if gone
+            .iter()
+            .copied()
+            .chain(self.files.iter().map(PathBuf::as_path))
+            .any(|own| folder::is_same_file(own, &spare))
+        {
+            gone.push(&spare);
+        }
+        if gone.is_empty() {
+            return Ok(());
+        }
+        for path in gone {
+            tracing::warn!(file = %path.display(), "removing a log file that a power cut left without a use");
+            fs::remove_file(path).map_err(|e| failed("cannot remove", path, &e))?;
+            failpoint::hit("wal.after_remove");
+        }
+        sync_folder(place).map_err(|e| failed("cannot sync", place, &e))
+    }
+}
+
+impl Stray {
+    fn of(
+        path: PathBuf,
+        generation: u64,
+        header: Option<Header>,
+        bytes: &[u8],
+        own: [u8; 16],
+    ) -> Result<Self, StoreError> {
+        match &header {
+            // Format 1 names no store; it was this one's that was brought up to date.
+            Some(header) if ![own, FORMAT_1].contains(&header.store) => Err(of_another_store(&path)),
+            None if record_at(bytes, HEADER_BYTES as usize, generation).is_some() => {
+                Err(damaged(&path, "its header cannot be read, but records follow it"))
+            }
+            _ => Ok(Self { path, generation, header }),
+        }
+    }
+
+    /// Refuses to lose a record. All before `next` are in the backend or were read from other files.
+    fn check(&self, next: u64) -> Result<(), StoreError> {
+        let Self { path, generation, header } = self;
+        let bytes = fs::read(path).map_err(|e| failed("cannot read", path, &e))?;
+        let begun_as = header.as_ref().map(|header| header.generation);
+        let has_more = |used: u64| later_record(&bytes, HEADER_BYTES as usize, used, next.saturating_sub(1));
+        if has_more(*generation) || begun_as.is_some_and(has_more) {
+            return Err(damaged(
+                path,
+                &format!("records from {next} on are in it, and its header is not that of its name"),
+            ));
+        }
+        match header {
+            // When it was begun, all records before its first were there.
+            Some(Header { first, .. }) if *first > next => Err(damaged(
+                path,
+                &format!("it was begun after record {}, and records from {next} on are missing", first - 1),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn of_another_store(path: &Path) -> StoreError {
+    StoreError::Refused(format!(
+        "{} belongs to another store; move the folder it is in to the store it came with, or restore a backup",
+        path.display()
+    ))
 }
 
 fn damaged(path: &Path, what: &str) -> StoreError {
@@ -176,11 +265,6 @@ fn record_at(bytes: &[u8], at: usize, generation: u64) -> Option<(u64, &[u8])> {
     let payload = rest.get(..u32::from_le_bytes(*length) as usize).filter(|payload| !payload.is_empty())?;
     let sequence = u64::from_le_bytes(*sequence);
     (checksum(generation, sequence, payload) == u32::from_le_bytes(*sum)).then_some((sequence, payload))
-}
-
-/// Whether a file whose header is of no use was begun all the same.
-fn holds_records(bytes: &[u8], generation: u64) -> bool {
-    record_at(bytes, HEADER_BYTES as usize, generation).is_some()
 }
 
 /// Looks for a record after the first broken one. What an earlier use of the file left has lower sequences.

@@ -368,3 +368,5 @@ fn no_record_goes_over_the_end_of_a_file_while_the_backend_keeps_up() {
     assert_eq!(store.get(b"key 3").unwrap(), Some(vec![3; 4096]));
     assert_eq!(record_bytes(&[Op::Delete { key: vec![1; 5] }]), 30);
 }
+
+mod names;
