@@ -203,6 +203,43 @@ fn opening_and_looking_changes_nothing() {
 }
 
 #[test]
+fn the_store_hears_only_of_records_that_a_power_cut_leaves() {
+    let bench = Bench::new();
+    let audit = bench.start();
+    write(&audit, 0..3);
+    audit.stop();
+    // As after a kill: the records can be read, whether or not the disk ever got them, and the store knows of none.
+    let mut batch = crate::store::Batch::default();
+    batch.delete(tables::audit_head());
+    bench.store.commit(&batch).unwrap();
+    bench.faults.lock().syncs = true;
+    let pace = CommitPace { gap: Duration::ZERO, row_gap: Duration::ZERO, max_pending: 1000 };
+    let committer = Committer::start(bench.store.clone(), pace, Arc::new(Metrics::new(0))).unwrap();
+    let disk = Box::new(FaultyDisk(bench.faults.clone()));
+    assert!(Audit::start_on(bench.config(), bench.clock.clone(), key(), committer, disk).is_err());
+    assert_eq!(bench.recorded(), None);
+    bench.faults.lock().syncs = false;
+    bench.start().stop();
+    assert_eq!(bench.recorded().unwrap().sequence, 3);
+}
+
+#[test]
+fn what_failed_at_the_end_of_a_segment_does_not_stay_in_it() {
+    for before in 0..12 {
+        let bench = Bench::new();
+        let audit = bench.start();
+        write(&audit, 0..before);
+        // Written whole, but not for all we know; and it cannot be taken out again.
+        *bench.faults.lock() = Faults { writes: true, cuts: true, written: usize::MAX, ..Faults::default() };
+        assert!(audit.write_blocking(act(before)).is_err());
+        (1..4).for_each(|n| audit.note(act(before + n)));
+        *bench.faults.lock() = Faults::default();
+        audit.stop();
+        bench.assert_whole(before + 4);
+    }
+}
+
+#[test]
 fn a_tail_torn_at_any_byte_is_cut_and_the_chain_goes_on() {
     let bench = Bench::new();
     let audit = bench.start();

@@ -183,7 +183,7 @@ impl Writer {
     fn keep_house(&mut self) -> io::Result<()> {
         let Some(retention) = self.config.retention else { return Ok(()) };
         let at = self.shared.clock.now();
-        self.trail.seal_if_older(at.0.saturating_sub(SEGMENT_AGE_MS));
+        self.trail.seal_if_older(at.0.saturating_sub(SEGMENT_AGE_MS))?;
         let limit = at.0.saturating_sub(u64::try_from(retention.as_millis()).unwrap_or(u64::MAX));
         let Some(end) = self.trail.expired(limit)? else { return Ok(()) };
         // The trail says first what will be missing: a gap that it does not speak of was not made by retention.

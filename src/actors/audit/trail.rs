@@ -20,6 +20,7 @@ use crate::actors::writer::segment::{
     read_record, segment_path, u32_at, u64_at,
 };
 use crate::clock::UnixMillis;
+use crate::failpoint;
 
 const MAGIC: &[u8; 8] = b"tgaudit1";
 const VERSION: u32 = 1;
@@ -146,6 +147,11 @@ impl Trail {
             findings.differs = self.head.mac != known.mac;
         }
         let last = segments.pop();
+        if let Some((_, path)) = &last {
+            // A process that was killed may have left its last records in the system's memory alone. The store is about to be
+            // told of them.
+            self.disk.open(path)?.sync_data()?;
+        }
         self.sealed = segments.into_iter().map(|(first_seq, path)| Sealed { first_seq, path }).collect();
         if let (Some((first_seq, path)), Some((len, torn_bytes, damaged))) = (last, newest) {
             findings.torn_bytes = torn_bytes;
@@ -211,7 +217,7 @@ impl Trail {
     fn make_room(&mut self, wanted: u64, at_ms: u64) -> io::Result<()> {
         let is_full = |file: &ActiveFile| file.len > SEGMENT_HEAD_BYTES && file.len + wanted > self.segment_bytes;
         if self.active.as_ref().is_some_and(|(.., file)| is_full(file)) {
-            self.seal();
+            self.seal()?;
         }
         if self.active.is_none() {
             let first_seq = self.head.sequence + 1;
@@ -232,22 +238,29 @@ impl Trail {
         let mut file = self.disk.create(path)?;
         file.write_all_at(&head.encode(), 0)?;
         file.sync_data()?;
+        failpoint::hit("audit.after_head");
         self.disk.sync_dir(&self.dir)?;
         Ok(file)
     }
 
-    fn seal(&mut self) {
+    fn seal(&mut self) -> io::Result<()> {
+        if let Some((.., file)) = &mut self.active {
+            // What failed before is written anew, in the next segment.
+            file.cut_back()?;
+        }
         if let Some((first_seq, path, _)) = self.active.take() {
             self.sealed.push(Sealed { first_seq, path });
         }
+        Ok(())
     }
 
     /// Ends the segment being written when it began before `limit_ms`, so that time alone can retire it.
-    pub(super) fn seal_if_older(&mut self, limit_ms: u64) {
+    pub(super) fn seal_if_older(&mut self, limit_ms: u64) -> io::Result<()> {
         let is_old = |file: &ActiveFile| file.len > SEGMENT_HEAD_BYTES && file.created_ms < limit_ms;
         if self.active.as_ref().is_some_and(|(.., file)| is_old(file)) {
-            self.seal();
+            self.seal()?;
         }
+        Ok(())
     }
 
     /// The end of what may be deleted because its newest record is older than `limit_ms`: the last record that would go.
@@ -281,15 +294,22 @@ impl Trail {
             if next.first_seq > last + 1 {
                 break;
             }
-            remove_if_there(&oldest.path)?;
+            self.remove(oldest)?;
             self.sealed.remove(0);
         }
         if let ([oldest], Some((first_seq, ..))) = (self.sealed.as_slice(), &self.active)
             && *first_seq <= last + 1
         {
-            remove_if_there(&oldest.path)?;
+            self.remove(oldest)?;
             self.sealed.clear();
         }
+        Ok(())
+    }
+
+    /// For good before the next one: what a crash leaves must have no hole.
+    fn remove(&self, segment: &Sealed) -> io::Result<()> {
+        remove_if_there(&segment.path)?;
+        failpoint::hit("audit.after_remove");
         self.disk.sync_dir(&self.dir)
     }
 }
@@ -364,6 +384,7 @@ impl ActiveFile {
 fn lock_dir(dir: &Path, disk: &dyn Disk) -> io::Result<File> {
     use std::os::unix::fs::DirBuilderExt;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    failpoint::hit("audit.after_create");
     let lock = File::options().create(true).truncate(false).write(true).open(dir.join("LOCK"))?;
     lock.try_lock().map_err(|error| match error {
         fs::TryLockError::WouldBlock => {

@@ -95,6 +95,14 @@ impl ActiveFile {
         }
         Ok(())
     }
+
+    /// As [`ActiveFile::cut_back`], for records that are about to go elsewhere: should the power fail, they must not be here
+    /// as well. A disk that refuses this too may show them twice; to drop them would lose them for certain.
+    pub(super) fn hand_over(&mut self) -> io::Result<()> {
+        self.cut_back()?;
+        self.file.sync_data().ok();
+        Ok(())
+    }
 }
 
 fn sync_unless_off(file: &mut dyn SegmentFile, sync: bool) -> io::Result<()> {
@@ -136,6 +144,7 @@ impl Writer {
     fn recover(&mut self) -> io::Result<()> {
         failpoint::hit("journal.before_recovery");
         remove_leftovers(&self.config.dir, &*self.disk)?;
+        failpoint::hit("journal.after_leftovers");
         let mut segments = list_segments(&self.config.dir)?;
         let newest = segments.pop();
         for (first_seq, path) in segments {
@@ -366,6 +375,7 @@ impl Writer {
         remove_if_there(&*self.disk, &segment.path)?;
         failpoint::hit("journal.half_deleted");
         remove_if_there(&*self.disk, &index_path(&segment.path))?;
+        failpoint::hit("journal.after_delete");
         self.disk.sync_dir(&self.config.dir)?;
         self.shared.catalog.write().sealed.retain(|kept| kept.path != segment.path);
         self.shared.counters.segments_deleted.fetch_add(1, Ordering::Relaxed);
@@ -385,9 +395,11 @@ impl Writer {
     }
 }
 
-/// Makes the directory and takes it for this process.
+/// Makes the directory and takes it for this process. The names in it are on disk then, also those that an earlier process
+/// changed and died before it could sync them.
 pub(super) fn lock_dir(dir: &Path, disk: &dyn Disk) -> io::Result<File> {
     fs::create_dir_all(dir)?;
+    failpoint::hit("journal.after_create");
     let lock = File::options().create(true).truncate(false).write(true).open(dir.join("LOCK"))?;
     if let Err(error) = lock.try_lock() {
         return Err(match error {

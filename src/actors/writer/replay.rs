@@ -21,6 +21,8 @@ use super::source::{Shape, Walk, named};
 use super::spill::SpillFile;
 use super::thread::Batch;
 use super::{JournalCounters, Shared};
+use crate::failpoint;
+use crate::store::folder;
 
 /// The file on its way back.
 struct Current {
@@ -109,6 +111,7 @@ impl Replay {
         if Name::of(&file.path).is_some_and(|name| name.journal_seq.is_none()) {
             let path = half_way_path(file, next_seq);
             fs::rename(&file.path, &path)?;
+            failpoint::hit("spill.after_rename");
             file.path = path;
         }
         if let Some(dir) = file.path.parent() {
@@ -126,6 +129,7 @@ impl Replay {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
+        failpoint::hit("spill.after_remove");
         if let Some(dir) = file.path.parent() {
             disk.sync_dir(dir)?;
         }
@@ -185,6 +189,7 @@ pub(super) fn take_stock(dir: &Path, journal_dir: &Path, keys: &JournalKeys) -> 
         }
     }
     paths.sort();
+    remove_second_names(&mut paths)?;
     for (name, path) in paths {
         let done = match name.journal_seq {
             Some(from) => last_replayed(journal_dir, from, keys)?,
@@ -219,6 +224,20 @@ pub(super) fn take_stock(dir: &Path, journal_dir: &Path, keys: &JournalKeys) -> 
         }
     }
     Ok(found)
+}
+
+/// A power cut may keep both names of a file that was renamed to go back. It goes back once, by the name that says from
+/// where on it did.
+fn remove_second_names(paths: &mut Vec<(Name, PathBuf)>) -> io::Result<()> {
+    let half_way: Vec<PathBuf> =
+        paths.iter().filter(|(name, _)| name.journal_seq.is_some()).map(|(_, path)| path.clone()).collect();
+    let is_second = |name: &Name, path: &Path| {
+        name.journal_seq.is_none() && half_way.iter().any(|other| folder::is_same_file(path, other))
+    };
+    for (_, path) in paths.extract_if(.., |(name, path)| is_second(name, path)) {
+        fs::remove_file(path)?;
+    }
+    Ok(())
 }
 
 /// What a spill file's name says. Those half way sort among the others by their age.

@@ -89,6 +89,7 @@ pub(super) fn write_index(disk: &dyn Disk, segment: &Path, index: &MemoryIndex, 
     file.sync_data()?;
     failpoint::hit("journal.before_index_rename");
     disk.rename(&unfinished, &path)?;
+    failpoint::hit("journal.after_index_rename");
     path.parent().map_or(Ok(()), |dir| disk.sync_dir(dir))
 }
 

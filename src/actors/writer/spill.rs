@@ -30,6 +30,7 @@ use super::queue::Pending;
 use super::replay::{Replay, take_over, take_stock};
 use super::segment::{Disk, SegmentFile, append_record};
 use super::{Clock, JournalConfig, Overflow, Shared};
+use crate::failpoint;
 
 #[cfg(test)]
 mod tests;
@@ -321,6 +322,7 @@ impl SpillThread {
             let mut file = self.disk.create(&path)?;
             file.write_all_at(&head.encode(), 0)?;
             file.sync_data()?;
+            failpoint::hit("spill.after_head");
             self.disk.sync_dir(&self.dir)?;
             Ok(file)
         };
@@ -433,6 +435,8 @@ pub(super) fn open(
     }
     let lock = lock_dir(&config.spill_dir, &*disk)?;
     let leftover = take_stock(&config.spill_dir, &config.dir, &config.keys)?;
+    failpoint::hit("spill.after_stock");
+    disk.sync_dir(&config.spill_dir)?;
     let next = leftover.next;
     let mut replay = take_over(shared, leftover);
     replay.lock = Some(lock);

@@ -102,6 +102,8 @@ pub(super) struct Faults {
     pub(super) written_before_failing: usize,
     pub(super) syncs: u32,
     pub(super) cuts: u32,
+    /// A file was cut, and not synced since.
+    pub(super) is_cut_in_memory_alone: bool,
     /// Whether a sync waits until this is taken back.
     pub(super) hangs: bool,
     /// A sync is waiting.
@@ -198,13 +200,21 @@ impl SegmentFile for FaultyFile {
         }
         let mut faults = self.faults.lock();
         faults.step()?;
-        if fails(&mut faults.syncs) { Err(io::ErrorKind::Other.into()) } else { Ok(()) }
+        if fails(&mut faults.syncs) {
+            return Err(io::ErrorKind::Other.into());
+        }
+        faults.is_cut_in_memory_alone = false;
+        Ok(())
     }
 
     fn set_len(&mut self, len: u64) -> io::Result<()> {
         let mut faults = self.faults.lock();
         faults.step()?;
-        if fails(&mut faults.cuts) { Err(io::ErrorKind::Other.into()) } else { self.file.set_len(len) }
+        if fails(&mut faults.cuts) {
+            return Err(io::ErrorKind::Other.into());
+        }
+        faults.is_cut_in_memory_alone = true;
+        self.file.set_len(len)
     }
 }
 

@@ -275,7 +275,7 @@ impl Writer {
 
     fn give_up(&mut self) {
         // What may stand in the file for all we know must not be written elsewhere as well.
-        let is_cut = self.active.as_mut().is_none_or(|active| active.cut_back().is_ok());
+        let is_cut = self.active.as_mut().is_none_or(|active| active.hand_over().is_ok());
         if self.shared.spill.is_on() && is_cut {
             // The spill's thread ends after this one and takes them from the queue.
             self.pending.rewind();

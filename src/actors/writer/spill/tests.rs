@@ -124,6 +124,20 @@ fn a_dead_disk_at_the_stop_costs_nothing_and_the_next_start_brings_all_back() {
 }
 
 #[test]
+fn what_goes_to_the_spill_is_out_of_the_journal_for_good() {
+    let bench = Bench::new();
+    let journal = bench.start(patient(&bench));
+    emit(&journal, 0..2);
+    journal.flush().unwrap();
+    // Whole in the file, though the disk says otherwise.
+    *bench.faults.lock() = Faults { writes: u32::MAX, written_before_failing: usize::MAX, ..Faults::default() };
+    emit(&journal, 2..7);
+    assert!(journal.stop().is_err());
+    assert_eq!(spilled(&journal), 5);
+    assert!(!bench.faults.lock().is_cut_in_memory_alone, "a power cut would bring back what is in the spill");
+}
+
+#[test]
 fn a_death_at_any_byte_of_the_way_back_neither_loses_nor_doubles() {
     die_on_the_way_back(&JournalKeys::default());
 }
@@ -161,6 +175,17 @@ fn die_on_the_way_back(under: &JournalKeys) {
     let segment = bench.files("seg").remove(0);
     let whole = fs::read(&segment).unwrap();
     let half_way = file.with_file_name("00000000000000000001-00000000000000000003.replay");
+
+    // A power cut may keep both names of the file: before the first record went back, and after the last.
+    for len in [head, whole.len()] {
+        fs::write(&segment, &whole[..len]).unwrap();
+        fs::write(&half_way, &spill).unwrap();
+        fs::hard_link(&half_way, &file).unwrap();
+        let journal = bench.start(patient(&bench));
+        wait_until("the rest is in the journal", || spilled(&journal) == 0 && bench.spill_files().is_empty());
+        journal.stop().unwrap();
+        assert_eq!(all_with(&bench, under), numbered(0..7), "both names, {len} of {} bytes", whole.len());
+    }
 
     for len in (head..=whole.len()).step_by(13).chain([whole.len()]) {
         fs::write(&segment, &whole[..len]).unwrap();
