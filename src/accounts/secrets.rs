@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use hmac::{Hmac, KeyInit, Mac};
@@ -14,6 +14,7 @@ use sha2::Sha256;
 use crate::clock;
 use crate::domain::ids::{CredentialId, SecretMac};
 use crate::domain::key::{KEY_RANDOM_LEN, KeyLook};
+use crate::failpoint;
 use crate::store::folder;
 
 /// The least a pepper must have, in bytes.
@@ -214,6 +215,7 @@ pub(super) fn load_or_create_key(data_dir: &Path, name: &str) -> io::Result<Vec<
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let text = clock::random_alphanumerics(TOKEN_RANDOM_LEN)?;
             create_private_dir(&dir)?;
+            failpoint::hit("secrets.after_create");
             write_private(&file, text.as_bytes())?;
             folder::sync_name(&dir)?;
             Ok(text.into_bytes())
@@ -235,23 +237,7 @@ pub(super) fn create_private_dir(dir: &Path) -> io::Result<()> {
 
 /// Writes a file that only we may read, all of it or nothing, and has it on disk when it returns.
 pub(super) fn write_private(file: &Path, content: &[u8]) -> io::Result<()> {
-    let draft = file.with_extension(format!("{}.tmp", std::process::id()));
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        options.mode(0o600);
-    }
-    let mut out = options.open(&draft)?;
-    out.write_all(content)?;
-    out.sync_all()?;
-    fs::rename(&draft, file)?;
-    if let Some(dir) = file.parent() {
-        // The new name is durable only with its directory.
-        fs::File::open(dir)?.sync_all()?;
-    }
-    Ok(())
+    folder::write_whole(file, &file.with_extension(format!("{}.tmp", std::process::id())), content)
 }
 
 #[cfg(test)]

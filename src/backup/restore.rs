@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::archive::{Manifest, Part, Reader, Totals};
 use super::{FOLDERS, MAX_DEPTH, SECRETS};
+use crate::failpoint;
+use crate::store::folder;
 use crate::store::home::{self, FORMAT};
 use crate::store::{Batch, Op, Store, StoreError, sync_folder, tables};
 
@@ -112,6 +114,7 @@ impl Restore<'_> {
         write_file(&folder.join(PLAN), &serde_json::to_vec_pretty(&plan).map_err(io::Error::from)?)?;
         sync_tree(&folder)?;
         fs::rename(&folder, self.data_dir.join(READY))?;
+        failpoint::hit("restore.after_ready");
         sync_folder(self.data_dir)?;
         finish(self.data_dir)?;
         Ok(Restored { manifest, totals, aside: aside.exists().then_some(aside) })
@@ -288,31 +291,46 @@ pub fn finish(data_dir: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             // The plan goes last but for the folder.
             return match fs::remove_dir(&ready) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                removed => removed.and_then(|()| sync_folder(data_dir)),
             };
         }
         Err(error) => return Err(error),
     };
     let plan: Plan = serde_json::from_slice(&plan)?;
-    let waiting = names(&ready)?;
+    let mut waiting = names(&ready)?;
+    for name in waiting.extract_if(.., |name| folder::is_same_file(&ready.join(&*name), &data_dir.join(&*name))) {
+        // It is in its place; a power cut kept its old name as well.
+        fs::remove_file(ready.join(name))?;
+    }
+    let aside = data_dir.join(&plan.aside);
     for old in content(data_dir)? {
         // What is of the new content and waits no more is in its place already. Secrets stay unless others come.
         let new = plan.new.contains(&old);
         if (new && !waiting.contains(&old)) || (!new && old == SECRETS) {
             continue;
         }
-        let aside = data_dir.join(&plan.aside);
         fs::create_dir_all(&aside)?;
         fs::rename(data_dir.join(&old), aside.join(&old))?;
+        failpoint::hit("restore.after_aside");
+    }
+    // Each new name before the old one's end, and all old content aside before new content comes: a start tells by the
+    // names what is left to do.
+    if aside.exists() {
+        sync_folder(&aside)?;
     }
     sync_folder(data_dir)?;
     for new in waiting.iter().filter(|name| *name != PLAN) {
         fs::rename(ready.join(new), data_dir.join(new))?;
+        failpoint::hit("restore.after_move");
     }
     sync_folder(data_dir)?;
+    sync_folder(&ready)?;
     fs::remove_file(ready.join(PLAN))?;
+    failpoint::hit("restore.after_plan");
     fs::remove_dir(&ready)?;
+    failpoint::hit("restore.after_end");
+    // Should it come back, what is made from here on would be moved aside as old.
     sync_folder(data_dir)
 }
 
@@ -468,6 +486,39 @@ mod tests {
         }
     }
 
+    /// A restore that was whole when it was cut off, before it moved anything.
+    fn ready(dir: &Path) -> Plan {
+        let rows = Arc::new(MemoryStore::default());
+        let run = Restore { data_dir: dir, backend: "redb", force: true, now: NOW };
+        let folder = dir.join(UNFINISHED);
+        run.write(&folder, backup().as_slice(), |folder| {
+            fs::create_dir_all(folder).unwrap();
+            fs::write(folder.join("db"), b"new").unwrap();
+            Ok(Box::new(Shared(rows)))
+        })
+        .unwrap();
+        let plan = Plan { aside: "before-restore-2026-01-15T12-00-00Z".into(), new: names(&folder).unwrap() };
+        write_file(&folder.join(PLAN), &serde_json::to_vec(&plan).unwrap()).unwrap();
+        fs::rename(&folder, dir.join(READY)).unwrap();
+        plan
+    }
+
+    #[test]
+    fn a_move_of_which_a_power_cut_kept_both_names_is_finished() {
+        let dir = used();
+        let plan = ready(dir.path());
+        let ready = dir.path().join(READY);
+        fs::create_dir(dir.path().join(&plan.aside)).unwrap();
+        fs::rename(dir.path().join("store.json"), dir.path().join(&plan.aside).join("store.json")).unwrap();
+        fs::hard_link(ready.join("store.json"), dir.path().join("store.json")).unwrap();
+        let new = fs::read(dir.path().join("store.json")).unwrap();
+        finish(dir.path()).unwrap();
+        let found = tree(dir.path());
+        assert_eq!((&found["store.json"], &found["store-redb/db"]), (&new, &b"new".to_vec()));
+        assert_eq!(found[&format!("{}/store.json", plan.aside)], b"old", "what was moved aside stays what it was");
+        assert!(!ready.exists());
+    }
+
     #[test]
     fn a_swap_that_is_cut_off_anywhere_is_finished() {
         let prepared = used();
@@ -476,20 +527,8 @@ mod tests {
         // Every order in which a crash can have left the moves: so many of the old aside, so many of the new in place.
         for (old_moved, new_moved) in (0..=6).map(|n| (n, 0)).chain((0..=4).map(|n| (6, n))) {
             let dir = used();
-            let rows = Arc::new(MemoryStore::default());
-            let run = Restore { data_dir: dir.path(), backend: "redb", force: true, now: NOW };
-            let folder = dir.path().join(UNFINISHED);
-            run.write(&folder, backup().as_slice(), |folder| {
-                fs::create_dir_all(folder).unwrap();
-                fs::write(folder.join("db"), b"new").unwrap();
-                Ok(Box::new(Shared(rows)))
-            })
-            .unwrap();
-            let aside = "before-restore-2026-01-15T12-00-00Z";
-            let plan = Plan { aside: aside.into(), new: names(&folder).unwrap() };
-            write_file(&folder.join(PLAN), &serde_json::to_vec(&plan).unwrap()).unwrap();
-            let ready = dir.path().join(READY);
-            fs::rename(&folder, &ready).unwrap();
+            let plan = ready(dir.path());
+            let (aside, ready) = (&plan.aside, dir.path().join(READY));
             for old in content(dir.path()).unwrap().into_iter().take(old_moved) {
                 fs::create_dir_all(dir.path().join(aside)).unwrap();
                 fs::rename(dir.path().join(&old), dir.path().join(aside).join(&old)).unwrap();

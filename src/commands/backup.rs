@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::progress::{Progress, bytes};
@@ -14,7 +13,8 @@ use crate::backup::restore::{Restore, Trouble};
 use crate::backup::source::Source;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::store::StoreError;
+use crate::failpoint;
+use crate::store::{StoreError, folder};
 
 /// Means standard output or input.
 const STREAM: &str = "-";
@@ -39,15 +39,15 @@ pub fn backup(file: Option<&Path>, to: &Path, with_secrets: bool) -> Result<(), 
     }
     let (manifest, totals) = made?;
     fs::rename(&unfinished, to)?;
-    let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(parent)?.sync_all()?;
+    failpoint::hit("backup.after_rename");
+    folder::sync_name(to)?;
     println!("{}: {}, {}", to.display(), describe(&totals), secrets(&manifest));
     Ok(())
 }
 
 fn write_file(config: &Config, way: Way, with_secrets: bool, to: &Path) -> Result<(Manifest, Totals), Failure> {
     // It holds what opens every account.
-    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(to);
+    let file = folder::create_anew(to);
     let file = file.map_err(|e| Failure::Failed(format!("cannot write {}: {e}", to.display())))?;
     let mut out = Counted::new(BufWriter::with_capacity(BUFFER, file));
     take(config, way, with_secrets, &mut out)?;

@@ -5,7 +5,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -14,6 +13,8 @@ use super::columns::RowGroups;
 use super::progress::Progress;
 use super::{Failure, load_config, logs};
 use crate::clock::UnixMillis;
+use crate::failpoint;
+use crate::store::folder;
 
 /// After so many records it is time to look at the clock.
 const LOOK_EVERY: u64 = 256;
@@ -149,7 +150,7 @@ impl Partial {
         let mut path = target.as_os_str().to_owned();
         path.push(".partial");
         let path = PathBuf::from(path);
-        let made = File::options().write(true).create(true).truncate(true).mode(0o600).open(&path);
+        let made = folder::create_anew(&path);
         made.map_err(|error| Failure::Failed(format!("cannot write {}: {error}", path.display())))?;
         Ok(Self { path, target: target.to_owned(), is_done: false })
     }
@@ -161,10 +162,9 @@ impl Partial {
     fn finish(mut self) -> io::Result<()> {
         self.file()?.sync_all()?;
         fs::rename(&self.path, &self.target)?;
+        failpoint::hit("export.after_rename");
         self.is_done = true;
-        // A name without a folder stands in the present one.
-        let folder = self.target.parent().filter(|folder| !folder.as_os_str().is_empty());
-        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+        folder::sync_name(&self.target)
     }
 }
 

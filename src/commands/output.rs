@@ -1,12 +1,13 @@
 //! Where an export goes: a file that appears when it is whole, or standard output; and how far it has come.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::Failure;
 use super::progress::Progress;
+use crate::failpoint;
+use crate::store::folder;
 
 /// Runs `write` into `to`, or into standard output. `what` is counted, a line each.
 ///
@@ -26,7 +27,7 @@ pub(super) fn to_file(
     name.push(".partial");
     let partial = PathBuf::from(name);
     // Whoever reads it may be able to use what is in it.
-    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&partial);
+    let file = folder::create_anew(&partial);
     let file = file.map_err(|e| Failure::Failed(format!("cannot write {}: {e}", partial.display())))?;
     let mut out = BufWriter::new(file);
     let written = write(&mut Counting::new(&mut out, what));
@@ -38,7 +39,9 @@ pub(super) fn to_file(
         let _ = fs::remove_file(&partial);
     }
     done?;
-    Ok(fs::rename(&partial, to)?)
+    fs::rename(&partial, to)?;
+    failpoint::hit("output.after_rename");
+    Ok(folder::sync_name(to)?)
 }
 
 /// Counts lines as they are written.

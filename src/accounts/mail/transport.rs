@@ -11,6 +11,8 @@ use lettre::{Address, AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executo
 
 use super::templates::Rendered;
 use crate::config::{Mail, MailTls, MailTransport};
+use crate::failpoint;
+use crate::store::folder;
 
 /// Why a letter did not go.
 #[derive(Debug)]
@@ -71,7 +73,12 @@ impl Transport {
                 let wrote = tokio::task::spawn_blocking(move || {
                     // Whole or not there at all, for whoever watches the folder.
                     let unfinished = file.with_extension("tmp");
-                    std::fs::write(&unfinished, bytes).and_then(|()| std::fs::rename(&unfinished, &file))
+                    std::fs::write(&unfinished, bytes)?;
+                    // On disk before the outbox forgets it.
+                    std::fs::File::open(&unfinished)?.sync_all()?;
+                    std::fs::rename(&unfinished, &file)?;
+                    failpoint::hit("mail.after_rename");
+                    folder::sync_name(&file)
                 });
                 let wrote = wrote.await.map_err(|error| Failure::Later(error.to_string()))?;
                 wrote.map_err(|error| Failure::Later(error.to_string()))
