@@ -12,7 +12,7 @@ PACKAGE_STAMP := $(VENV)/.tollgate-client
 PACKAGE_FILES := $(PACKAGE)/pyproject.toml $(PACKAGE)/README.md \
   $(shell find $(PACKAGE)/src -name __pycache__ -prune -o -print)
 
-.PHONY: demo dist test crash lint bench fuzz soak packages clients
+.PHONY: demo dist test crash lint bench fuzz soak packages disks clients
 
 demo:
 	@echo "Building tollgate to try it. The first time takes some minutes, about four on two cores."
@@ -31,20 +31,24 @@ dist:
 
 # One binary of integration tests; those that drive clients need Python with them. The benchmarks are only
 # built, by `make lint`.
-test: packages clients
+test: packages disks clients
 	TOLLGATE_TEST_PYTHON=$(abspath $(VENV))/bin/python $(CARGO) test --lib --test it
 	$(CARGO) test --doc
 	$(MAKE) crash
 
 # The gateway is killed again and again, and its books are checked: see tests/crash/main.rs. CYCLES=10000 for a long run,
-# ONLY=power for one kind, SEED=… to see a failure again.
-crash:
+# ONLY=power for one kind, SEED=… to see a failure again. The power cuts need a disk of their own; without one they fail.
+crash: disks
 	TOLLGATE_CRASH_CYCLES=$(CYCLES) TOLLGATE_CRASH_ONLY=$(ONLY) TOLLGATE_CRASH_SEED=$(SEED) TOLLGATE_CRASH_BACKENDS=$(BACKENDS) \
 	  $(CARGO) test --features failpoints --test crash
 
 # Says all at once what is missing, where it cannot install it.
 packages:
 	./tests/install-packages.sh python3=python3 venv=python3-venv nginx=nginx-light curl=curl
+
+# For the power cuts and the full disk of the crash tests.
+disks:
+	./tests/prepare-disks.sh
 
 clients: $(CLIENTS_STAMP) $(PACKAGE_STAMP)
 

@@ -107,6 +107,7 @@ pub fn setting(backend: &'static str, seed: u64) -> Setting {
         backend,
         recovery: if seed.is_multiple_of(2) { Recovery::Charge } else { Recovery::Refund },
         retention_bytes: (seed % 3 == 2).then_some(RETENTION_BYTES),
+        spills: seed % 5 == 1,
         journal_may_have_holes: false,
     }
 }
@@ -245,7 +246,7 @@ fn one_kill(life: &mut Life<'_>, figures: &mut Figures) -> Verdict {
 
 fn at_a_point(life: &mut Life<'_>, figures: &mut Figures) -> Verdict {
     let fresh = life.books.is_none();
-    let all = points::of(life.site.setting.backend, if fresh { Some(When::Opening) } else { None });
+    let all = points::of(life.site.setting.backend, |point| points::is_passed(point, fresh));
     let point = all[life.random.usize(0..all.len())];
     let armed = points::kill_at(point.name, life.random.u32(0..point.passages));
     figures.armed.insert(point.name);
@@ -261,15 +262,15 @@ fn at_a_point(life: &mut Life<'_>, figures: &mut Figures) -> Verdict {
         return Ok(());
     }
     if gateway.process.ends_within(match point.when {
-        When::Opening => Duration::from_millis(20),
         When::Serving => Duration::ZERO,
+        _ => Duration::from_millis(20),
     }) {
         died(figures);
         return Ok(());
     }
     if let Err(what) = life.settle(&gateway, figures) {
         // The check itself may have led it to the point.
-        if !gateway.process.ends_within(Duration::from_millis(200)) {
+        if !gateway.process.has_died() {
             return Err(what);
         }
         died(figures);
@@ -293,7 +294,7 @@ fn last_look(life: &mut Life<'_>, figures: &mut Figures) -> Verdict {
     let Some(mut gateway) = life.start("", figures)? else { return Ok(()) };
     life.settle(&gateway, figures)?;
     gateway.process.terminate();
-    life.site.run(["ledger", "verify"])?;
-    life.site.run(["logs", "verify"])?;
-    life.site.run(["audit", "verify"])
+    life.site.run(&["ledger", "verify"])?;
+    life.site.run(&["logs", "verify"])?;
+    life.site.run(&["audit", "verify"])
 }

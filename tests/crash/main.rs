@@ -13,6 +13,7 @@
 //! | `TOLLGATE_CRASH_CYCLES` | kills per backend; half as many power cuts, and a fortieth of each fault | 200 |
 //! | `TOLLGATE_CRASH_BACKENDS` | which backends, with commas between | all |
 //! | `TOLLGATE_CRASH_ONLY` | which run: `kills`, `faults`, `power`, `teeth` | all |
+//! | `TOLLGATE_CRASH_MAY_SKIP_POWER` | where no disk can be mounted, the power is not cut, and that is no failure | it is one |
 //!
 //! # Points
 //!
@@ -21,25 +22,36 @@
 //! | point | is passed |
 //! |---|---|
 //! | `wal.before_recovery`, `wal.after_recovery` | around the reading of the log at a start |
-//! | `wal.after_rename` | when a spare file has its new name and still its old content |
-//! | `wal.before_header_sync`, `wal.after_header_sync` | around the sync of a new log file |
+//! | `wal.after_rename`, `wal.after_rename_sync` | when a spare file has its new name and still its old content |
+//! | `wal.before_header_sync`, `wal.before_name_sync`, `wal.after_header_sync` | around the syncs of a new log file |
+//! | `wal.after_give_up`, `wal.after_remove` | when a log file became the spare one, or was removed |
 //! | `wal.before_write`, `wal.before_sync`, `wal.after_sync` | around the write and the sync of every commit |
 //! | `wal.before_rotate`, `wal.after_rotate` | around the change to the next log file |
 //! | `wal.before_apply`, `wal.after_apply` | around the move of a log file's changes to the backend |
-//! | `sled.before_rename` | before a new database gets its name |
+//! | `sled.before_rename`, `sled.after_rename` | around the moment in which a new database gets its name |
+//! | `sled.after_aside` | when a half-written snapshot was moved aside |
 //! | `sled.before_open`, `sled.after_open` | around the opening of the backend |
 //! | `sled.before_flush`, `sled.before_sync` | in every batch that goes to the backend |
 //! | `redb.before_open`, `redb.after_open`, `redb.before_commit`, `redb.after_commit` | the same for the other backend |
-//! | `redb.before_rename` | before a new database gets its name |
+//! | `redb.before_rename`, `redb.after_rename` | around the moment in which a new database gets its name |
 //! | `commit.before`, `commit.after` | around a commit, on the store thread |
 //! | `settle.before`, `settle.after` | around the end of a hold |
 //! | `answer.before`, `answer.begun`, `answer.ended` | before the first byte of an answer, after it, after the last |
 //! | `journal.before_recovery`, `journal.before_cut` | when the journal is taken over, and before its torn end is cut |
 //! | `journal.before_write`, `journal.before_sync`, `journal.after_sync` | around the write and sync of a batch |
-//! | `journal.before_seal`, `journal.before_index_rename`, `journal.after_seal` | while a segment gets its index |
+//! | `journal.after_create`, `journal.after_leftovers` | when the journal's folder was made, and what was half done removed |
+//! | `journal.before_seal`, `journal.before_index_rename`, `journal.after_index_rename`, `journal.after_seal` | while a segment gets its index |
 //! | `journal.before_rewrite_rename`, `journal.after_rewrite_rename` | when a sealed segment is replaced by its compressed form |
 //! | `journal.before_head`, `journal.after_head` | while a segment is made |
-//! | `journal.half_deleted` | when retention has deleted a segment but not its index |
+//! | `journal.half_deleted`, `journal.after_delete` | when retention has deleted a segment but not its index, and both |
+//! | `spill.after_head`, `spill.after_rename`, `spill.after_remove` | when a spill file was made, renamed to go back, and removed |
+//! | `spill.after_stock` | when a start has removed spill files with nothing in them |
+//! | `audit.after_create`, `audit.after_head`, `audit.after_remove` | when the trail's folder was made, a segment of it was, or one was removed |
+//! | `folder.after_create`, `secrets.after_create`, `folder.after_rename` | when a folder was made, or a small file was replaced as a whole |
+//! | `restore.after_ready`, `restore.after_aside`, `restore.after_move`, `restore.after_plan`, `restore.after_end` | between the moves of a restore |
+//! | `backup.after_rename`, `export.after_rename`, `output.after_rename`, `mail.after_rename` | when what a command or a letter's file wrote has its name |
+//!
+//! Where names have changed and their folder is not synced, the power cuts come after one more start on what was left.
 //!
 //! Switches that leave a safety out, to prove that its loss is noticed: `wal.skip_sync`, `journal.skip_sync`,
 //! `answer.too_early`, `idempotency.skip_check`. And one size: `wal.file_bytes`.

@@ -17,12 +17,14 @@ pub type Verdict<T = ()> = Result<T, String>;
 pub const METERS: [&str; 2] = ["conversations", "credits"];
 
 /// How often, and how far apart, a journal that does not look sound beside a running server is looked at again.
-const VERIFY_TRIES: u32 = 3;
+const VERIFY_TRIES: u32 = 40;
+/// The same where holes are to be expected.
+const VERIFY_TRIES_WITH_HOLES: u32 = 3;
 const VERIFY_PAUSE: Duration = Duration::from_millis(50);
 /// Calls sent again after one restart.
 const MAX_REPEATS: usize = 40;
 /// How long holds may stay open once nobody calls.
-const SETTLE_PATIENCE: Duration = Duration::from_secs(10);
+const SETTLE_PATIENCE: Duration = Duration::from_secs(60);
 /// Longest list of amounts that a set of calls in doubt may have come to.
 const MAX_SUMS: usize = 200_000;
 
@@ -112,7 +114,10 @@ impl Books {
     pub fn count_records(&mut self, site: &Site) -> Verdict {
         let failed = |e: std::io::Error| format!("the journal cannot be read: {e}");
         self.counted = 0;
-        let reader = JournalReader::open(site.data.join("journal")).map_err(failed)?;
+        // The next start ends a restore that was cut off; until then the journal may wait there.
+        let waiting = site.data.join("restore.ready/journal");
+        let dir = if waiting.exists() { waiting } else { site.data.join("journal") };
+        let reader = JournalReader::open(dir).map_err(failed)?;
         reader
             .for_each(|_| {
                 self.counted += 1;
@@ -288,7 +293,8 @@ impl Books {
         let reader = JournalReader::open(&dir).map_err(|e| format!("the journal cannot be opened: {e}"))?;
         let verify = || reader.verify().map_err(|e| format!("the journal cannot be read: {e}"));
         let mut report = verify()?;
-        for _ in 0..VERIFY_TRIES {
+        let tries = if site.setting.journal_may_have_holes { VERIFY_TRIES_WITH_HOLES } else { VERIFY_TRIES };
+        for _ in 0..tries {
             if report.problems.is_empty() {
                 break;
             }

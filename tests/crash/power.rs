@@ -3,29 +3,41 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::disk::Disk;
+use crate::disk::{Disk, Names};
 use crate::kills::{Failure, Figures, Life, setting};
 use crate::oracle::Verdict;
-use crate::points::{self, When, kill_at};
+use crate::points::{self, Point, When, kill_at};
 use crate::site::Setting;
 use crate::upstream::Upstream;
 
 /// Power cuts on one data folder before a fresh one is begun.
 const CUTS_PER_FOLDER: u64 = 20;
+/// A long run says after so many cuts how far it is.
+const PROGRESS: u64 = 200;
 /// Longest time under load before a cut.
 const BUSY: Duration = Duration::from_millis(250);
+/// How long a point in a start may take to be reached once the process serves; then it is killed where it is.
+const POINT_PATIENCE: Duration = Duration::from_millis(60);
 /// How soon after a start the early cuts come.
 const EARLY: Duration = Duration::from_millis(150);
 
 /// What is left out on purpose; empty: nothing.
 pub type Switches<'a> = &'a str;
 
+/// What switches the power cuts off where no disk can be mounted; without it, that is a failure.
+const MAY_SKIP: &str = "TOLLGATE_CRASH_MAY_SKIP_POWER";
+
+/// Whether it is no failure that a disk cannot be mounted.
+pub fn may_skip() -> bool {
+    crate::variable(MAY_SKIP).is_some()
+}
+
 /// Whether a disk whose power can be cut can be mounted here.
 pub fn can_cut(root: &Path) -> bool {
     Disk::mount(&root.join("trial")).is_ok()
 }
 
-/// `cuts` power cuts; `None` where such a disk cannot be mounted, with the reason said.
+/// `cuts` power cuts; `None` where such a disk cannot be mounted and that was allowed.
 pub fn run(
     backend: &'static str,
     root: &Path,
@@ -37,16 +49,23 @@ pub fn run(
     let folder = root.join(format!("power-{backend}-{seed}-{}", fastrand::u32(..)));
     let mut disk = match Disk::mount(&folder.join("disk")) {
         Ok(disk) => disk,
-        Err(why) => {
+        Err(why) if may_skip() => {
             println!("power, {backend}: SKIPPED, no disk of our own can be mounted here: {why}");
             return Ok(None);
+        }
+        Err(why) => {
+            let what = format!(
+                "no disk of our own can be mounted here: {why}\nIt takes root and /dev/fuse (modprobe fuse; in a container, \
+                 --device /dev/fuse --cap-add SYS_ADMIN). To go without power cuts, set {MAY_SKIP}=1."
+            );
+            return Err(Failure { what, seed, folder, kill: 0 });
         }
     };
     let mut figures = Figures::default();
     while figures.kills < cuts {
         let seed = seed + figures.folders;
         figures.folders += 1;
-        disk.wipe();
+        disk.wipe(if seed.is_multiple_of(4) { Names::Plain } else { Names::Journaled });
         let due = cuts.min(figures.kills + CUTS_PER_FOLDER);
         let setting = Setting { journal_may_have_holes: true, ..setting(backend, seed) };
         let mut life = Life::begin(&folder, &folder.join("disk/data"), upstream, setting, seed);
@@ -55,6 +74,9 @@ pub fn run(
             one_cut(&mut life, &mut figures, &mut disk, switches).map_err(|what| fail(what, figures.kills))?;
         }
         look(&mut life, &mut figures, switches).map_err(|what| fail(what, figures.kills))?;
+        if figures.kills.is_multiple_of(PROGRESS) {
+            println!("power, {backend}: {} of {cuts} cuts, {} calls", figures.kills, figures.calls);
+        }
     }
     drop(disk);
     let _ = std::fs::remove_dir_all(&folder);
@@ -77,18 +99,27 @@ enum Before {
     /// Two lives under load, the first of which a kill ended that lost nothing: what it left is then used, though nobody
     /// synced it.
     TwoLoads,
+    /// A restore of what is there, and it ends half way or a start after it does.
+    Restore,
+    /// A life that ended between a change of names and their folder's sync, and another that built on what it found.
+    Names,
 }
 
 fn one_cut(life: &mut Life<'_>, figures: &mut Figures, disk: &mut Disk, switches: &str) -> Verdict {
     figures.kills += 1;
-    let all = [Before::Start, Before::LoadAndStart, Before::Load, Before::Load, Before::TwoLoads];
-    let before = all[life.random.usize(0..all.len())];
-    if before == Before::TwoLoads {
-        if life.is_fresh() {
-            // The first life may end at a point, and what has been registered must not hang on that.
-            look(life, figures, switches)?;
-        }
-        let mut serving = points::of(life.site.setting.backend, Some(When::Serving));
+    use Before::{Load, LoadAndStart, Names, Restore, Start, TwoLoads};
+    let all = [Start, Start, LoadAndStart, LoadAndStart, Load, Load, Load, Load, TwoLoads, TwoLoads, Restore]
+        .into_iter()
+        .chain([Names; 6])
+        .collect::<Vec<_>>();
+    // What makes a folder is over with its first life.
+    let before = if life.is_fresh() && life.random.u8(0..4) > 0 { Names } else { all[life.random.usize(0..all.len())] };
+    if life.is_fresh() && matches!(before, TwoLoads | Restore) {
+        // The first life may end at a point, and what has been registered must not hang on that.
+        look(life, figures, switches)?;
+    }
+    if before == TwoLoads {
+        let mut serving = points::of(life.site.setting.backend, |point| point.when == When::Serving);
         if life.random.bool() {
             // What is written and not synced is what this is about.
             serving.retain(|point| point.name.ends_with(".before_sync"));
@@ -101,13 +132,90 @@ fn one_cut(life: &mut Life<'_>, figures: &mut Figures, disk: &mut Disk, switches
         Before::Start => {}
         Before::TwoLoads => load(life, figures, switches, BUSY / 5)?,
         Before::Load | Before::LoadAndStart => load(life, figures, switches, BUSY)?,
+        Before::Names => changed_names(life, figures, switches)?,
+        Before::Restore => restored(life, figures, switches)?,
     }
     if matches!(before, Before::Start | Before::LoadAndStart) {
         start_only(life, figures, switches)?;
-    } else {
+    } else if !matches!(before, Names | Restore) {
         figures.at_any_time += 1;
     }
     disk.cut_power(&mut life.random);
+    check_log_names(&life.site.data.join("wal"))
+}
+
+/// Dies where names were changed and not synced, once or twice, and has a life after that which builds on what it finds.
+fn changed_names(life: &mut Life<'_>, figures: &mut Figures, switches: &str) -> Verdict {
+    let fresh = life.is_fresh();
+    for _ in 0..life.random.usize(1..3) {
+        let all = points::of(life.site.setting.backend, |point| point.names && points::is_passed(point, fresh));
+        let point = all[life.random.usize(0..all.len())];
+        figures.armed.insert(point.name);
+        if die_at(life, figures, switches, point)? {
+            *figures.at_points.entry(point.name).or_default() += 1;
+        } else {
+            figures.at_any_time += 1;
+        }
+    }
+    match life.random.u8(0..4) {
+        0 => Ok(()),
+        1 => start_only(life, figures, switches),
+        2 if !fresh => load(life, figures, switches, BUSY / 5),
+        _ => look(life, figures, switches),
+    }
+}
+
+/// Puts the state back that is there anyhow, so that all that held still has to, whatever of the two is found.
+fn restored(life: &mut Life<'_>, figures: &mut Figures, switches: &str) -> Verdict {
+    let file = life.site.beside("backup");
+    life.site.run(&["backup", &file])?;
+    let all = points::of(life.site.setting.backend, |point| point.when == When::Restoring);
+    let point = all[life.random.usize(0..all.len())];
+    figures.armed.insert(point.name);
+    let armed = with(switches, &kill_at(point.name, life.random.u32(0..point.passages)));
+    let mut restore = life.site.launch_command(&["restore", &file, "--force"], &armed);
+    if !restore.has_ended() || restore.ended().is_some_and(|status| status.code().is_some_and(|code| code != 0)) {
+        return Err(format!("a restore failed:\n{}", restore.whole_log()));
+    }
+    match restore.ended().is_some_and(|status| status.code().is_none()) {
+        true => *figures.at_points.entry(point.name).or_default() += 1,
+        false => figures.at_any_time += 1,
+    }
+    if life.random.bool() { start_only(life, figures, switches) } else { Ok(()) }
+}
+
+/// Whether it was the point that it died at.
+fn die_at(life: &mut Life<'_>, figures: &mut Figures, switches: &str, point: &Point) -> Verdict<bool> {
+    let armed = with(switches, &kill_at(point.name, life.random.u32(0..point.passages)));
+    let Some(mut gateway) = life.start(&armed, figures)? else { return Ok(true) };
+    if point.when != When::Serving {
+        let died = gateway.process.ends_within(POINT_PATIENCE);
+        gateway.process.kill();
+        return Ok(died);
+    }
+    if let Err(what) = life.settle(&gateway, figures) {
+        // The check itself may have led it to the point.
+        return if gateway.process.has_died() { Ok(true) } else { Err(what) };
+    }
+    life.busy(&mut gateway, false, |gateway, _| {
+        let died = gateway.process.ends_within(BUSY);
+        gateway.process.kill();
+        died
+    })
+}
+
+/// No log file under an older name than its header: a file that is used again has its new name on disk before it changes.
+fn check_log_names(folder: &Path) -> Verdict {
+    // It may not have come to a log yet.
+    for entry in std::fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.map_err(|e| e.to_string())?.path();
+        let name = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse::<u64>().ok());
+        let (Some(name), Ok(bytes)) = (name, std::fs::read(&path)) else { continue };
+        let begun_as = bytes.get(8..16).and_then(|word| word.try_into().ok()).map_or(0, u64::from_le_bytes);
+        if begun_as > name {
+            return Err(format!("{} was begun as {begun_as}", path.display()));
+        }
+    }
     Ok(())
 }
 
@@ -120,7 +228,7 @@ fn load(life: &mut Life<'_>, figures: &mut Figures, points: &str, longest: Durat
     let Some(mut gateway) = life.start(points, figures)? else { return Ok(()) };
     if let Err(what) = life.settle(&gateway, figures) {
         // The check itself may have led it to a point.
-        let died = points.contains("kill") && gateway.process.ends_within(Duration::from_millis(200));
+        let died = points.contains("kill") && gateway.process.has_died();
         return if died { Ok(()) } else { Err(what) };
     }
     let time = Duration::from_micros(life.random.u64(0..longest.as_micros() as u64));
@@ -135,7 +243,7 @@ fn start_only(life: &mut Life<'_>, figures: &mut Figures, switches: &str) -> Ver
     figures.early += 1;
     let mut points = switches.to_owned();
     if life.random.bool() {
-        let opening = points::of(life.site.setting.backend, Some(When::Opening));
+        let opening = points::of(life.site.setting.backend, |point| point.when == When::Opening);
         let point = opening[life.random.usize(0..opening.len())];
         points = with(switches, &kill_at(point.name, life.random.u32(0..point.passages)));
     }

@@ -17,7 +17,9 @@ pub const WRITTEN: &str = "tollgate_journal_records_total{state=\"written\"}";
 const ADMIN: &str = "root-admin";
 const PASSWORD: &str = "SecurePass123";
 /// A start that takes longer has gone wrong, however busy the machine.
-const START_PATIENCE: Duration = Duration::from_secs(30);
+const START_PATIENCE: Duration = Duration::from_secs(120);
+/// How long a process may take to be gone that has met a point.
+const DEATH_PATIENCE: Duration = Duration::from_secs(10);
 /// Small log files, so that a short run sees many of them.
 const WAL_FILE_BYTES: u64 = 32 << 10;
 
@@ -35,6 +37,8 @@ pub struct Setting {
     pub recovery: Recovery,
     /// Deletes old conversations beyond so many bytes.
     pub retention_bytes: Option<u64>,
+    /// Hardly anything may wait for the journal before it goes to the spill.
+    pub spills: bool,
     /// Sectors of a batch that was never synced may arrive in any order: the journal then has holes where nothing was
     /// acknowledged.
     pub journal_may_have_holes: bool,
@@ -65,6 +69,7 @@ impl Site {
         // Compressed, so much would never come together here, and what is left would say nothing of what was deleted.
         let retention = setting.retention_bytes.map(|n| format!("retention_bytes = {n}\ncompression = \"none\"\n"));
         let retention = retention.unwrap_or_default();
+        let spill = if setting.spills { "overflow = \"spill\"\nspill_above_bytes = 2048\n" } else { "" };
         let text = format!(
             "data_dir = {data:?}\n\
              [listen]\npublic = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nworkers = 2\ndrain_grace = \"5s\"\n\
@@ -74,7 +79,7 @@ impl Site {
              conversations = {{ grant = 1000000, period = \"never\" }}\n\
              credits = {{ grant = 100000000, period = \"never\" }}\n\
              [ledger]\nrecover_open_holds = \"{recovery}\"\n\
-             [journal]\nbatch_size = 5\nflush_interval = \"15ms\"\nsegment_bytes = 65536\n{retention}\
+             [journal]\nbatch_size = 5\nflush_interval = \"15ms\"\nsegment_bytes = 65536\n{retention}{spill}\
              [store]\nbackend = \"{}\"\ncache_bytes = 8388608\n\
              [telemetry]\naccess_log = \"off\"\n\
              [[upstreams]]\nname = \"ai\"\nendpoints = [\"http://{upstream}\"]\n\
@@ -86,9 +91,14 @@ impl Site {
         Self { setting, root: root.to_owned(), data: data.to_owned() }
     }
 
-    fn command(&self, points: &str) -> Command {
+    /// A file's path next to the config, on a disk that fails nobody.
+    pub fn beside(&self, name: &str) -> String {
+        self.root.join(name).display().to_string()
+    }
+
+    fn command(&self, words: &[&str], points: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
-        command.arg("serve").arg("--config").arg(self.root.join("tollgate.toml"));
+        command.args(words).arg("--config").arg(self.root.join("tollgate.toml"));
         command.env_remove("RUST_LOG");
         command.env("TOLLGATE_ADMIN_USERNAME", ADMIN).env("TOLLGATE_ADMIN_PASSWORD", PASSWORD);
         let size = format!("wal.file_bytes=return({WAL_FILE_BYTES})");
@@ -101,16 +111,20 @@ impl Site {
     ///
     /// # Errors
     /// What it found.
-    pub fn run(&self, words: [&str; 2]) -> Result<(), String> {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
-        let done = command.args(words).arg("--config").arg(self.root.join("tollgate.toml")).output().unwrap();
+    pub fn run(&self, words: &[&str]) -> Result<(), String> {
+        let done = self.command(words, "").stdout(Stdio::piped()).output().unwrap();
         let said = [done.stdout, done.stderr].concat();
         if done.status.success() { Ok(()) } else { Err(format!("{words:?}: {}", String::from_utf8_lossy(&said))) }
     }
 
     /// Starts the process and does not wait for anything. `points`: what happens at which point in the code.
     pub fn launch(&self, points: &str) -> Process {
-        let mut child = self.command(points).spawn().unwrap();
+        self.launch_command(&["serve"], points)
+    }
+
+    /// As [`Site::launch`], for one of the program's other commands.
+    pub fn launch_command(&self, words: &[&str], points: &str) -> Process {
+        let mut child = self.command(words, points).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (stderr, copy) = (child.stderr.take().unwrap(), log.clone());
         std::thread::spawn(move || {
@@ -183,6 +197,16 @@ impl Process {
             std::thread::park_timeout(Duration::from_millis(1));
         }
         true
+    }
+
+    /// Waits for a command that ends by itself; false when it has gone wrong.
+    pub fn has_ended(&mut self) -> bool {
+        self.ends_within(START_PATIENCE)
+    }
+
+    /// Whether it has met a point, as far as a broken connection lets one think so.
+    pub fn has_died(&mut self) -> bool {
+        self.ends_within(DEATH_PATIENCE)
     }
 
     pub fn whole_log(&self) -> String {

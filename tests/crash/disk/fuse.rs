@@ -139,10 +139,7 @@ fn answer(request: &Request<'_>, tree: &mut Tree) -> Result<Option<Vec<u8>>, i32
         // RENAME, RENAME2
         12 | 45 => {
             let (from, next) = request.name(if request.opcode == 12 { 8 } else { 16 })?;
-            if u64_at(body, 0) != node {
-                return Err(errno::EINVAL);
-            }
-            tree.rename(node, from, request.name(next)?.0)?;
+            tree.rename((node, from), (u64_at(body, 0), request.name(next)?.0))?;
         }
         // OPEN, OPENDIR
         14 | 27 => opened(&mut out),
@@ -195,7 +192,7 @@ fn opened(out: &mut Vec<u8>) {
 fn push_attributes(tree: &Tree, id: u64, out: &mut Vec<u8>) -> Result<(), i32> {
     let node = tree.nodes.get(&id).ok_or(errno::ENOENT)?;
     let (size, kind, links) = match &node.content {
-        Content::File { data, .. } => (data.len() as u64, IS_FILE, 1),
+        Content::File { data, .. } => (data.len() as u64, IS_FILE, tree.links(id)),
         Content::Folder { .. } => (0, IS_FOLDER, 2),
     };
     words(out, &[id, size, size.div_ceil(512), 0, 0, 0]);

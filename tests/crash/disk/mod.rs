@@ -3,8 +3,12 @@
 //! A file system in a process's memory, mounted through `/dev/fuse` (which takes root). Each file keeps what is durable
 //! apart from the writes that came since its last sync, and each directory what is durable apart from the names that came
 //! and went since it was synced itself. A power cut keeps the durable part and, by chance, nothing, a beginning, or any
-//! selection of the rest, down to single sectors of a write. Names are kept or lost in the order in which they changed, as
-//! file systems with a journal do; that a new file is synced says nothing about its name.
+//! selection of the rest, down to single sectors of a write. That a new file is synced says nothing about its name.
+//!
+//! Names are of one of two kinds ([`Names`]). With a journal, as ext4, xfs and btrfs, they are kept or lost in the order in
+//! which they changed, and a rename as a whole. Without one, as ext2 and FAT, each entry is on its own: of a rename within
+//! one folder the old name may stay, the new one come, both, or neither. What leads from one folder to another, and what
+//! renames a folder, is whole in both kinds: no program could do anything about it.
 
 mod fuse;
 
@@ -75,8 +79,11 @@ impl Disk {
     }
 
     /// Loses everything: a new disk.
-    pub fn wipe(&mut self) {
-        self.order("wipe");
+    pub fn wipe(&mut self, names: Names) {
+        self.order(match names {
+            Names::Journaled => "wipe journaled",
+            Names::Plain => "wipe plain",
+        });
     }
 }
 
@@ -100,7 +107,8 @@ pub fn serve(at: &Path) -> ExitCode {
     for order in std::io::stdin().lines().map_while(Result::ok) {
         match order.strip_prefix("cut ").and_then(|seed| seed.parse().ok()) {
             Some(seed) => tree.lock().unwrap().cut_power(&mut fastrand::Rng::with_seed(seed)),
-            None => tree.lock().unwrap().wipe(),
+            None if order == "wipe plain" => tree.lock().unwrap().wipe(Names::Plain),
+            None => tree.lock().unwrap().wipe(Names::Journaled),
         }
         println!("{DONE}");
     }
@@ -130,20 +138,38 @@ impl Change {
     }
 }
 
-/// A change to a directory since its last sync.
+/// What becomes of names that are not synced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Names {
+    /// A beginning of all changes is kept, each as a whole.
+    Journaled,
+    /// Any entries are.
+    Plain,
+}
+
+/// A change of one entry.
 #[derive(Clone, Debug)]
-struct Naming {
+struct Entry {
+    folder: u64,
     name: String,
     /// `None`: the name went.
     node: Option<u64>,
 }
 
-type Names = BTreeMap<String, u64>;
+/// What one call changed of names, and no sync has made durable yet.
+#[derive(Clone, Debug)]
+struct Naming {
+    entries: Vec<Entry>,
+    /// Kept or lost with all its entries, whatever the disk.
+    is_whole: bool,
+}
+
+type Listing = BTreeMap<String, u64>;
 
 #[derive(Debug)]
 enum Content {
     File { data: Vec<u8>, durable: Vec<u8>, pending: Vec<Change> },
-    Folder { names: Names, durable: Names, pending: Vec<Vec<Naming>> },
+    Folder { names: Listing, durable: Listing },
 }
 
 #[derive(Debug)]
@@ -164,6 +190,9 @@ enum Kept {
 struct Tree {
     nodes: BTreeMap<u64, Node>,
     next: u64,
+    kind: Names,
+    /// Of all folders, in order.
+    pending: Vec<Naming>,
 }
 
 /// The errors a file system answers with, as Linux numbers them.
@@ -178,17 +207,19 @@ mod errno {
 
 impl Tree {
     fn new() -> Self {
-        let mut tree = Self { nodes: BTreeMap::new(), next: ROOT + 1 };
-        tree.nodes.insert(ROOT, Node { mode: 0o755, content: folder() });
+        let mut tree = Self { nodes: BTreeMap::new(), next: ROOT + 1, kind: Names::Journaled, pending: Vec::new() };
+        tree.wipe(Names::Journaled);
         tree
     }
 
-    fn wipe(&mut self) {
+    fn wipe(&mut self, kind: Names) {
+        self.kind = kind;
+        self.pending.clear();
         self.nodes.clear();
         self.nodes.insert(ROOT, Node { mode: 0o755, content: folder() });
     }
 
-    fn names(&self, folder: u64) -> Result<&Names, i32> {
+    fn names(&self, folder: u64) -> Result<&Listing, i32> {
         match self.nodes.get(&folder).map(|node| &node.content) {
             Some(Content::Folder { names, .. }) => Ok(names),
             Some(Content::File { .. }) => Err(errno::ENOTDIR),
@@ -200,16 +231,32 @@ impl Tree {
         self.names(folder)?.get(name).copied().ok_or(errno::ENOENT)
     }
 
-    /// Changes names in one folder, all at once.
-    fn rename_in(&mut self, folder: u64, changes: Vec<Naming>) -> Result<(), i32> {
-        let Some(Node { content: Content::Folder { names, pending, .. }, .. }) = self.nodes.get_mut(&folder) else {
-            return Err(errno::ENOTDIR);
-        };
-        for change in &changes {
-            apply(change, names);
+    /// How many names a file or folder has.
+    fn links(&self, id: u64) -> u32 {
+        let listings = self.nodes.keys().filter_map(|folder| self.names(*folder).ok());
+        listings.flat_map(BTreeMap::values).filter(|own| **own == id).count() as u32
+    }
+
+    /// Changes names, all at once.
+    fn change_names(&mut self, entries: Vec<Entry>, is_whole: bool) -> Result<(), i32> {
+        for entry in &entries {
+            self.names(entry.folder)?;
         }
-        pending.push(changes);
+        for Entry { folder, name, node } in &entries {
+            if let Some(Node { content: Content::Folder { names, .. }, .. }) = self.nodes.get_mut(folder) {
+                set(names, name, *node);
+            }
+        }
+        self.pending.push(Naming { entries, is_whole });
         Ok(())
+    }
+
+    fn make_durable(&mut self, entries: &[Entry]) {
+        for Entry { folder, name, node } in entries {
+            if let Some(Node { content: Content::Folder { durable, .. }, .. }) = self.nodes.get_mut(folder) {
+                set(durable, name, *node);
+            }
+        }
     }
 
     fn create(&mut self, folder: u64, name: &str, mode: u32, content: Content) -> Result<u64, i32> {
@@ -219,7 +266,7 @@ impl Tree {
         let id = self.next;
         self.next += 1;
         self.nodes.insert(id, Node { mode: mode & 0o7777, content });
-        self.rename_in(folder, vec![Naming { name: name.to_owned(), node: Some(id) }])?;
+        self.change_names(vec![Entry { folder, name: name.to_owned(), node: Some(id) }], true)?;
         Ok(id)
     }
 
@@ -231,14 +278,23 @@ impl Tree {
             (Some(Content::File { .. }), true) => return Err(errno::ENOTDIR),
             _ => {}
         }
-        self.rename_in(folder, vec![Naming { name: name.to_owned(), node: None }])
+        self.change_names(vec![Entry { folder, name: name.to_owned(), node: None }], true)
     }
 
-    /// Within one folder only: nothing here moves a file to another one.
-    fn rename(&mut self, folder: u64, from: &str, to: &str) -> Result<(), i32> {
+    fn rename(&mut self, (folder, from): (u64, &str), (to_folder, to): (u64, &str)) -> Result<(), i32> {
         let id = self.look_up(folder, from)?;
-        let gone = Naming { name: from.to_owned(), node: None };
-        self.rename_in(folder, vec![gone, Naming { name: to.to_owned(), node: Some(id) }])
+        if let Ok(there) = self.look_up(to_folder, to) {
+            if there == id {
+                // Two names of one file: nothing happens, says POSIX.
+                return Ok(());
+            }
+            if self.names(there).is_ok_and(|names| !names.is_empty()) {
+                return Err(errno::ENOTEMPTY);
+            }
+        }
+        let is_whole = folder != to_folder || self.names(id).is_ok();
+        let gone = Entry { folder, name: from.to_owned(), node: None };
+        self.change_names(vec![gone, Entry { folder: to_folder, name: to.to_owned(), node: Some(id) }], is_whole)
     }
 
     fn read(&self, file: u64, offset: usize, len: usize) -> Result<&[u8], i32> {
@@ -269,17 +325,60 @@ impl Tree {
                     change.apply(durable);
                 }
             }
-            Some(Content::Folder { durable, pending, .. }) => {
-                for change in pending.drain(..).flatten() {
-                    apply(&change, durable);
-                }
-            }
+            Some(Content::Folder { .. }) => self.sync_names(id),
             None => return Err(errno::ENOENT),
         }
         Ok(())
     }
 
+    fn sync_names(&mut self, folder: u64) {
+        let is_its = |entry: &Entry| entry.folder == folder;
+        let pending = std::mem::take(&mut self.pending);
+        match self.kind {
+            Names::Journaled => {
+                // Its newest change and all before it, as they stand in the journal.
+                let last = pending.iter().rposition(|naming| naming.entries.iter().any(is_its));
+                let (synced, rest) = pending.split_at(last.map_or(0, |last| last + 1));
+                synced.iter().for_each(|naming| self.make_durable(&naming.entries));
+                self.pending = rest.to_vec();
+            }
+            Names::Plain => {
+                for Naming { entries, is_whole } in pending {
+                    let (synced, rest): (Vec<_>, Vec<_>) = match is_whole {
+                        true if entries.iter().any(is_its) => (entries, Vec::new()),
+                        _ => entries.into_iter().partition(is_its),
+                    };
+                    self.make_durable(&synced);
+                    if !rest.is_empty() {
+                        self.pending.push(Naming { entries: rest, is_whole });
+                    }
+                }
+            }
+        }
+    }
+
+    /// What of the changed names reaches the disk although nobody waited for it.
+    fn keep_names(&mut self, random: &mut fastrand::Rng) {
+        let pending = std::mem::take(&mut self.pending);
+        let kept: Vec<Entry> = match (self.kind, random.u8(0..3)) {
+            (_, 0) => Vec::new(),
+            (Names::Plain, 1) => {
+                let parts = pending.into_iter().flat_map(|Naming { entries, is_whole }| match is_whole {
+                    true => vec![entries],
+                    false => entries.into_iter().map(|entry| vec![entry]).collect(),
+                });
+                parts.filter(|_| random.bool()).flatten().collect()
+            }
+            _ => {
+                let so_many = random.usize(0..=pending.len());
+                pending.into_iter().take(so_many).flat_map(|naming| naming.entries).collect()
+            }
+        };
+        self.make_durable(&kept);
+    }
+
     fn cut_power(&mut self, random: &mut fastrand::Rng) {
+        self.keep_names(random);
         let kept = [Kept::Nothing, Kept::Beginning, Kept::Anything][random.usize(0..3)];
         for node in self.nodes.values_mut() {
             match &mut node.content {
@@ -287,16 +386,7 @@ impl Tree {
                     keep(kept, std::mem::take(pending), durable, random);
                     data.clone_from(durable);
                 }
-                Content::Folder { names, durable, pending } => {
-                    let so_many = match kept {
-                        Kept::Nothing => 0,
-                        Kept::Beginning | Kept::Anything => random.usize(0..=pending.len()),
-                    };
-                    for change in std::mem::take(pending).into_iter().take(so_many).flatten() {
-                        apply(&change, durable);
-                    }
-                    names.clone_from(durable);
-                }
+                Content::Folder { names, durable } => names.clone_from(durable),
             }
         }
         self.forget_nameless();
@@ -315,17 +405,17 @@ impl Tree {
 }
 
 fn folder() -> Content {
-    Content::Folder { names: Names::new(), durable: Names::new(), pending: Vec::new() }
+    Content::Folder { names: Listing::new(), durable: Listing::new() }
 }
 
 fn file() -> Content {
     Content::File { data: Vec::new(), durable: Vec::new(), pending: Vec::new() }
 }
 
-fn apply(change: &Naming, names: &mut Names) {
-    match change.node {
-        Some(id) => names.insert(change.name.clone(), id),
-        None => names.remove(&change.name),
+fn set(names: &mut Listing, name: &str, node: Option<u64>) {
+    match node {
+        Some(id) => names.insert(name.to_owned(), id),
+        None => names.remove(name),
     };
 }
 
