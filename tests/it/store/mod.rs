@@ -1,6 +1,7 @@
 //! The store as operators meet it: backends, formats, backups, the check of the books, and disks that fail.
 
 mod backup;
+mod earlier;
 mod faults;
 mod formats;
 mod ledger;
