@@ -96,6 +96,7 @@ fn main() -> ExitCode {
     let only = variable("TOLLGATE_CRASH_ONLY");
     let wanted = |run: &str| only.as_ref().is_none_or(|only| only.split(',').any(|name| name == run));
     points::check();
+    disk::check();
     println!("seed {seed}, {cycles} kills a backend, {backends:?}");
     let root = std::env::temp_dir().join(format!("tollgate-crash-{}", std::process::id()));
     let upstream = Upstream::start();

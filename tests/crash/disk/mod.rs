@@ -12,7 +12,7 @@
 
 mod fuse;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -114,6 +114,36 @@ pub fn serve(at: &Path) -> ExitCode {
     }
     let _ = Command::new("umount").arg("-l").arg(at).status();
     ExitCode::SUCCESS
+}
+
+/// What may be left of a rename, before and after its folder's sync, of a file that was written and synced meanwhile. It is
+/// looked at before anything is concluded from this disk.
+pub fn check() {
+    let left = |kind: Names, synced: bool| -> BTreeSet<String> {
+        let cut = |seed| {
+            let mut tree = Tree::new();
+            tree.wipe(kind);
+            let id = tree.create(ROOT, "old", 0o600, file()).unwrap();
+            tree.sync(ROOT).unwrap();
+            tree.rename((ROOT, "old"), (ROOT, "new")).unwrap();
+            tree.change(id, Change::Write { offset: 0, bytes: vec![7] }).unwrap();
+            tree.sync(id).unwrap();
+            if synced {
+                tree.sync(ROOT).unwrap();
+            }
+            tree.cut_power(&mut fastrand::Rng::with_seed(seed));
+            let names = tree.names(ROOT).unwrap();
+            assert!(names.values().all(|own| *own == id && tree.read(id, 0, 9) == Ok(&[7])), "its content is on disk");
+            names.keys().cloned().collect::<Vec<_>>().join(" and ")
+        };
+        (0..200).map(cut).collect()
+    };
+    let expected = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+    assert_eq!(left(Names::Journaled, false), expected(&["old", "new"]));
+    assert_eq!(left(Names::Plain, false), expected(&["old", "new", "new and old", ""]));
+    for kind in [Names::Journaled, Names::Plain] {
+        assert_eq!(left(kind, true), expected(&["new"]));
+    }
 }
 
 /// A change to a file since its last sync.
