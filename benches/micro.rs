@@ -18,8 +18,8 @@ use tollgate::domain::key::KeyLook;
 use tollgate::domain::meters::{MeterName, Micro, ResetHour, ResetPeriod};
 use tollgate::gateway::client_ip::ClientIp;
 use tollgate::gateway::http1::head::RequestHead;
-use tollgate::gateway::policy;
 use tollgate::gateway::rate::{self, Quota, RateQuotas, RateStates, Taken};
+use tollgate::gateway::spelling;
 use tollgate::gateway::usage::{AnswerFormat, AnswerScan, scan_request};
 
 fn main() {
@@ -36,7 +36,7 @@ fn main() {
 fn head(c: &mut Criterion) {
     let text = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nAccept: application/json\r\nContent-Type: application/json\r\nUser-Agent: OpenAI/Python 3.52.0\r\nAuthorization: Bearer pe-rqrFLve5ZM63ZL1XtREaiLrlrNreu20Y\r\nContent-Length: 1024\r\n\r\n";
     c.bench_function("head: parse a request's", |b| b.iter(|| RequestHead::parse(black_box(text.to_vec())).is_ok()));
-    c.bench_function("path: normalize", |b| b.iter(|| policy::normalize(black_box(b"/v1/chat/completions")).is_ok()));
+    c.bench_function("path: normalize", |b| b.iter(|| spelling::normalize(black_box(b"/v1/chat/completions")).is_ok()));
 }
 
 fn key(c: &mut Criterion) {

@@ -75,6 +75,8 @@ pub enum Reject {
     BodyTooLarge {
         limit: u64,
     },
+    /// A body that must be read here, in a form that nobody reads here.
+    UnsupportedMediaType(&'static str),
     Locked {
         retry_after: Duration,
     },
@@ -151,6 +153,7 @@ impl Reject {
             Self::RequestTimeout => 408,
             Self::Conflict(_) | Self::Repeated(Repeat::Running) => 409,
             Self::BodyTooLarge { .. } => 413,
+            Self::UnsupportedMediaType(_) => 415,
             Self::ExpectationFailed => 417,
             Self::Repeated(Repeat::Different | Repeat::NotKept) => 422,
             Self::Locked { .. } => 423,
@@ -192,6 +195,7 @@ impl Reject {
             Self::Repeated(Repeat::Different) => "IDEMPOTENCY_MISMATCH",
             Self::Repeated(Repeat::NotKept) => "IDEMPOTENCY_ANSWERED",
             Self::BodyTooLarge { .. } => "BODY_TOO_LARGE",
+            Self::UnsupportedMediaType(_) => "UNSUPPORTED_MEDIA_TYPE",
             Self::Locked { .. } => "LOCKED",
             Self::Overloaded(_) => "OVERLOADED",
             Self::StoreUnavailable => "STORE_UNAVAILABLE",
@@ -255,7 +259,7 @@ impl Reject {
             }
             Self::BodyTooLarge { limit } => format!("The request body is over the limit of {limit} bytes"),
             Self::Locked { .. } => "This account is temporarily locked".into(),
-            Self::Overloaded(why) => (*why).into(),
+            Self::Overloaded(why) | Self::UnsupportedMediaType(why) => (*why).into(),
             Self::StoreUnavailable => "The service cannot record calls at the moment".into(),
             Self::UpstreamUnreachable => "The upstream service cannot be reached".into(),
             Self::UpstreamTimeout => "The upstream service took too long".into(),

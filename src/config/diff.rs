@@ -80,7 +80,8 @@ fn whole(upstreams: &[UpstreamConfig]) -> Vec<String> {
     let one = |u: &UpstreamConfig| {
         let times = [u.connect_timeout, u.first_byte_timeout, u.idle_timeout, u.total_timeout];
         let pool = (u.max_in_flight, u.pool_idle, u.pool_idle_timeout, u.retries, u.eject_after, u.eject_time);
-        format!("{u:?} {:?} {times:?} {pool:?} {:?} {:?}", u.credential, u.health_path, u.health_interval)
+        let speech = (u.paths, u.via);
+        format!("{u:?} {:?} {times:?} {pool:?} {:?} {:?} {speech:?}", u.credential, u.health_path, u.health_interval)
     };
     upstreams.iter().map(one).collect()
 }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 pub use raw::{
     Access, Accounts, Audit, Backend, Compression, Durability, Journal, KeyMode, Ledger, Limits, Listen, LogFormat,
-    Mail, MailTls, MailTransport, MfaRequired, MissingUsage, OauthKind, OutgrownHold, Overflow, RawConfig,
+    Mail, MailTls, MailTransport, MfaRequired, MissingUsage, OauthKind, OutgrownHold, Overflow, PathReading, RawConfig,
     RecoverOpenHolds, Redact, RedactField, SecretSource, Store, Telemetry, TextPattern, UnknownModel,
 };
 
@@ -83,6 +83,8 @@ pub struct UpstreamConfig {
     pub eject_time: Duration,
     pub health_path: Option<String>,
     pub health_interval: Duration,
+    pub paths: PathReading,
+    pub via: bool,
 }
 
 impl std::fmt::Debug for UpstreamConfig {
@@ -556,6 +558,8 @@ fn check_upstream(raw: raw::RawUpstream) -> Result<UpstreamConfig, String> {
         eject_time: raw.eject_time.0,
         health_path: raw.health_path,
         health_interval: raw.health_interval.0.max(Duration::from_millis(100)),
+        paths: raw.paths,
+        via: raw.via,
     })
 }
 

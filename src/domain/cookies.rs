@@ -95,12 +95,14 @@ fn is_ours(pair: &[u8]) -> bool {
     OURS.iter().any(|prefix| pair.trim_ascii().starts_with(prefix.as_bytes()))
 }
 
-/// A `Cookie` field as an upstream may see it: without what opens anything here. Empty when nothing is left.
-pub fn without_ours(line: &[u8]) -> Cow<'_, [u8]> {
-    if !line.split(|b| *b == b';').any(is_ours) {
+/// A `Cookie` field as an upstream may see it: without what opens anything here, by its name or because `is_secret` says so of a
+/// pair. Empty when nothing is left.
+pub fn without_ours(line: &[u8], is_secret: impl Fn(&[u8]) -> bool) -> Cow<'_, [u8]> {
+    let stays = |pair: &&[u8]| !is_ours(pair) && !is_secret(pair);
+    if line.split(|b| *b == b';').all(|pair| stays(&pair)) {
         return Cow::Borrowed(line);
     }
-    let rest: Vec<&[u8]> = line.split(|b| *b == b';').filter(|pair| !is_ours(pair)).map(<[u8]>::trim_ascii).collect();
+    let rest: Vec<&[u8]> = line.split(|b| *b == b';').filter(stays).map(<[u8]>::trim_ascii).collect();
     Cow::Owned(rest.join(&b"; "[..]))
 }
 
@@ -178,8 +180,10 @@ mod tests {
         assert_eq!(rule.find(b"a=b; __Host-tollgate-session=tok=en; c=d"), Some(&b"tok=en"[..]));
         assert_eq!(rule.find(b"__Host-tollgate-session=1; __Host-tollgate-session=2"), None);
         assert_eq!(rule.find(b"x__Host-tollgate-session=1"), None);
-        assert_eq!(&*without_ours(b"a=b; __Host-tollgate-session=t;c=d; tollgate-oauth=x"), b"a=b; c=d");
-        assert_eq!(&*without_ours(b"__Host-tollgate-device=t"), b"");
-        assert_eq!(&*without_ours(b"a=b;c = d"), b"a=b;c = d");
+        let left = |line| without_ours(line, |pair| pair.ends_with(b"=pe-1")).into_owned();
+        assert_eq!(left(b"a=b; __Host-tollgate-session=t;c=d; tollgate-oauth=x"), b"a=b; c=d");
+        assert_eq!(left(b"__Host-tollgate-device=t"), b"");
+        assert_eq!(left(b"a=b;c = d"), b"a=b;c = d");
+        assert_eq!(left(b"a=b; key=pe-1"), b"a=b");
     }
 }

@@ -4,6 +4,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::ids::{CredentialId, UserId};
+use super::model;
 use crate::clock::UnixMillis;
 
 /// How a key that we mint begins. Once minted, one opens as much as the other.
@@ -92,8 +93,8 @@ impl KeyLimits {
         faults
     }
 
-    pub fn allows_model(&self, model: &str) -> bool {
-        self.models.is_empty() || self.models.iter().any(|pattern| matches_pattern(pattern, model))
+    pub fn allows_model(&self, name: &str) -> bool {
+        model::allows(&self.models, name)
     }
 
     pub fn allows_scope(&self, scope: &str) -> bool {
@@ -102,14 +103,6 @@ impl KeyLimits {
 
     pub fn allows_address(&self, address: std::net::IpAddr) -> bool {
         self.cidrs.is_empty() || self.cidrs.iter().any(|net| net.contains(&address))
-    }
-}
-
-/// `gpt-4*` matches what begins so; any other pattern matches itself.
-pub fn matches_pattern(pattern: &str, text: &str) -> bool {
-    match pattern.strip_suffix('*') {
-        Some(head) => text.starts_with(head),
-        None => pattern == text,
     }
 }
 

@@ -11,6 +11,7 @@ pub mod dialect;
 pub mod ids;
 pub mod key;
 pub mod meters;
+pub mod model;
 pub mod permissions;
 pub mod price;
 pub mod session;

@@ -218,6 +218,12 @@ impl Authenticator {
     }
 }
 
+/// The text by which a caller was known.
+pub fn secret<'h>(head: &'h RequestHead, cookies: Option<&CookieRule>) -> Option<&'h [u8]> {
+    let sent = extract(head).ok().flatten();
+    sent.or_else(|| cookies.and_then(|rule| cookie(head, rule).ok().flatten()))
+}
+
 /// The one credential of a request; `None` when there is none that could be one.
 fn extract(head: &RequestHead) -> Result<Option<&[u8]>, Reject> {
     let mut authorizations = head.all(Name::Authorization);
@@ -260,7 +266,7 @@ fn cookie<'h>(head: &'h RequestHead, rule: &CookieRule) -> Result<Option<&'h [u8
         navigates: head.first(Name::SecFetchMode) == Some(b"navigate")
             && head.first(Name::SecFetchDest) == Some(b"document"),
         origin: head.first(Name::Origin),
-        host: head.first(Name::Host),
+        host: head.host(),
     };
     if rule.trusts(&from) { Ok(Some(session)) } else { Err(Reject::Forbidden(CROSS_SITE)) }
 }

@@ -14,9 +14,11 @@ use super::client_ip::ClientIp;
 use super::cost::Cost;
 use super::http1::conn::{BodyError, BodyStep, ClientConn};
 use super::http1::head::{Name, RequestHead};
+use super::naming::{self, MAX_MODEL_BYTES};
 use super::policy::{Policy, Route};
 use super::usage::{Usage, scan_request};
 use crate::actors::user::ledger::Amounts;
+use crate::domain::model;
 use crate::domain::user::Status;
 use crate::error::Reject;
 
@@ -56,6 +58,8 @@ pub struct Facts {
     /// For the conversation's record, as [`super::usage::RequestFacts`] has them.
     pub r_type: Option<Box<str>>,
     pub research: bool,
+    /// There is a model, and it is no string, or too long for a name.
+    model_is_odd: bool,
     malformed: bool,
     ambiguous: bool,
     is_object: bool,
@@ -179,7 +183,8 @@ impl Intake {
             at..at + part.len()
         });
         self.facts = Facts {
-            model: found.model.as_deref().filter(|m| m.len() <= 256).map(Box::from),
+            model_is_odd: found.model_is_odd || found.model.as_deref().is_some_and(|m| m.len() > MAX_MODEL_BYTES),
+            model: found.model.as_deref().filter(|m| m.len() <= MAX_MODEL_BYTES).map(Box::from),
             stream: found.stream,
             has_stream_options: found.has_stream_options,
             max_tokens: found.max_tokens,
@@ -195,7 +200,7 @@ impl Intake {
 }
 
 fn is_json(head: &RequestHead) -> bool {
-    head.first(Name::ContentType).is_none_or(|value| {
+    head.first_passed_on(Name::ContentType).is_none_or(|value| {
         let essence = value.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
         essence.eq_ignore_ascii_case(b"application/json")
             || essence.get(essence.len().saturating_sub(5)..).is_some_and(|end| end.eq_ignore_ascii_case(b"+json"))
@@ -212,10 +217,16 @@ pub fn body_error(error: &BodyError, policy: &Policy) -> Reject {
 
 /// Whether the decision needs the body: its model, or how many tokens it may cost.
 fn needs_body(caller: &Caller, route: &Route) -> bool {
-    route.costs.need_body()
-        || route.include_usage
-        || !route.models.is_empty()
-        || caller.limits().is_some_and(|limits| !limits.models.is_empty())
+    route.costs.need_body() || route.include_usage || narrows_models(caller, route)
+}
+
+/// Whether the decision needs the model.
+fn decides_by_model(caller: &Caller, route: &Route) -> bool {
+    route.costs.are_by_model() || narrows_models(caller, route)
+}
+
+fn narrows_models(caller: &Caller, route: &Route) -> bool {
+    !route.models.is_empty() || caller.limits().is_some_and(|limits| !limits.models.is_empty())
 }
 
 /// How much of the body the decision needs.
@@ -276,6 +287,43 @@ pub fn check_standing(
     Ok(())
 }
 
+/// Finds the model that a request names in something else than plain JSON, where that decides about it.
+///
+/// # Errors
+/// [`Reject::BadRequest`] for a body that names its model in more than one reading, [`Reject::UnsupportedMediaType`] for one that
+/// must be read and cannot.
+pub fn name_model(caller: &Caller, route: &Route, head: &RequestHead, intake: &mut Intake) -> Result<(), Reject> {
+    let decides = route.costs.need_body() || narrows_models(caller, route);
+    if intake.body.is_empty() || !(decides || (route.include_usage && intake.is_json)) {
+        return Ok(());
+    }
+    naming::check_coding(head)?;
+    if !intake.is_json && naming::looks_like_json(&intake.body) {
+        // Some upstreams look at the body alone.
+        intake.is_json = true;
+        intake.scan();
+    }
+    if !decides_by_model(caller, route) {
+        return Ok(());
+    }
+    naming::check_media(head)?;
+    let facts = &mut intake.facts;
+    if facts.model_is_odd {
+        return Err(Reject::BadRequest(format!("model: not a string of at most {MAX_MODEL_BYTES} bytes")));
+    }
+    if !intake.is_json {
+        facts.model = naming::in_body(head, &intake.body)?.map(Box::from);
+    }
+    if let Some(named) = naming::in_query(head)? {
+        let same = facts.model.as_deref().is_none_or(|model| model::fold(model) == model::fold(&named));
+        if !same {
+            return Err(Reject::BadRequest("The query and the body name different models".into()));
+        }
+        facts.model.get_or_insert_with(|| Box::from(named));
+    }
+    facts.model.as_deref().map_or(Ok(()), naming::check_name)
+}
+
 /// Judges the body, and says what the call costs and how much to hold for it.
 ///
 /// # Errors
@@ -291,8 +339,7 @@ pub fn check_body<'r>(caller: &Caller, route: &'r Route, intake: &Intake) -> Res
             return Err(Reject::BadRequest("The body has a field twice".into()));
         }
     }
-    let narrowed = !route.models.is_empty() || caller.limits().is_some_and(|l| !l.models.is_empty());
-    if narrowed {
+    if narrows_models(caller, route) {
         let model = facts.model.as_deref();
         let allowed = match model {
             Some(model) => route.allows_model(model) && caller.limits().is_none_or(|l| l.allows_model(model)),

@@ -16,16 +16,18 @@ use super::client_ip;
 use super::cost::Cost;
 use super::forward::{self, Waited};
 use super::http1::conn::ClientConn;
-use super::http1::head::{Name, RequestHead};
+use super::http1::head::RequestHead;
+use super::http1::name::is_same;
 use super::pipeline::{MAX_DISCARD, Worker};
-use super::policy::{ForwardRule, Policy, normalize, read_loosely, two_readings};
+use super::policy::{ANY_METHOD, ForwardRule, Policy, check_method};
 use super::rate::{self, Taken};
 use super::record::Record;
 use super::refusal;
+use super::spelling::{fold, normalize, read_loosely, two_readings};
 use crate::accounts::checks::Checked;
 use crate::actors::user::hold::Hold;
 use crate::actors::user::once::Ended;
-use crate::config::Durability;
+use crate::config::{Durability, PathPattern};
 use crate::domain::price::Usage;
 use crate::error::Reject;
 use crate::telemetry::metrics::Outcome;
@@ -262,16 +264,10 @@ impl<'a> Asked<'a> {
             // Envoy sends the request's own head, below a path of ours.
             asked.path = Some(Cow::Borrowed(appended));
             asked.method = Some(head.method().as_bytes());
-            asked.host = head.first(Name::Host);
+            asked.host = head.host();
         }
         for (_, name, value) in head.fields() {
-            let is = |known: &str| {
-                name.len() == known.len()
-                    && name
-                        .iter()
-                        .zip(known.bytes())
-                        .all(|(a, b)| a.eq_ignore_ascii_case(&b) || (*a == b'_' && b == b'-'))
-            };
+            let is = |known: &str| is_same(name, known.as_bytes());
             let value = value.trim_ascii();
             if is("x-original-uri") || is("x-forwarded-uri") {
                 asked.set_target(value)?;
@@ -322,7 +318,8 @@ fn agree<'a>(known: &mut Option<&'a [u8]>, value: &'a [u8], same: impl Fn(&[u8],
 }
 
 impl ForwardRule {
-    fn fits(&self, asked: &Asked<'_>, path: &[u8]) -> bool {
+    /// Whether it is for such a request, whatever its path.
+    fn fits(&self, asked: &Asked<'_>) -> bool {
         let host = || {
             let host = asked.host.unwrap_or_default();
             let name = match host.iter().rposition(|b| *b == b':') {
@@ -332,13 +329,19 @@ impl ForwardRule {
             self.hosts.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(name))
         };
         let method = || asked.method.is_some_and(|m| self.methods.iter().any(|known| known.as_bytes() == m));
-        self.path.matches(path) && (self.hosts.is_empty() || host()) && (self.methods.is_empty() || method())
+        (self.hosts.is_empty() || host()) && (self.methods.is_empty() || method())
     }
 }
 
 impl super::policy::Checks {
     /// The rule for a request; none when there are none at all, and every user may.
     fn rule_of(&self, asked: &Asked<'_>, by_trusted_proxy: bool) -> Result<Option<&ForwardRule>, Reject> {
+        if let Some(method) = asked.method.and_then(|method| std::str::from_utf8(method).ok()) {
+            check_method(method, &self.named_methods)?;
+            if method == "TRACE" {
+                return Err(Reject::MethodNotAllowed(ANY_METHOD.into()));
+            }
+        }
         if self.rules.is_empty() {
             return Ok(None);
         }
@@ -350,11 +353,20 @@ impl super::policy::Checks {
         let Some(path) = asked.path.as_deref() else {
             return Err(Reject::Forbidden("The proxy does not say which request it asks about (X-Original-URI)"));
         };
-        let rule_for = |path: &[u8]| self.rules.iter().find(|rule| rule.fits(asked, path));
-        let rule = rule_for(path);
-        if let Some(loose) = read_loosely(path)
-            && rule.map(std::ptr::from_ref) != rule_for(&loose).map(std::ptr::from_ref)
-        {
+        let find = |matches: &dyn Fn(&ForwardRule) -> bool| self.rules.iter().find(|r| matches(r) && r.fits(asked));
+        let rule = find(&|rule| rule.path.matches(path));
+        let loose = read_loosely(path).map(|loose| find(&|rule| rule.path.matches(&loose)));
+        let differs = match rule {
+            None => loose.flatten().is_some(),
+            // An operator's own word for this very spelling.
+            Some(ForwardRule { path: PathPattern::Exact(exact), .. }) if exact.as_bytes() == path => false,
+            Some(rule) => {
+                let same = |other: Option<&ForwardRule>| other.is_some_and(|other| other.terms == rule.terms);
+                loose.is_some_and(|other| !same(other))
+                    || fold(path).is_none_or(|folded| !same(find(&|rule| rule.folded.matches(&folded))))
+            }
+        };
+        if differs {
             return Err(two_readings());
         }
         rule.map(Some).ok_or(Reject::Forbidden("No rule under [[forward]] lets this request through"))

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::actors::user::ledger::Amounts;
 use crate::config::{PriceList, UnknownModel};
 use crate::domain::meters::{MeterName, Micro};
+use crate::domain::model;
 use crate::domain::price::{Price, Usage};
 use crate::error::Reject;
 use crate::telemetry::metrics::{Label, Metrics};
@@ -117,10 +118,10 @@ impl RouteCosts {
             };
             for (model, prices) in &list.models {
                 let cost = Cost::new(own.iter().chain(prices), metrics);
-                match model.strip_suffix('*') {
-                    Some(prefix) => by_model.prefixes.push((prefix.to_owned(), cost)),
+                match model.trim().strip_suffix('*') {
+                    Some(prefix) => by_model.prefixes.push((model::fold(prefix).into_owned(), cost)),
                     None => {
-                        by_model.exact.insert(model.clone(), cost);
+                        by_model.exact.insert(model::fold(model).into_owned(), cost);
                     }
                 }
             }
@@ -141,6 +142,11 @@ impl RouteCosts {
         &self.least
     }
 
+    /// Whether models have prices here.
+    pub fn are_by_model(&self) -> bool {
+        self.by_model.is_some()
+    }
+
     /// Whether the request must be read to know what it may cost.
     pub fn need_body(&self) -> bool {
         self.base.is_metered || self.by_model.is_some()
@@ -153,9 +159,9 @@ impl RouteCosts {
     pub fn of(&self, model: Option<&str>, has_body: bool) -> Result<&Arc<Cost>, Reject> {
         let Some(by_model) = self.by_model.as_ref().filter(|_| has_body) else { return Ok(&self.base) };
         let known = model.and_then(|model| {
-            let prefix =
-                || by_model.prefixes.iter().find(|(prefix, _)| model.starts_with(prefix)).map(|(_, cost)| cost);
-            by_model.exact.get(model).or_else(prefix)
+            let name = model::fold(model);
+            let prefix = || by_model.prefixes.iter().find(|(prefix, _)| name.starts_with(prefix)).map(|(_, cost)| cost);
+            by_model.exact.get(&*name).or_else(prefix)
         });
         known.or(by_model.unknown.as_ref()).ok_or(match model {
             Some(_) => Reject::Forbidden("This model has no price"),
@@ -178,7 +184,7 @@ mod tests {
             default: vec![price("credits", 50)],
             models: vec![
                 ("gpt-*".into(), vec![price("credits", 1)]),
-                ("gpt-4o*".into(), vec![price("credits", 2)]),
+                ("GPT-4o*".into(), vec![price("credits", 2)]),
                 ("gpt-4o".into(), vec![price("credits", 3), price("images", 1)]),
             ],
         };
@@ -192,6 +198,7 @@ mod tests {
         assert_eq!(paid("gpt-4o"), [Micro(13), Micro(1), Micro(1)]);
         assert_eq!(paid("gpt-4o-mini"), [Micro(12), Micro(1)]);
         assert_eq!(paid("gpt-5"), [Micro(11), Micro(1)]);
+        assert_eq!((paid(" GPT-4o "), paid("gpt-4O-Mini")), (paid("gpt-4o"), paid("gpt-4o-mini")));
         assert!(matches!(costs.of(Some("claude"), true), Err(Reject::Forbidden(_))));
         assert!(matches!(costs.of(None, true), Err(Reject::Forbidden(_))));
         assert_eq!(costs.of(None, false).unwrap().amounts(&Usage::default()).to_vec(), [Micro(10), Micro(1)]);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::authenticate::Caller;
+use super::authenticate::{self, Caller};
 use super::authorize::{self, Intake};
 use super::body::{self, Served};
 use super::buffers::{self, Share};
@@ -17,18 +17,20 @@ use super::cost::Cost;
 use super::http1::chunked::{LAST_CHUNK, write_chunk};
 use super::http1::conn::{BodyError, BodyStep, ClientConn};
 use super::http1::head::{Framing, HeadEnd, HeadError, Name, RequestHead, ResponseHead, Version};
+use super::http1::name::is_same;
+use super::naming::unescape;
 use super::pipeline::Worker;
 use super::places::Place;
 use super::policy::{Policy, Route};
 use super::rate::{self, Standing};
 use super::record::Record;
-use super::refusal::connection_field;
+use super::refusal::{connection_field, write_date};
 use super::replay::Capture;
 use super::upstream::{AtEndpoint, Endpoint, UpstreamConn};
 use super::usage::Usage;
 use crate::actors::user::hold::Hold;
 use crate::actors::user::once::Ended;
-use crate::clock::Monotonic;
+use crate::clock::{Clock, Monotonic};
 use crate::config::Durability;
 use crate::domain::cookies;
 use crate::domain::ids::RequestId;
@@ -43,6 +45,8 @@ use crate::telemetry::metrics::Outcome;
 const MAX_ANSWER_HEAD: usize = 64 << 10;
 /// Interim answers (1xx) before the real one; more is an upstream gone wrong.
 const MAX_INTERIM: usize = 8;
+/// A space and the three digits of a status.
+const STATUS_BYTES: usize = 4;
 
 /// A call that may go.
 pub struct Call<'a> {
@@ -59,6 +63,9 @@ pub struct Call<'a> {
     pub rate: Option<Standing>,
     pub share: Share,
     pub request: RequestId,
+    pub clock: &'a Clock,
+    /// A proxy that we trust has sent it on.
+    pub by_proxy: bool,
 }
 
 impl Call<'_> {
@@ -512,7 +519,7 @@ fn usage_request(call: &Call<'_>) -> Option<&'static [u8]> {
     wanted.then_some(b"\"stream_options\":{\"include_usage\":true},")
 }
 
-fn write_field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+pub fn write_field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(name);
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);
@@ -525,11 +532,12 @@ pub fn write_number(name: &[u8], value: u64, out: &mut Vec<u8>) {
 
 fn write_request_head(call: &Call<'_>, endpoint: &Endpoint, body_len: usize, out: &mut Vec<u8>) {
     let (head, route) = (call.head, call.route);
+    let secret = Secret(authenticate::secret(head, call.policy.cookies.as_ref()).unwrap_or_default());
     out.extend_from_slice(head.method().as_bytes());
     out.push(b' ');
-    out.extend_from_slice(head.target());
+    secret.write_target(head, out);
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    let client_host = head.first(Name::Host).unwrap_or_default();
+    let client_host = head.host().unwrap_or_default();
     let host = if route.preserve_host && !client_host.is_empty() {
         client_host
     } else {
@@ -556,29 +564,36 @@ fn write_request_head(call: &Call<'_>, endpoint: &Endpoint, body_len: usize, out
                     | Name::ContentLength
                     | Name::Expect
                     | Name::Authorization
+                    | Name::Claim
                     | Name::XApiKey
-                    | Name::Forwarded
                     | Name::XForwardedFor
-                    | Name::XForwardedHost
-                    | Name::XForwardedProto
                     | Name::XRequestId
-                    | Name::XRewriteUrl
                     | Name::XTollgate
             )
+            || (is_a_proxy_s(field.name) && !call.by_proxy)
             || (field.name == Name::AcceptEncoding && !route.compression)
-            || credential.is_some_and(|(header, _)| is_same_field(name, header.as_bytes()));
-        if field.name == Name::Cookie && !ours {
-            let rest = cookies::without_ours(value);
-            if !rest.is_empty() {
-                write_field(name, &rest, out);
+            || credential.is_some_and(|(header, _)| is_same(name, header.as_bytes()));
+        if ours {
+            continue;
+        }
+        match (field.name, head.max_forwards) {
+            (Name::Cookie, _) => {
+                let rest = cookies::without_ours(value, |pair| secret.is_in(pair));
+                if !rest.is_empty() {
+                    write_field(name, &rest, out);
+                }
             }
-        } else if !ours {
-            write_field(name, value, out);
+            (Name::MaxForwards, Some(left)) => write_number(name, left.saturating_sub(1), out),
+            _ if secret.is_in(value) => {}
+            _ => write_field(name, value, out),
         }
     }
     if !route.compression {
         // What is compressed could be neither metered nor logged.
         out.extend_from_slice(b"accept-encoding: identity\r\n");
+    }
+    if route.upstream.config.via {
+        write_via(head.version, out);
     }
     write_identity(call, client_host, out);
     if let Some((header, value)) = credential {
@@ -587,10 +602,44 @@ fn write_request_head(call: &Call<'_>, endpoint: &Endpoint, body_len: usize, out
     out.extend_from_slice(b"\r\n");
 }
 
-/// Also in the spelling of applications that read `_` as `-`.
-fn is_same_field(name: &[u8], header: &[u8]) -> bool {
-    let fold = |b: &u8| if *b == b'_' { b'-' } else { b.to_ascii_lowercase() };
-    name.len() == header.len() && name.iter().map(fold).eq(header.iter().map(fold))
+/// What a proxy before us says of how it was reached; nobody else is believed.
+fn is_a_proxy_s(name: Name) -> bool {
+    matches!(name, Name::Forwarded | Name::XForwardedHost | Name::XForwardedPlace | Name::XForwardedProto)
+}
+
+/// The message came with this version (RFC 9110, 7.6.3).
+fn write_via(version: Version, out: &mut Vec<u8>) {
+    out.extend_from_slice(match version {
+        Version::Http10 => b"via: 1.0 tollgate\r\n",
+        Version::Http11 => b"via: 1.1 tollgate\r\n",
+    });
+}
+
+/// The text by which the caller was known, empty where there was none. It is for us; no copy of it goes on.
+struct Secret<'h>(&'h [u8]);
+
+impl Secret<'_> {
+    fn is_in(&self, text: &[u8]) -> bool {
+        // Hardly any field is as long as a key.
+        !self.0.is_empty() && text.len() >= self.0.len() && memchr::memmem::find(text, self.0).is_some()
+    }
+
+    /// The target as it came, without parameters that have the secret in them, escaped or not.
+    fn write_target(&self, head: &RequestHead, out: &mut Vec<u8>) {
+        let (path, query) = head.target().split_at(head.path().len());
+        out.extend_from_slice(path);
+        let has_it = |pair: &[u8]| self.is_in(pair) || (pair.contains(&b'%') && self.is_in(&unescape(pair)));
+        if query.len() <= self.0.len() || !has_it(query) {
+            out.extend_from_slice(query);
+            return;
+        }
+        let mut before = b'?';
+        for pair in query.get(1..).unwrap_or_default().split(|byte| *byte == b'&').filter(|pair| !has_it(pair)) {
+            out.push(before);
+            out.extend_from_slice(pair);
+            before = b'&';
+        }
+    }
 }
 
 /// Who calls, in headers an upstream may trust because the client's own were removed.
@@ -600,8 +649,13 @@ fn write_identity(call: &Call<'_>, client_host: &[u8], out: &mut Vec<u8>) {
     write_field(b"x-request-id", call.request.as_str().as_bytes(), out);
     // Writing into memory cannot fail.
     let _ = write!(out, "x-forwarded-for: {}\r\n", call.client.0);
-    out.extend_from_slice(b"x-forwarded-proto: http\r\n");
-    write_field(b"x-forwarded-host", client_host, out);
+    let told = |name| call.by_proxy && call.head.first_passed_on(name).is_some();
+    if !told(Name::XForwardedProto) {
+        out.extend_from_slice(b"x-forwarded-proto: http\r\n");
+    }
+    if !told(Name::XForwardedHost) {
+        write_field(b"x-forwarded-host", client_host, out);
+    }
     write_user(standing, out);
 }
 
@@ -613,22 +667,33 @@ pub(super) fn write_user(standing: &user::Standing, out: &mut Vec<u8>) {
 }
 
 /// Status line and fields of the answer's head that are the upstream's own.
-fn write_upstream_part(head: &ResponseHead, bytes: &[u8], out: &mut Vec<u8>) {
+fn write_upstream_part(call: &Call<'_>, head: &ResponseHead, bytes: &[u8], out: &mut Vec<u8>) {
     let line_end = memchr::memchr(b'\r', bytes).unwrap_or(bytes.len());
     out.extend_from_slice(b"HTTP/1.1");
     // Status and reason as the upstream wrote them, after its own version.
-    out.extend_from_slice(bytes.get(8..line_end).unwrap_or(b" 502 Bad Gateway"));
-    out.extend_from_slice(b"\r\n");
-    let bodiless = head.framing == Framing::None;
+    let status = bytes.get(8..line_end).unwrap_or(b" 502 Bad Gateway");
+    out.extend_from_slice(status);
+    // An empty reason has its space all the same (RFC 9112, 4).
+    out.extend_from_slice(if status.len() == STATUS_BYTES { &b" \r\n"[..] } else { b"\r\n" });
+    // The length a HEAD or 304 tells of is the upstream's to tell; every other one follows from the framing. A 204 has none
+    // (RFC 9110, 8.6).
+    let tells_length = head.framing == Framing::None && head.status != 204;
+    let mut has_date = false;
     for (field, name, value) in head.fields(bytes) {
+        has_date |= field.name == Name::Date && !field.connection_only;
         let ours = field.connection_only
             || field.name.is_hop_by_hop()
             || matches!(field.name, Name::XRequestId | Name::XRateLimitRequests | Name::XTollgate)
-            // The length a HEAD or 304 tells of is the upstream's to tell; every other one follows from the framing.
-            || (field.name == Name::ContentLength && !bodiless);
+            || (field.name == Name::ContentLength && !tells_length);
         if !ours {
             write_field(name, value, out);
         }
+    }
+    if !has_date {
+        write_date(call.clock.now(), out);
+    }
+    if call.route.upstream.config.via {
+        write_via(head.version, out);
     }
 }
 
@@ -642,7 +707,7 @@ pub fn write_answer_head(
     out: &mut Vec<u8>,
 ) -> (AnswerFraming, Option<Capture>) {
     let begin = out.len();
-    write_upstream_part(head, bytes, out);
+    write_upstream_part(call, head, bytes, out);
     let limit = call.hold.keeps_answer().filter(|_| head.framing != Framing::None);
     let capture = limit.filter(|limit| call.share.grow(*limit)).and_then(|limit| Capture::begin(&out[begin..], limit));
     let framing = match (head.framing, call.head.version) {

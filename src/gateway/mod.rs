@@ -16,6 +16,7 @@ pub mod deadline;
 pub mod forward;
 pub mod http1;
 pub mod ip_rules;
+pub mod naming;
 pub mod pipeline;
 pub mod places;
 pub mod policy;
@@ -23,6 +24,7 @@ pub mod rate;
 pub mod record;
 pub mod refusal;
 pub mod replay;
+pub mod spelling;
 pub mod upstream;
 pub mod usage;
 

@@ -27,13 +27,14 @@ use super::client_ip;
 use super::deadline::Deadlines;
 use super::forward::{self, Call};
 use super::http1::conn::{BodyError, BodyStep, ClientConn};
-use super::http1::head::{Framing, RequestHead};
+use super::http1::head::{Framing, Name, RequestHead};
 use super::ip_rules;
-use super::policy::{Policy, Surface, normalize};
+use super::policy::{Policy, Surface};
 use super::rate::{self, RateStates, Taken};
 use super::record::Record;
 use super::refusal;
 use super::replay::{self, Repeated};
+use super::spelling::normalize;
 use crate::accounts::addresses::AddressBook;
 use crate::accounts::blocks::AddressBlocks;
 use crate::accounts::checks::Checked;
@@ -180,6 +181,9 @@ impl Worker {
         let own_rate = caller.limits().and_then(|limits| limits.per_minute);
         rate::check_caller(&shared.rates, &policy.rates, &caller.mac, own_rate, &caller.actor, record.started, taken)?;
         authorize::check_caller(&caller, record.client, policy, route)?;
+        if head.max_forwards == Some(0) {
+            return Box::pin(self.answer_options(client, head, &policy.routes.allowed(&path), record)).await;
+        }
         let place = route.places.as_ref().map(|p| p.enter(caller.standing.id, &shared.clock)).transpose()?;
         // Before anything is kept for this call, and before it can owe a debit that could not be written.
         if shared.committer.has_failed() {
@@ -208,6 +212,7 @@ impl Worker {
             caller = shared.auth.authenticate(head, record.client, now, ticks, cookies, &self.shard)?;
             authorize::check_caller(&caller, record.client, policy, route)?;
         }
+        authorize::name_model(&caller, route, head, &mut intake)?;
         let (cost, amounts) = authorize::check_body(&caller, route, &intake)?;
         let (actor, meters) = (caller.actor.clone(), cost.meters.clone());
         let reserved = match replay::once_key(head, &intake, policy.limits.max_inspect_bytes)? {
@@ -239,6 +244,8 @@ impl Worker {
             rate,
             share,
             request,
+            clock: &shared.clock,
+            by_proxy: client_ip::is_trusted(record.peer.ip(), &policy.trusted_proxies),
         };
         forward::forward(self, client, &mut call, record).await
     }
@@ -326,6 +333,32 @@ impl Worker {
         Ok(if close { Served::Close } else { Served::KeepAlive })
     }
 
+    /// The answer to an `OPTIONS` that goes no further than here.
+    async fn answer_options(
+        &self,
+        client: &mut ClientConn,
+        head: &RequestHead,
+        allowed: &str,
+        record: &mut Record<'_>,
+    ) -> Result<Served, Reject> {
+        client.begin_body(head.framing, head.expects_continue, u64::MAX);
+        record.body_begun = true;
+        let close = !head.keep_alive || self.shared.is_draining() || (head.expects_continue && !client.body_is_done());
+        let mut out = Vec::new();
+        refusal::begin_empty(200, record.at, &mut out);
+        forward::write_field(b"allow", allowed.as_bytes(), &mut out);
+        forward::write_field(b"x-request-id", record.request.as_str().as_bytes(), &mut out);
+        refusal::connection_field(close, head.version, &mut out);
+        out.extend_from_slice(b"\r\n");
+        (record.status, record.outcome, record.bytes_out) = (200, Outcome::Local, out.len() as u64);
+        if client.write_all(&out).await.is_err() {
+            record.outcome = Outcome::ClientGone;
+            return Ok(Served::Abort);
+        }
+        record.first_byte = Some(self.shared.clock.monotonic());
+        Ok(if close || !client.discard_body(MAX_DISCARD).await { Served::Close } else { Served::KeepAlive })
+    }
+
     async fn refuse(
         &self,
         client: &mut ClientConn,
@@ -410,9 +443,13 @@ fn local_request(head: &RequestHead, body: Bytes, record: &Record<'_>) -> Result
     let malformed = |_| Reject::BadRequest("The request is malformed".into());
     let mut builder = http::Request::builder().method(head.method()).uri(head.target());
     for (field, name, value) in head.fields() {
-        if !field.connection_only && !field.name.is_hop_by_hop() {
+        // Which host is meant, the target may say otherwise.
+        if !field.connection_only && !field.name.is_hop_by_hop() && field.name != Name::Host {
             builder = builder.header(name, value);
         }
+    }
+    if let Some(host) = head.host() {
+        builder = builder.header(http::header::HOST, host);
     }
     let mut request = builder.body(body).map_err(malformed)?;
     request.extensions_mut().insert(record.request);

@@ -1,9 +1,8 @@
 //! The part of the config that calls are judged by, ready for use: routes, prices, upstreams, limits.
 //!
-//! Owns the route table and its matching. A reload builds a new policy and swaps it in; calls in flight keep theirs. Never
-//! changes once built.
+//! Owns the route table and its matching, also of other readings of a path ([`super::spelling`]). A reload builds a new policy
+//! and swaps it in; calls in flight keep theirs. Never changes once built.
 
-use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -15,12 +14,16 @@ use super::cost::{Cost, RouteCosts};
 use super::http1::conn::ConnLimits;
 use super::places::{PlaceBook, Places};
 use super::rate::{Quota, RateQuotas};
+use super::spelling::{FoldedPattern, fold, may_fold, read_loosely, two_readings};
 use super::upstream::{Endpoint, Upstream};
-use crate::config::{Config, Durability, Limits, MissingUsage, OutgrownHold, PathPattern, PriceList, RouteConfig};
+use crate::config::{
+    Config, Durability, ForwardConfig, Limits, MissingUsage, OutgrownHold, PathPattern, PathReading, PriceList,
+    RouteConfig,
+};
 use crate::domain::bodies::MAX_LOCAL_BODY;
 use crate::domain::cookies::CookieRule;
 use crate::domain::dialect::{Claim, Dialect, Dialects, HEALTH, is_under};
-use crate::domain::key::matches_pattern;
+use crate::domain::model::allows;
 use crate::domain::user::Role;
 use crate::error::Reject;
 use crate::telemetry::metrics::{Label, Metrics};
@@ -58,6 +61,8 @@ pub struct Policy {
 /// A route, with what it costs.
 pub struct Route {
     pub pattern: Arc<str>,
+    /// The same for routes that differ in nothing but their paths.
+    terms: usize,
     pub label: Label,
     pub methods: Vec<String>,
     pub upstream: Arc<Upstream>,
@@ -79,6 +84,7 @@ pub struct Route {
 impl Route {
     fn new(
         config: &RouteConfig,
+        terms: usize,
         prices: &PriceList,
         upstream: Arc<Upstream>,
         places: Option<Arc<Places>>,
@@ -86,6 +92,7 @@ impl Route {
     ) -> Self {
         Self {
             pattern: config.pattern.clone(),
+            terms,
             label: metrics.route(&config.pattern),
             methods: config.methods.clone(),
             upstream,
@@ -108,7 +115,7 @@ impl Route {
     }
 
     pub fn allows_model(&self, model: &str) -> bool {
-        self.models.is_empty() || self.models.iter().any(|pattern| matches_pattern(pattern, model))
+        allows(&self.models, model)
     }
 }
 
@@ -126,11 +133,98 @@ impl RoleSet {
     }
 }
 
+/// Numbers what routes, or rules, ask for and cost: equal things have equal numbers.
+#[derive(Default)]
+struct Terms(Vec<String>);
+
+impl Terms {
+    fn number(&mut self, terms: String) -> usize {
+        self.0.iter().position(|known| *known == terms).unwrap_or_else(|| {
+            self.0.push(terms);
+            self.0.len() - 1
+        })
+    }
+
+    /// All that the config says of a route but its path. What is added to a route's config counts here by itself.
+    fn of_route(&mut self, config: &RouteConfig) -> usize {
+        // Places that no name joins are each route's own.
+        let own_places = config.places.as_ref().is_some_and(|places| places.shared.is_none());
+        let pattern = if own_places { config.pattern.clone() } else { Arc::default() };
+        let path = PathPattern::Exact(String::new());
+        self.number(format!("{:?}", RouteConfig { pattern, path, ..config.clone() }))
+    }
+
+    fn of_rule(&mut self, config: &ForwardConfig) -> usize {
+        self.number(format!("{:?}", ForwardConfig { path: PathPattern::Exact(String::new()), ..config.clone() }))
+    }
+}
+
 /// Routes by path: an exact one first, then the longest prefix. Of routes with the same path, the first whose method fits.
+#[derive(Default)]
+struct Paths {
+    exact: HashMap<Vec<u8>, SmallVec<[Arc<Route>; 1]>>,
+    /// Longest first; each ends in `/`.
+    prefixes: Vec<(Vec<u8>, Arc<Route>)>,
+    /// Paths are [`fold`]ed, and a prefix also stands for itself without its slash.
+    folded: bool,
+}
+
+impl Paths {
+    fn new(routes: &[(PathPattern, Arc<Route>)], folded: bool) -> Self {
+        let mut paths = Self { folded, ..Self::default() };
+        for (pattern, route) in routes {
+            // A pattern that climbs matches no path anyhow.
+            let spelled = |path: &str| match fold(path.as_bytes()) {
+                Some(other) if folded => other.to_vec(),
+                _ => path.as_bytes().to_vec(),
+            };
+            match pattern {
+                PathPattern::Exact(path) => paths.exact.entry(spelled(path)).or_default().push(route.clone()),
+                PathPattern::Prefix(prefix) => {
+                    let mut prefix = spelled(prefix);
+                    if prefix.last() != Some(&b'/') {
+                        prefix.push(b'/');
+                    }
+                    paths.prefixes.push((prefix, route.clone()));
+                }
+            }
+        }
+        // Stable, so that the file's order decides between equals.
+        paths.prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
+        paths
+    }
+
+    fn routes_of<'t, 'p>(&'t self, path: &'p [u8]) -> impl Iterator<Item = &'t Arc<Route>> + use<'t, 'p> {
+        let begins = move |prefix: &[u8]| path.starts_with(prefix) || (self.folded && is_root(prefix, path));
+        let prefixes = self.prefixes.iter().filter(move |(prefix, _)| begins(prefix)).map(|(_, route)| route);
+        self.exact.get(path).into_iter().flatten().chain(prefixes)
+    }
+
+    /// Whether a path is a prefix but for its slash.
+    fn has_root(&self, path: &[u8]) -> bool {
+        self.prefixes.iter().any(|(prefix, _)| is_root(prefix, path))
+    }
+}
+
+fn is_root(prefix: &[u8], path: &[u8]) -> bool {
+    prefix.len() == path.len() + 1 && prefix.starts_with(path)
+}
+
+/// Methods whose names in other letter case are nobody's (RFC 9110, 9.1; RFC 5789): a server may take them for these.
+const STANDARD_METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE"];
+/// What `Allow` lists where a route is for all methods. `TRACE` is for none: its answer is the request as the upstream got it,
+/// our credential in it.
+pub const ANY_METHOD: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+
+/// Whose call a request is.
 pub struct RouteTable {
-    exact: HashMap<String, SmallVec<[Arc<Route>; 1]>>,
-    /// Longest first.
-    prefixes: Vec<(String, Arc<Route>)>,
+    plain: Paths,
+    /// The same routes, for readings that fold.
+    folded: Paths,
+    /// No pattern changes when it is folded: then a path that does not fold either has but one reading.
+    is_stable: bool,
+    /// Methods that routes name.
+    named_methods: Vec<String>,
     /// Older systems whose paths are answered here.
     dialects: Dialects,
 }
@@ -151,9 +245,9 @@ pub enum Surface<'a> {
 }
 
 impl Surface<'_> {
+    /// Of two that are answered, or refused, here.
     fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Proxied(a), Self::Proxied(b)) => Arc::ptr_eq(a, b),
             (Self::Checked(a), Self::Checked(b)) => a == b,
             (Self::WrongMethod(a), Self::WrongMethod(b)) => a == b,
             (a, b) => std::mem::discriminant(a) == std::mem::discriminant(b),
@@ -175,33 +269,58 @@ const SIDE_ONLY: [&str; 2] = ["/v1/admin-panel", "/v1/support"];
 const FACTOR_LOGINS: [&str; 2] = ["/v1/users/login", "/noteria/login.php"];
 
 impl RouteTable {
-    fn new(routes: impl IntoIterator<Item = (PathPattern, Arc<Route>)>, dialects: Dialects) -> Self {
-        let mut table = Self { exact: HashMap::new(), prefixes: Vec::new(), dialects };
-        for (pattern, route) in routes {
-            match pattern {
-                PathPattern::Exact(path) => table.exact.entry(path).or_default().push(route),
-                PathPattern::Prefix(prefix) => table.prefixes.push((prefix, route)),
-            }
-        }
-        // Stable, so that the file's order decides between equals.
-        table.prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
-        table
+    fn new(routes: &[(PathPattern, Arc<Route>)], dialects: Dialects) -> Self {
+        let (plain, folded) = (Paths::new(routes, false), Paths::new(routes, true));
+        let same_prefixes = plain.prefixes.iter().zip(&folded.prefixes).all(|(a, b)| a.0 == b.0);
+        let is_stable = same_prefixes && plain.exact.keys().all(|path| folded.exact.contains_key(path));
+        let mut named_methods: Vec<String> = routes.iter().flat_map(|(_, route)| route.methods.clone()).collect();
+        named_methods.sort_unstable();
+        named_methods.dedup();
+        Self { plain, folded, is_stable, named_methods, dialects }
     }
 
-    /// Whose call it is; `path` as [`normalize`] left it.
+    /// Whose call it is; `path` as [`super::spelling::normalize`] left it.
     ///
     /// # Errors
     /// [`Reject::BadRequest`] for a path that is one route's as it stands and another's to an upstream that reads more into
-    /// it: which of the two would be run, and should be paid, cannot be known here.
+    /// it: which of the two would be run, and should be paid, cannot be known here. And for a method that is another's but for
+    /// its letter case.
     pub fn find(&self, path: &[u8], method: &str) -> Result<Surface<'_>, Reject> {
-        let surface = self.surface(path, method);
-        match read_loosely(path) {
-            Some(loose) if !surface.is_same(&self.surface(&loose, method)) => Err(two_readings()),
-            _ => Ok(surface),
+        check_method(method, &self.named_methods)?;
+        if method == "TRACE" {
+            return Ok(Surface::WrongMethod(self.allowed(path)));
+        }
+        let surface = self.surface(&self.plain, path, method);
+        let loose = || read_loosely(path).map(|loose| self.surface(&self.plain, &loose, method));
+        let Surface::Proxied(route) = &surface else {
+            return if loose().is_some_and(|other| !surface.is_same(&other)) {
+                Err(two_readings())
+            } else {
+                Ok(surface)
+            };
+        };
+        if self.is_stable && !may_fold(path) && !self.plain.has_root(path) {
+            return Ok(surface);
+        }
+        // An operator's own word for this very spelling, or for an upstream that tells spellings apart.
+        if route.pattern.as_bytes() == path || route.upstream.config.paths == PathReading::Exact {
+            return Ok(surface);
+        }
+        let same = |other: &Surface<'_>| matches!(other, Surface::Proxied(other) if other.terms == route.terms);
+        let differs = loose().is_some_and(|other| !same(&other))
+            || fold(path).is_none_or(|folded| !same(&self.surface(&self.folded, &folded, method)));
+        if differs { Err(two_readings()) } else { Ok(surface) }
+    }
+
+    /// The methods of a path, as `Allow` lists them.
+    pub fn allowed(&self, path: &[u8]) -> String {
+        match self.surface(&self.plain, path, "TRACE") {
+            Surface::WrongMethod(allowed) => allowed,
+            _ => ANY_METHOD.to_owned(),
         }
     }
 
-    fn surface(&self, path: &[u8], method: &str) -> Surface<'_> {
+    fn surface<'t>(&'t self, paths: &'t Paths, path: &[u8], method: &str) -> Surface<'t> {
         if SIDE_ONLY.iter().any(|root| is_under(path, root)) {
             return Surface::OnSidePort;
         }
@@ -214,17 +333,15 @@ impl RouteTable {
         if LOCAL.iter().any(|root| is_under(path, root)) {
             return Surface::Local;
         }
-        if let Some(claim) = self.claim(path) {
-            return self.in_dialect(claim, path, method);
+        if let Some(claim) = self.claim_in(paths, path) {
+            return in_dialect(claim, path, method);
         }
         let mut allowed: Vec<&str> = Vec::new();
-        let exact = std::str::from_utf8(path).ok().and_then(|path| self.exact.get(path)).into_iter().flatten();
-        let prefixes = self.prefixes.iter().filter(|(prefix, _)| path.starts_with(prefix.as_bytes())).map(|(_, r)| r);
-        for route in exact.chain(prefixes) {
+        for route in paths.routes_of(path) {
             if route.allows_method(method) {
                 return Surface::Proxied(route);
             }
-            allowed.extend(route.methods.iter().map(String::as_str));
+            allowed.extend(route.methods.iter().map(String::as_str).filter(|method| *method != "TRACE"));
         }
         if allowed.is_empty() {
             let is_health = self.dialects.has(Dialect::Usermgmt) && path == HEALTH.as_bytes();
@@ -237,112 +354,61 @@ impl RouteTable {
 
     /// The dialect that a path belongs to, unless a route of the operator's says as much of the path.
     pub fn claim(&self, path: &[u8]) -> Option<Claim> {
+        self.claim_in(&self.plain, path)
+    }
+
+    fn claim_in(&self, paths: &Paths, path: &[u8]) -> Option<Claim> {
         let claim = self.dialects.claim(path)?;
-        let exact = std::str::from_utf8(path).is_ok_and(|path| self.exact.contains_key(path));
-        let as_long = |prefix: &str| prefix.trim_end_matches('/').len() >= claim.root.len();
-        let routed =
-            exact || self.prefixes.iter().any(|(prefix, _)| as_long(prefix) && path.starts_with(prefix.as_bytes()));
+        let as_long = |prefix: &[u8]| prefix.strip_suffix(b"/").unwrap_or(prefix).len() >= claim.root.len();
+        let routed = paths.exact.contains_key(path)
+            || paths.prefixes.iter().any(|(prefix, _)| as_long(prefix) && path.starts_with(prefix));
         (!routed).then_some(claim)
     }
+}
 
-    fn in_dialect(&self, claim: Claim, path: &[u8], method: &str) -> Surface<'_> {
-        if claim.side_only {
-            return Surface::OnSidePort;
-        }
-        let call = path.get(claim.root.len()..).unwrap_or_default();
-        let check = CHECKED_IN_DIALECT
-            .iter()
-            .find(|(dialect, end, _)| *dialect == claim.dialect && call.eq_ignore_ascii_case(end.as_bytes()));
-        match check {
-            Some((.., check)) if method == "POST" => Surface::Checked(*check),
-            Some(_) => Surface::WrongMethod("POST".into()),
-            None => Surface::Local,
-        }
+fn in_dialect(claim: Claim, path: &[u8], method: &str) -> Surface<'static> {
+    if claim.side_only {
+        return Surface::OnSidePort;
+    }
+    let call = path.get(claim.root.len()..).unwrap_or_default();
+    let check = CHECKED_IN_DIALECT
+        .iter()
+        .find(|(dialect, end, _)| *dialect == claim.dialect && call.eq_ignore_ascii_case(end.as_bytes()));
+    match check {
+        Some((.., check)) if method == "POST" => Surface::Checked(*check),
+        Some(_) => Surface::WrongMethod("POST".into()),
+        None => Surface::Local,
     }
 }
 
-/// The path as an upstream may read it: needless escapes resolved and slashes merged, so that no spelling of a path gets
-/// by another route's price. A path that climbs (`..`) is refused whatever its spelling.
-///
 /// # Errors
-/// [`Reject::BadRequest`].
-pub fn normalize(path: &[u8]) -> Result<Cow<'_, [u8]>, Reject> {
-    let mut previous = b' ';
-    let plain = path.iter().all(|byte| {
-        let suspicious = matches!(byte, b'%' | b'\\') || (previous == b'/' && matches!(byte, b'/' | b'.'));
-        previous = *byte;
-        !suspicious
-    });
-    if plain {
-        return Ok(Cow::Borrowed(path));
+/// [`Reject::BadRequest`] for a method that is a standard one, or one of `named`, but for its letter case: what a server takes it
+/// for, and so which route should be asked, cannot be known here.
+pub fn check_method(method: &str, named: &[String]) -> Result<(), Reject> {
+    // Hardly any method has small letters.
+    if !method.bytes().any(|byte| byte.is_ascii_lowercase()) {
+        return Ok(());
     }
-    let malformed = || Reject::BadRequest("The path is malformed".into());
-    let mut resolved = Vec::with_capacity(path.len());
-    let mut rest = path;
-    while let Some((&first, tail)) = rest.split_first() {
-        let (byte, tail) = match first {
-            b'%' => {
-                let digits = tail.get(..2).and_then(|d| std::str::from_utf8(d).ok()).ok_or_else(malformed)?;
-                let byte = u8::from_str_radix(digits, 16).map_err(|_| malformed())?;
-                if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-                    (byte, &tail[2..])
-                } else if byte < 0x20 || byte == 0x7f {
-                    return Err(malformed());
-                } else {
-                    // Stays escaped, in one spelling.
-                    resolved.extend_from_slice(format!("%{byte:02X}").as_bytes());
-                    rest = &tail[2..];
-                    continue;
-                }
-            }
-            other => (other, tail),
-        };
-        if !(byte == b'/' && resolved.last() == Some(&b'/')) {
-            resolved.push(byte);
-        }
-        rest = tail;
+    let mut known = STANDARD_METHODS.into_iter().chain(named.iter().map(String::as_str));
+    match known.find(|known| known.eq_ignore_ascii_case(method)) {
+        Some(known) => Err(Reject::BadRequest(format!("Methods are written in capitals: {known}"))),
+        None => Ok(()),
     }
-    let climbs = |segment: &[u8]| {
-        let name = segment.split(|b| *b == b';').next().unwrap_or_default();
-        name == b"." || name == b".."
-    };
-    // An escaped or backward slash separates segments for some upstreams.
-    let text = String::from_utf8_lossy(&resolved).replace("%2F", "/").replace("%5C", "/").replace('\\', "/");
-    if text.as_bytes().split(|b| *b == b'/').any(climbs) {
-        return Err(Reject::BadRequest("The path may not have . or .. in it".into()));
-    }
-    Ok(Cow::Owned(resolved))
 }
 
-/// What a path that can be read in two ways is answered, where it matters.
-pub fn two_readings() -> Reject {
-    Reject::BadRequest("The path means two things: send it without escaped or backward slashes, and without ;".into())
+/// Who may GET may HEAD (RFC 9110, 9.3.2): else a HEAD of this path would be some wider route's. Not where another route of the same
+/// path is for HEAD; `others` says so of each.
+fn with_head(methods: &[String], mut others: impl Iterator<Item = bool>) -> Vec<String> {
+    let mut methods = methods.to_vec();
+    if methods.iter().any(|method| method == "GET") && !others.any(|is_for_head| is_for_head) {
+        methods.push("HEAD".to_owned());
+    }
+    methods
 }
 
-/// A path as an upstream may read it that resolves escaped and backward slashes, and cuts off what follows a `;` in each part.
-/// `None` when that changes nothing.
-pub fn read_loosely(path: &[u8]) -> Option<Vec<u8>> {
-    memchr::memchr3(b'%', b'\\', b';', path)?;
-    let (mut loose, mut rest, mut is_cut) = (Vec::with_capacity(path.len()), path, false);
-    while let Some((&first, tail)) = rest.split_first() {
-        let (byte, tail) = match (first, tail.get(..2)) {
-            (b'%', Some(b"2F" | b"5C")) => (b'/', &tail[2..]),
-            (b'%', Some(b"3B")) => (b';', &tail[2..]),
-            (b'\\', _) => (b'/', tail),
-            (other, _) => (other, tail),
-        };
-        rest = tail;
-        is_cut = match byte {
-            b'/' => false,
-            b';' => true,
-            _ => is_cut,
-        };
-        let is_double = byte == b'/' && loose.last() == Some(&b'/');
-        if !is_cut && !is_double {
-            loose.push(byte);
-        }
-    }
-    (loose != path).then_some(loose)
+/// Whether methods that are named have HEAD among them.
+fn is_for_head(methods: &[String]) -> bool {
+    methods.iter().any(|method| method == "HEAD")
 }
 
 /// What checks cost, and which requests a proxy may let through.
@@ -351,12 +417,18 @@ pub struct Checks {
     pub free: Arc<Cost>,
     /// The first that fits counts: exact paths first, then the longest prefix.
     pub rules: Vec<ForwardRule>,
+    /// Methods that rules name.
+    pub named_methods: Vec<String>,
     pub forward_label: Label,
     pub forward_name: Arc<str>,
 }
 
 pub struct ForwardRule {
     pub path: PathPattern,
+    /// For readings that fold.
+    pub folded: FoldedPattern,
+    /// The same for rules that differ in nothing but their paths.
+    pub terms: usize,
     pub hosts: Vec<String>,
     pub methods: Vec<String>,
     pub cost: Arc<Cost>,
@@ -366,24 +438,38 @@ pub struct ForwardRule {
 
 impl Checks {
     fn new(config: &Config, metrics: &Metrics) -> Self {
+        let mut terms = Terms::default();
         let mut rules: Vec<ForwardRule> = config
             .forward
             .iter()
             .map(|rule| ForwardRule {
                 path: rule.path.clone(),
+                folded: FoldedPattern::of(&rule.path),
+                terms: terms.of_rule(rule),
                 hosts: rule.hosts.clone(),
-                methods: rule.methods.clone(),
+                methods: with_head(
+                    &rule.methods,
+                    config
+                        .forward
+                        .iter()
+                        .filter(|other| other.path == rule.path)
+                        .map(|other| is_for_head(&other.methods)),
+                ),
                 cost: Cost::new(rule.cost.iter(), metrics),
                 scope: rule.scope.clone(),
                 verified: rule.verified,
             })
             .collect();
+        let mut named_methods: Vec<String> = rules.iter().flat_map(|rule| rule.methods.clone()).collect();
+        named_methods.sort_unstable();
+        named_methods.dedup();
         // Stable, so that the file's order decides between equals.
         rules.sort_by_key(|rule| std::cmp::Reverse(rule.path.weight()));
         Self {
             key_cost: Cost::new(config.verify_key_cost.iter(), metrics),
             free: Cost::new([].iter(), metrics),
             rules,
+            named_methods,
             forward_label: metrics.route("(forward)"),
             forward_name: Arc::from("(forward)"),
         }
@@ -396,13 +482,18 @@ impl Policy {
         let known = before.map(Self::endpoints).unwrap_or_default();
         let upstreams: Vec<Arc<Upstream>> =
             config.upstreams.iter().map(|u| Arc::new(Upstream::new(u.clone(), workers, &known))).collect();
-        let mut places = PlaceBook::default();
+        let (mut places, mut terms) = (PlaceBook::default(), Terms::default());
         let routes = config.routes.iter().filter_map(|route| {
-            let upstream = upstreams.iter().find(|u| u.config.name == route.upstream)?;
-            let places = places.places_of(route, before.map(|before| &before.places));
-            Some((route.path.clone(), Arc::new(Route::new(route, &config.prices, upstream.clone(), places, metrics))))
+            let upstream = upstreams.iter().find(|u| u.config.name == route.upstream)?.clone();
+            let same_path = config.routes.iter().filter(|other| other.path == route.path);
+            let methods = with_head(&route.methods, same_path.map(|other| is_for_head(&other.methods)));
+            let route = RouteConfig { methods, ..route.clone() };
+            let places = places.places_of(&route, before.map(|before| &before.places));
+            let terms = terms.of_route(&route);
+            let path = route.path.clone();
+            Some((path, Arc::new(Route::new(&route, terms, &config.prices, upstream, places, metrics))))
         });
-        let routes = RouteTable::new(routes, config.compat.dialects());
+        let routes = RouteTable::new(&routes.collect::<Vec<_>>(), config.compat.dialects());
         let limits = &config.limits;
         Self {
             routes,
@@ -445,7 +536,7 @@ impl Policy {
         !self.journal_excludes.is_empty() && self.journal_excludes.contains(&username.to_lowercase())
     }
 
-    /// The most of a local call's body. `path` as [`normalize`] left it.
+    /// The most of a local call's body. `path` as [`super::spelling::normalize`] left it.
     pub fn longest_local_body(&self, path: &[u8]) -> u64 {
         let brings_factors = FACTOR_LOGINS.iter().any(|login| path.eq_ignore_ascii_case(login.as_bytes()));
         (if brings_factors { self.login_body } else { MAX_LOCAL_BODY }) as u64
@@ -460,6 +551,7 @@ impl Policy {
 mod tests {
     use super::*;
     use crate::config::RawConfig;
+    use crate::gateway::spelling::normalize;
 
     fn policy() -> Policy {
         let text = r#"
@@ -472,17 +564,25 @@ mod tests {
             [[routes]]
             path = "/v1/*"
             upstream = "a"
+            cost = { conversations = 1 }
             [[routes]]
             path = "/v1/models"
             methods = ["GET"]
             upstream = "a"
         "#;
+        policy_of(text)
+    }
+
+    fn policy_of(text: &str) -> Policy {
         let raw: RawConfig = toml::from_str(text).unwrap();
         Policy::new(&Config::from_raw(raw).unwrap(), &Metrics::new(0), 1, None)
     }
 
     fn matched(path: &str, method: &str) -> String {
-        let policy = policy();
+        matched_in(&policy(), path, method)
+    }
+
+    fn matched_in(policy: &Policy, path: &str, method: &str) -> String {
         let Ok(path) = normalize(path.as_bytes()) else { return "refused".into() };
         let Ok(surface) = policy.routes.find(&path, method) else { return "two things".into() };
         match surface {
@@ -501,11 +601,16 @@ mod tests {
         assert_eq!(matched("/v1/models", "POST"), "/v1/*");
         assert_eq!(matched("/v1/chat", "POST"), "/v1/*");
         assert_eq!(matched("/v10/chat", "POST"), "/*");
-        let only_get = RouteTable::new(
-            policy().routes.exact.into_iter().map(|(path, mut routes)| (PathPattern::Exact(path), routes.remove(0))),
-            Dialects::default(),
-        );
-        assert!(matches!(only_get.surface(b"/v1/models", "POST"), Surface::WrongMethod(allowed) if allowed == "GET"));
+        assert_eq!(matched("/v1/models", "HEAD"), "/v1/models");
+        let one = |methods: &str| {
+            policy_of(&format!(
+                "[[upstreams]]\nname = \"a\"\nendpoints = [\"http://127.0.0.1:1\"]\n\
+                 [[routes]]\npath = \"/v1/models\"\nupstream = \"a\"\nmethods = {methods}\n"
+            ))
+        };
+        assert_eq!(matched_in(&one("[\"GET\"]"), "/v1/models", "POST"), "only GET, HEAD");
+        assert_eq!(matched_in(&one("[\"POST\"]"), "/v1/models", "TRACE"), "only POST");
+        assert_eq!(matched_in(&one("[]"), "/v1/models", "TRACE"), format!("only {ANY_METHOD}"));
     }
 
     #[test]
@@ -543,9 +648,31 @@ mod tests {
         ] {
             assert_eq!(matched(path, "GET"), "two things", "{path}");
         }
+        // Or would be, if it folded case, or dots and blanks at the end.
+        for path in [
+            "/V1/chat",
+            "/v1/Models",
+            "/v1/models/",
+            "/v1/models.",
+            "/v1/models%20",
+            "/v1/models%2F",
+            "/v1",
+            "/v1/%2575sers/login",
+            "/v1/admin-panel.",
+            "/v1/%252e%252e/x",
+        ] {
+            assert_eq!(matched(path, "GET"), "two things", "{path}");
+        }
         // And what is the same route's either way.
-        for path in ["/v1/models/org%2Fname", "/v1/models%2F", "/v1/a;b=c/d", "/v1/%E4%BD%A0", "/v1/a%20b", "/v1/x%3By"]
-        {
+        for path in [
+            "/v1/models/org%2Fname",
+            "/v1/Chat/",
+            "/v1/chat.",
+            "/v1/a;b=c/d",
+            "/v1/%E4%BD%A0",
+            "/v1/a%20b",
+            "/v1/x%3By",
+        ] {
             assert_eq!(matched(path, "GET"), "/v1/*", "{path}");
         }
         assert_eq!(matched("/v1/..file", "GET"), "/v1/*");

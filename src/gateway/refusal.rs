@@ -2,6 +2,7 @@
 //!
 //! Owns their bytes on the wire. Never decides why a call is refused.
 
+use std::cell::RefCell;
 use std::io::Write;
 
 use bytes::Bytes;
@@ -19,10 +20,22 @@ fn status_line(status: u16, out: &mut Vec<u8>) {
     let _ = write!(out, "HTTP/1.1 {status} {reason}\r\n");
 }
 
-/// The date as HTTP writes it (RFC 9110, 5.6.7).
-fn http_date(now: UnixMillis) -> String {
-    let stamp = jiff::Timestamp::from_second(now.seconds()).unwrap_or_default().to_zoned(jiff::tz::TimeZone::UTC);
-    stamp.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
+thread_local! {
+    /// The second whose date was written last, and that date.
+    static DATE: RefCell<(i64, String)> = const { RefCell::new((i64::MIN, String::new())) };
+}
+
+/// The field `date` (RFC 9110, 5.6.7 and 6.6.1).
+pub fn write_date(now: UnixMillis, out: &mut Vec<u8>) {
+    DATE.with_borrow_mut(|(second, date)| {
+        if *second != now.seconds() {
+            let stamp = jiff::Timestamp::from_second(now.seconds()).unwrap_or_default();
+            let stamp = stamp.to_zoned(jiff::tz::TimeZone::UTC);
+            *date = stamp.strftime("date: %a, %d %b %Y %H:%M:%S GMT\r\n").to_string();
+            *second = now.seconds();
+        }
+        out.extend_from_slice(date.as_bytes());
+    });
 }
 
 pub fn connection_field(close: bool, version: Version, out: &mut Vec<u8>) {
@@ -36,7 +49,8 @@ pub fn connection_field(close: bool, version: Version, out: &mut Vec<u8>) {
 /// The beginning of an answer without a body.
 pub fn begin_empty(status: u16, now: UnixMillis, out: &mut Vec<u8>) {
     status_line(status, out);
-    let _ = write!(out, "date: {}\r\ncontent-length: 0\r\n", http_date(now));
+    write_date(now, out);
+    out.extend_from_slice(b"content-length: 0\r\n");
 }
 
 /// A refusal, whole. `head` is missing when the request never had a readable one.
@@ -90,10 +104,10 @@ fn encode_as(
     if status != reject.status() {
         let _ = write!(out, "x-tollgate-status: {}\r\nx-tollgate-reason: {}\r\n", reject.status(), reject.code());
     }
+    write_date(now, &mut out);
     let _ = write!(
         out,
-        "date: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nx-request-id: {}\r\n",
-        http_date(now),
+        "content-type: application/json\r\ncontent-length: {}\r\nx-request-id: {}\r\n",
         body.len(),
         request.as_str()
     );
@@ -125,7 +139,8 @@ pub fn encode_local(
     let body = response.body();
     let mut out = Vec::with_capacity(512 + body.len());
     status_line(response.status().as_u16(), &mut out);
-    let _ = write!(out, "date: {}\r\nx-request-id: {}\r\n", http_date(now), request.as_str());
+    write_date(now, &mut out);
+    let _ = write!(out, "x-request-id: {}\r\n", request.as_str());
     for (name, value) in response.headers() {
         if matches!(name.as_str(), "content-length" | "transfer-encoding" | "connection" | "x-request-id" | "date") {
             continue;
@@ -136,7 +151,10 @@ pub fn encode_local(
         out.extend_from_slice(b"\r\n");
     }
     if response.status() != http::StatusCode::NO_CONTENT {
-        let _ = write!(out, "content-length: {}\r\n", body.len());
+        // The router drops the body that a GET would have had, and says how long it was.
+        let told = response.headers().get(http::header::CONTENT_LENGTH).filter(|_| head.method() == "HEAD");
+        let told = told.and_then(|length| length.to_str().ok()?.parse().ok());
+        let _ = write!(out, "content-length: {}\r\n", told.unwrap_or(body.len()));
     }
     connection_field(close, head.version, &mut out);
     out.extend_from_slice(b"\r\n");

@@ -66,13 +66,21 @@ impl Form {
     }
 }
 
+/// What `Allow` lists for `TRACE` where no path is.
+const NOT_TRACE: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+
 /// Gives every refusal its body, and every answer its request id. The innermost of several decides.
 pub async fn refusals(State(how): State<Refusals>, mut request: Request, next: Next) -> Response {
     let known = request.extensions().get::<RequestId>().copied();
     let id = known.unwrap_or_else(|| RequestId::from_parts(fastrand::u32(..), fastrand::u64(..)));
     request.extensions_mut().insert(id);
     let dialect = how.form.dialect(request.uri().path());
+    let is_trace = request.method() == axum::http::Method::TRACE;
     let mut response = next.run(request).await;
+    if is_trace && response.status() != StatusCode::METHOD_NOT_ALLOWED {
+        // On no path (RFC 9110, 9.3.8: an answer would be the request, credentials and all).
+        response = Refused(Reject::MethodNotAllowed(NOT_TRACE.into())).into_response();
+    }
     if let Some(Refused(reject)) = response.extensions_mut().remove::<Refused>() {
         let allowed = response.headers().get(header::ALLOW).and_then(|allow| allow.to_str().ok());
         let reject = match (reject, allowed, &how.form) {

@@ -110,6 +110,7 @@ impl From<&Reject> for Outcome {
             | Reject::Conflict(_)
             | Reject::HeadTooLarge
             | Reject::ExpectationFailed
+            | Reject::UnsupportedMediaType(_)
             | Reject::VersionNotSupported => Self::BadRequest,
             Reject::AddressDenied => Self::AddressDenied,
             Reject::Forbidden(_)

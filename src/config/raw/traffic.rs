@@ -49,6 +49,23 @@ pub struct RawUpstream {
     pub health_path: Option<String>,
     #[serde(default = "defaults::health_interval")]
     pub health_interval: Span,
+    /// What else than its plain reading a path may mean to this upstream.
+    #[serde(default)]
+    pub paths: PathReading,
+    /// Whether its calls and answers say in `Via` that they came through here.
+    #[serde(default = "defaults::yes")]
+    pub via: bool,
+}
+
+/// How an upstream reads paths.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PathReading {
+    /// Nobody knows: a path whose other spelling is another route's is refused.
+    #[default]
+    Any,
+    /// As it stands: `/v1/Secret` and `/v1/secret/` are not `/v1/secret`.
+    Exact,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]

@@ -1,12 +1,14 @@
 //! Message heads: the bytes as they came and where the parts are.
 //!
-//! Owns parsing, framing (RFC 9112 section 6) and which fields go from hop to hop only. Uses httparse to find the parts and
+//! Owns parsing, framing (RFC 9112 section 6) and which fields `Connection` names. What names mean is in [`super::name`]. Uses httparse to find the parts and
 //! refuses what httparse lets pass: bare line feeds, ambiguous lengths, unknown codings.
 
 use std::mem::MaybeUninit;
 
 use memchr::memchr_iter;
 use smallvec::SmallVec;
+
+pub use super::name::Name;
 
 /// Header fields in one head; more are refused.
 pub const MAX_FIELDS: usize = 100;
@@ -29,131 +31,6 @@ impl Span {
 
     pub fn of_bytes(self, whole: &[u8]) -> &[u8] {
         whole.get(self.at as usize..(self.at + self.len) as usize).unwrap_or_default()
-    }
-}
-
-/// Fields that mean something to us.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Name {
-    Other,
-    AcceptEncoding,
-    Authorization,
-    Connection,
-    ContentEncoding,
-    ContentLength,
-    ContentType,
-    Cookie,
-    Expect,
-    Forwarded,
-    Host,
-    IdempotencyKey,
-    KeepAlive,
-    Origin,
-    ProxyAuthenticate,
-    ProxyAuthorization,
-    ProxyConnection,
-    SecFetchDest,
-    SecFetchMode,
-    SecFetchSite,
-    Te,
-    Trailer,
-    TransferEncoding,
-    Upgrade,
-    XApiKey,
-    XForwardedFor,
-    XForwardedHost,
-    XForwardedProto,
-    XRequestId,
-    /// `x-original-url` and `x-rewrite-url`, which some applications take for the path instead of the path.
-    XRewriteUrl,
-    /// `x-tollgate-…`, also when spelled with underscores.
-    XTollgate,
-    /// `x-ratelimit-…-requests`: ours, not the upstream's.
-    XRateLimitRequests,
-}
-
-impl Name {
-    fn of(name: &[u8]) -> Self {
-        let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
-        match name.len() {
-            2 if is("te") => Self::Te,
-            4 if is("host") => Self::Host,
-            6 if is("expect") => Self::Expect,
-            6 if is("cookie") => Self::Cookie,
-            6 if is("origin") => Self::Origin,
-            7 if is("trailer") => Self::Trailer,
-            7 if is("upgrade") => Self::Upgrade,
-            9 if is("forwarded") => Self::Forwarded,
-            9 if is("x-api-key") => Self::XApiKey,
-            10 if is("connection") => Self::Connection,
-            10 if is("keep-alive") => Self::KeepAlive,
-            12 if is("content-type") => Self::ContentType,
-            12 if is("x-request-id") => Self::XRequestId,
-            13 if is("authorization") => Self::Authorization,
-            13 if is("x-rewrite-url") => Self::XRewriteUrl,
-            14 if is("content-length") => Self::ContentLength,
-            14 if is("x-original-url") => Self::XRewriteUrl,
-            14 if is("sec-fetch-dest") => Self::SecFetchDest,
-            14 if is("sec-fetch-mode") => Self::SecFetchMode,
-            14 if is("sec-fetch-site") => Self::SecFetchSite,
-            15 if is("accept-encoding") => Self::AcceptEncoding,
-            15 if is("idempotency-key") => Self::IdempotencyKey,
-            15 if is("x-forwarded-for") => Self::XForwardedFor,
-            16 if is("content-encoding") => Self::ContentEncoding,
-            16 if is("x-forwarded-host") => Self::XForwardedHost,
-            16 if is("proxy-connection") => Self::ProxyConnection,
-            17 if is("transfer-encoding") => Self::TransferEncoding,
-            17 if is("x-forwarded-proto") => Self::XForwardedProto,
-            18 if is("proxy-authenticate") => Self::ProxyAuthenticate,
-            19 if is("proxy-authorization") => Self::ProxyAuthorization,
-            _ => Self::of_family(name),
-        }
-    }
-
-    fn of_family(name: &[u8]) -> Self {
-        // Applications behind CGI-like interfaces read `_` as `-`; so must we, or a client could slip one past us.
-        if memchr::memchr(b'_', name).is_some() && name.len() <= 64 {
-            let dashed: SmallVec<[u8; 64]> = name.iter().map(|b| if *b == b'_' { b'-' } else { *b }).collect();
-            return match Self::of(&dashed) {
-                identity @ (Self::XTollgate
-                | Self::XForwardedFor
-                | Self::XForwardedHost
-                | Self::XForwardedProto
-                | Self::XRequestId
-                | Self::XRewriteUrl
-                | Self::XApiKey
-                | Self::Forwarded) => identity,
-                _ => Self::Other,
-            };
-        }
-        match name.first() {
-            Some(b'x' | b'X') => {}
-            _ => return Self::Other,
-        }
-        let starts = |head: &str| name.get(..head.len()).is_some_and(|n| n.eq_ignore_ascii_case(head.as_bytes()));
-        if starts("x-tollgate-") {
-            Self::XTollgate
-        } else if starts("x-ratelimit-") && name.ends_with(b"-requests") {
-            Self::XRateLimitRequests
-        } else {
-            Self::Other
-        }
-    }
-
-    /// Fields that concern one connection only (RFC 9110, 7.6.1), and what else an intermediary must not pass on.
-    pub fn is_hop_by_hop(self) -> bool {
-        matches!(
-            self,
-            Self::Connection
-                | Self::KeepAlive
-                | Self::ProxyConnection
-                | Self::ProxyAuthenticate
-                | Self::ProxyAuthorization
-                | Self::Te
-                | Self::Trailer
-                | Self::TransferEncoding
-                | Self::Upgrade
-        )
     }
 }
 
@@ -225,11 +102,14 @@ pub struct RequestHead {
     method: Span,
     target: Span,
     path: Span,
+    host: Option<Span>,
     pub version: Version,
     fields: Fields,
     pub framing: Framing,
     pub keep_alive: bool,
     pub expects_continue: bool,
+    /// Over how many more intermediaries an `OPTIONS` may go; no other method is counted (RFC 9110, 7.6.2).
+    pub max_forwards: Option<u64>,
 }
 
 impl RequestHead {
@@ -255,24 +135,31 @@ impl RequestHead {
         };
         let method = request.method.unwrap_or_default().as_bytes();
         let raw_target = request.path.unwrap_or_default().as_bytes();
-        let target = origin_form(method, raw_target)?;
+        let (authority, target) = origin_form(method, raw_target)?;
         let path_len = memchr::memchr(b'?', target).unwrap_or(target.len());
         let mut fields = read_fields(&bytes, request.headers)?;
         let mut head = Self {
             method: Span::of(method, &bytes),
             target: Span::of(target, &bytes),
             path: Span::of(&target[..path_len], &bytes),
+            host: None,
             version,
             framing: Framing::None,
             keep_alive: false,
             expects_continue: false,
+            max_forwards: None,
             fields: Fields::new(),
             bytes: Vec::new(),
         };
         head.framing = request_framing(&bytes, &fields, version)?;
         head.keep_alive = read_connection(&bytes, &mut fields, version)?;
         head.expects_continue = read_expectation(&bytes, &fields, version)?;
-        check_host(&bytes, &fields, version)?;
+        if method == b"OPTIONS" {
+            head.max_forwards = read_max_forwards(&bytes, &fields)?;
+        }
+        let host = check_host(&bytes, &fields, version)?;
+        // A target that names its host outdoes the field (RFC 9112, 3.2.2).
+        head.host = authority.or(host).map(|host| Span::of(host, &bytes));
         head.fields = fields;
         head.bytes = bytes;
         Ok(head)
@@ -304,6 +191,17 @@ impl RequestHead {
 
     pub fn first(&self, name: Name) -> Option<&[u8]> {
         self.all(name).next()
+    }
+
+    /// As [`Self::first`], of fields that the upstream gets too: what `Connection` names ends here, so what it says of the body
+    /// must not be believed either.
+    pub fn first_passed_on(&self, name: Name) -> Option<&[u8]> {
+        self.fields.iter().find(|f| f.name == name && !f.connection_only).map(|f| f.value.of_bytes(&self.bytes))
+    }
+
+    /// The host that the request is for.
+    pub fn host(&self) -> Option<&[u8]> {
+        self.host.map(|host| host.of_bytes(&self.bytes))
     }
 
     /// Whether sending it twice does no more than sending it once (RFC 9110, 9.2.2), or the client says so itself.
@@ -354,7 +252,9 @@ impl ResponseHead {
         }
         let mut fields = read_fields(bytes, response.headers)?;
         let framing = response_framing(bytes, &fields, status, head_request)?;
-        let keep_alive = read_connection(bytes, &mut fields, version)? && framing != Framing::UntilClose;
+        let mut keep_alive = read_connection(bytes, &mut fields, version)? && framing != Framing::UntilClose;
+        // Version 1.0 knows no such field: whether the body ends where we think is not certain (RFC 9112, 6.1).
+        keep_alive &= version == Version::Http11 || !fields.iter().any(|f| f.name == Name::TransferEncoding);
         Ok(Self { status, version, fields, framing, keep_alive, len })
     }
 
@@ -385,8 +285,8 @@ fn head_error(error: httparse::Error) -> HeadError {
     }
 }
 
-/// The target as path and query, from origin form or absolute form (RFC 9112, 3.2).
-fn origin_form<'a>(method: &[u8], target: &'a [u8]) -> Result<&'a [u8], HeadError> {
+/// The target's host, if it names one, and its path and query, from origin form or absolute form (RFC 9112, 3.2).
+fn origin_form<'a>(method: &[u8], target: &'a [u8]) -> Result<(Option<&'a [u8]>, &'a [u8]), HeadError> {
     if method == b"CONNECT" {
         return Err(HeadError::Malformed("CONNECT is not supported"));
     }
@@ -394,7 +294,7 @@ fn origin_form<'a>(method: &[u8], target: &'a [u8]) -> Result<&'a [u8], HeadErro
         return Err(HeadError::Malformed("the request target has characters it may not have"));
     }
     if target.first() == Some(&b'/') || target == b"*" {
-        return Ok(target);
+        return Ok((None, target));
     }
     let after_scheme = ["http://", "https://"].iter().find_map(|scheme| {
         let head = target.get(..scheme.len())?;
@@ -404,7 +304,7 @@ fn origin_form<'a>(method: &[u8], target: &'a [u8]) -> Result<&'a [u8], HeadErro
     let Some(rest) = after_scheme else { return Err(malformed) };
     // The first of both ends the authority: a query may have slashes, too.
     match memchr::memchr2(b'/', b'?', rest) {
-        Some(end) if rest[end] == b'/' && is_host(&rest[..end]) => Ok(&rest[end..]),
+        Some(end) if rest[end] == b'/' && is_host(&rest[..end]) => Ok((Some(&rest[..end]), &rest[end..])),
         _ => Err(malformed),
     }
 }
@@ -549,14 +449,24 @@ fn read_expectation(bytes: &[u8], fields: &Fields, version: Version) -> Result<b
     Ok(expects && version == Version::Http11)
 }
 
-fn check_host(bytes: &[u8], fields: &Fields, version: Version) -> Result<(), HeadError> {
+fn read_max_forwards(bytes: &[u8], fields: &Fields) -> Result<Option<u64>, HeadError> {
+    let mut counts = values(bytes, fields, Name::MaxForwards);
+    let Some(text) = counts.next() else { return Ok(None) };
+    let count = std::str::from_utf8(text).ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+    match (count.and_then(|digits| digits.parse().ok()), counts.next()) {
+        (Some(count), None) => Ok(Some(count)),
+        _ => Err(HeadError::Malformed("Max-Forwards is not a number")),
+    }
+}
+
+fn check_host<'b>(bytes: &'b [u8], fields: &'b Fields, version: Version) -> Result<Option<&'b [u8]>, HeadError> {
     let mut hosts = values(bytes, fields, Name::Host);
     match (hosts.next(), hosts.next()) {
         (_, Some(_)) => Err(HeadError::Malformed("Host is there more than once")),
         (None, None) if version == Version::Http11 => Err(HeadError::Malformed("Host is missing")),
         // It may be empty, where the target has no authority.
         (Some(host), None) if !host.is_empty() && !is_host(host) => Err(HeadError::Malformed("Host is malformed")),
-        _ => Ok(()),
+        (host, None) => Ok(host),
     }
 }
 
@@ -673,21 +583,12 @@ mod tests {
     #[test]
     fn absolute_form_and_keep_alive_rules() {
         let head = parse("GET http://other:80/p?q HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-        assert_eq!(head.target(), b"/p?q");
+        assert_eq!((head.target(), head.host()), (&b"/p?q"[..], Some(&b"other:80"[..])));
+        assert_eq!(get("").unwrap().host(), Some(&b"x"[..]));
+        assert_eq!(parse("GET http://other/ HTTP/1.0\r\n\r\n").unwrap().host(), Some(&b"other"[..]));
         assert!(!parse("GET / HTTP/1.0\r\n\r\n").unwrap().keep_alive);
         assert!(parse("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").unwrap().keep_alive);
         assert!(!get("Connection: close\r\nConnection: keep-alive\r\n").unwrap().keep_alive);
-    }
-
-    #[test]
-    fn identity_headers_are_known_in_every_spelling() {
-        for name in ["X-Tollgate-User", "x-tollgate-plan", "X_Tollgate_User", "x_tollgate-User"] {
-            assert_eq!(Name::of(name.as_bytes()), Name::XTollgate, "{name}");
-        }
-        assert_eq!(Name::of(b"X_Forwarded_For"), Name::XForwardedFor);
-        assert_eq!(Name::of(b"my_header"), Name::Other);
-        assert_eq!(Name::of(b"x-ratelimit-remaining-requests"), Name::XRateLimitRequests);
-        assert_eq!(Name::of(b"x-ratelimit-remaining-tokens"), Name::Other);
     }
 
     #[test]
@@ -702,5 +603,11 @@ mod tests {
         let until_close = answer("HTTP/1.1 200 OK\r\n\r\n", false).unwrap();
         assert!(until_close.framing == Framing::UntilClose && !until_close.keep_alive);
         assert!(answer("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", false).is_err());
+        let stays = |version: &str| {
+            let text = format!("HTTP/{version} 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n");
+            let answer = answer(&text, false).unwrap();
+            (answer.framing, answer.keep_alive)
+        };
+        assert_eq!((stays("1.1"), stays("1.0")), ((Framing::Chunked, true), (Framing::Chunked, false)));
     }
 }

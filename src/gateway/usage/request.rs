@@ -44,8 +44,8 @@ pub struct RequestFacts<'a> {
     pub messages: Option<&'a [u8]>,
     /// A key that matters appears twice, also when spelled with escapes, or in other letter case.
     pub ambiguous: bool,
-    /// There is a model, and it is a string.
-    pub model_is_string: bool,
+    /// There is a model, and it is no string.
+    pub model_is_odd: bool,
     /// `r_type`, as PromptEnchanter's clients send it. Nothing is decided by it: of several, the last.
     pub r_type: Option<&'a [u8]>,
     /// `research_model` or `research_enabled`, of the same clients.
@@ -235,8 +235,8 @@ impl<'a> Scan<'a> {
         match field {
             Field::Model => {
                 self.facts.model = None;
-                self.facts.model_is_string = self.cursor.peek()? == b'"';
-                if !self.facts.model_is_string {
+                self.facts.model_is_odd = self.cursor.peek()? != b'"';
+                if self.facts.model_is_odd {
                     return self.cursor.skip_value(1);
                 }
                 let name = self.cursor.string()?;
@@ -582,7 +582,7 @@ mod tests {
         );
         assert!(facts.is_object && facts.complete && !facts.broken && !facts.ambiguous);
         assert_eq!(facts.model, Some(Cow::Borrowed("gpt-4o")));
-        assert!(facts.model_is_string && facts.stream && facts.include_usage && facts.has_stream_options);
+        assert!(!facts.model_is_odd && facts.stream && facts.include_usage && facts.has_stream_options);
         assert_eq!((facts.max_tokens, facts.n), (Some(256), Some(2)));
         assert_eq!(facts.messages, Some(&br#"[{"role":"user","content":"model \"x\" ]}"}]"#[..]));
     }
@@ -637,7 +637,7 @@ mod tests {
         for wrong in ["null", "1", "[\"a\"]", "{}", "true"] {
             let body = format!("{{\"model\":{wrong}}}");
             let facts = scan(&body);
-            assert!(facts.complete && facts.model.is_none() && !facts.model_is_string, "{wrong}");
+            assert!(facts.complete && facts.model.is_none() && facts.model_is_odd, "{wrong}");
         }
         assert!(scan_request(b"{\"model\":\"\xff\"}").broken);
     }
@@ -733,7 +733,7 @@ mod tests {
             let facts = scan(&body);
             prop_assert!(facts.complete && !facts.broken && !facts.ambiguous);
             prop_assert_eq!(facts.model.as_deref(), document["model"].as_str());
-            prop_assert_eq!(facts.model_is_string, document["model"].is_string());
+            prop_assert_eq!(facts.model_is_odd, !document["model"].is_string());
             prop_assert_eq!(facts.stream, document["stream"] == json!(true));
             prop_assert_eq!(facts.max_tokens, Some(limit));
             if let Some(n) = document["n"].as_u64() { prop_assert_eq!(facts.n, Some(n)); }

@@ -4,6 +4,7 @@ mod calendar;
 mod durability;
 pub mod faults;
 mod metering;
+mod models;
 mod prices;
 mod race;
 mod race_with_staff;

@@ -6,7 +6,9 @@ mod connections;
 mod headers;
 mod interim;
 mod leaving;
+mod methods;
 mod misbehaving;
+mod spellings;
 mod surfaces;
 
 use serde_json::Value;
