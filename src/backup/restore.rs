@@ -279,6 +279,11 @@ fn remove_if_there(folder: &Path) -> io::Result<()> {
     }
 }
 
+/// Whether a restore that was whole was cut off: the state is then not yet where it belongs, and the next start brings it there.
+pub fn is_waiting(data_dir: &Path) -> bool {
+    data_dir.join(READY).join(PLAN).exists()
+}
+
 /// Ends a restore that was whole when it was cut off; does nothing where there is none. For whoever has the directory's lock
 /// and has not opened anything in it yet.
 ///
@@ -536,7 +541,9 @@ mod tests {
             for new in plan.new.iter().take(new_moved) {
                 fs::rename(ready.join(new), dir.path().join(new)).unwrap();
             }
+            assert!(is_waiting(dir.path()));
             finish(dir.path()).unwrap();
+            assert!(!is_waiting(dir.path()));
             let mut found = tree(dir.path());
             // Each has an id of its own.
             assert!(found.remove("store.json").is_some());

@@ -29,6 +29,7 @@ use tokio::runtime::Runtime;
 use crate::accounts::operator::{self, OperatorFile};
 use crate::accounts::{Accounts, ExportTrouble};
 use crate::app::{self, Core, StartError};
+use crate::backup::restore;
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError};
 use crate::error::Reject;
@@ -102,7 +103,7 @@ fn way(config: &Config) -> Result<Way, Failure> {
     if app::embedded(config).is_none() {
         return through_server();
     }
-    if !home::exists(&config.data_dir) {
+    if !home::exists(&config.data_dir) && !restore::is_waiting(&config.data_dir) {
         return Err(Failure::Failed(format!("there is no store in data_dir {}", config.data_dir.display())));
     }
     match app::open_store(config) {
@@ -148,4 +149,31 @@ fn ask(
         return Err(Failure::Failed(if all.is_empty() { answer.message() } else { all.join("; ") }));
     }
     Ok(answer.json())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_command_ends_a_restore_that_a_power_cut_left_half_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, file) = (dir.path().join("data"), dir.path().join("tollgate.toml"));
+        fs::write(&file, format!("data_dir = {data:?}\n[store]\nbackend = \"redb\"\n")).unwrap();
+        let config = Config::load(Some(&file), std::iter::empty()).unwrap();
+        assert!(way(&config).is_err(), "there is nothing yet");
+        drop(app::open_store(&config).unwrap());
+        // The old content is aside, and nothing of the new has come to its place.
+        let ready = data.join("restore.ready");
+        fs::create_dir(&ready).unwrap();
+        for name in ["store.json", "store-redb", "wal"] {
+            fs::rename(data.join(name), ready.join(name)).unwrap();
+        }
+        let plan = r#"{"aside": "before-restore", "new": ["store.json", "store-redb", "wal"]}"#;
+        fs::write(ready.join("plan.json"), plan).unwrap();
+        assert!(matches!(way(&config), Ok(Way::Store(_))));
+        assert!(data.join("store.json").exists() && !ready.exists());
+    }
 }

@@ -99,6 +99,8 @@ enum Before {
     /// Two lives under load, the first of which a kill ended that lost nothing: what it left is then used, though nobody
     /// synced it.
     TwoLoads,
+    /// A log file's way from one name to the next is cut off twice, and no name is kept that was not synced.
+    Renames,
     /// A restore of what is there, and it ends half way or a start after it does.
     Restore,
     /// A life that ended between a change of names and their folder's sync, and another that built on what it found.
@@ -107,14 +109,19 @@ enum Before {
 
 fn one_cut(life: &mut Life<'_>, figures: &mut Figures, disk: &mut Disk, switches: &str) -> Verdict {
     figures.kills += 1;
-    use Before::{Load, LoadAndStart, Names, Restore, Start, TwoLoads};
-    let all = [Start, Start, LoadAndStart, LoadAndStart, Load, Load, Load, Load, TwoLoads, TwoLoads, Restore]
+    use Before::{Load, LoadAndStart, Names, Renames, Restore, Start, TwoLoads};
+    let all = [Start, Start, LoadAndStart, LoadAndStart, Load, Load, Load, Load, TwoLoads, TwoLoads, Restore, Renames]
         .into_iter()
         .chain([Names; 6])
         .collect::<Vec<_>>();
     // What makes a folder is over with its first life.
-    let before = if life.is_fresh() && life.random.u8(0..4) > 0 { Names } else { all[life.random.usize(0..all.len())] };
-    if life.is_fresh() && matches!(before, TwoLoads | Restore) {
+    let before = match life.is_fresh() && life.random.u8(0..4) > 0 {
+        true => Names,
+        // For certain on every folder.
+        false if figures.kills % CUTS_PER_FOLDER == CUTS_PER_FOLDER / 2 => Renames,
+        false => all[life.random.usize(0..all.len())],
+    };
+    if life.is_fresh() && matches!(before, TwoLoads | Restore | Renames) {
         // The first life may end at a point, and what has been registered must not hang on that.
         look(life, figures, switches)?;
     }
@@ -134,14 +141,32 @@ fn one_cut(life: &mut Life<'_>, figures: &mut Figures, disk: &mut Disk, switches
         Before::Load | Before::LoadAndStart => load(life, figures, switches, BUSY)?,
         Before::Names => changed_names(life, figures, switches)?,
         Before::Restore => restored(life, figures, switches)?,
+        Before::Renames => renamed_twice(life, figures, switches)?,
     }
     if matches!(before, Before::Start | Before::LoadAndStart) {
         start_only(life, figures, switches)?;
-    } else if !matches!(before, Names | Restore) {
+    } else if !matches!(before, Names | Restore | Renames) {
         figures.at_any_time += 1;
     }
-    disk.cut_power(&mut life.random);
+    match before {
+        Renames => disk.lose_names(&mut life.random),
+        _ => disk.cut_power(&mut life.random),
+    }
     check_log_names(&life.site.data.join("wal"))
+}
+
+/// The first life dies when a log file has become the spare one, the second on the way from there to its next use.
+fn renamed_twice(life: &mut Life<'_>, figures: &mut Figures, switches: &str) -> Verdict {
+    const NEXT: [&str; 4] =
+        ["wal.after_rename", "wal.after_rename_sync", "wal.before_header_sync", "wal.before_name_sync"];
+    for point in ["wal.after_give_up", NEXT[life.random.usize(0..NEXT.len())]] {
+        let mut process = life.site.launch(&with(switches, &kill_at(point, 0)));
+        if !process.has_ended() || process.ended().is_some_and(|status| status.code().is_some()) {
+            return Err(format!("a start did not come to {point}:\n{}", process.whole_log()));
+        }
+        *figures.at_points.entry(point).or_default() += 1;
+    }
+    Ok(())
 }
 
 /// Dies where names were changed and not synced, once or twice, and has a life after that which builds on what it finds.

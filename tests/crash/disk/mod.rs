@@ -78,6 +78,12 @@ impl Disk {
         self.order(&format!("cut {}", random.u64(..)));
     }
 
+    /// As [`Disk::cut_power`], and of the changes to names nothing is kept that was not synced.
+    pub fn lose_names(&mut self, random: &mut fastrand::Rng) {
+        self.order("forget names");
+        self.cut_power(random);
+    }
+
     /// Loses everything: a new disk.
     pub fn wipe(&mut self, names: Names) {
         self.order(match names {
@@ -107,6 +113,7 @@ pub fn serve(at: &Path) -> ExitCode {
     for order in std::io::stdin().lines().map_while(Result::ok) {
         match order.strip_prefix("cut ").and_then(|seed| seed.parse().ok()) {
             Some(seed) => tree.lock().unwrap().cut_power(&mut fastrand::Rng::with_seed(seed)),
+            None if order == "forget names" => tree.lock().unwrap().pending.clear(),
             None if order == "wipe plain" => tree.lock().unwrap().wipe(Names::Plain),
             None => tree.lock().unwrap().wipe(Names::Journaled),
         }
