@@ -109,12 +109,11 @@ pub fn may_fold(path: &[u8]) -> bool {
     let folds =
         |byte: u8| byte.is_ascii_uppercase() | (byte == b'%') | (byte == b'\\') | (byte == b';') | (byte >= 0x80);
     let ends = |byte: u8| (byte == b'.') | (byte == b'+') | (byte == b'/');
-    let inside = path.iter().fold(false, |any, byte| any | folds(*byte));
-    let between = path.windows(2).fold(false, |any, pair| match pair {
-        [before, after] => any | ((*after == b'/') & ends(*before)) | ((*before == b'/') & (*after == b'+')),
-        _ => any,
+    let pairs = path.iter().zip(path.get(1..).unwrap_or_default());
+    let inside = pairs.fold(0, |any, (byte, next)| {
+        any | u8::from(folds(*byte) | (ends(*byte) & (*next == b'/')) | ((*byte == b'/') & (*next == b'+')))
     });
-    inside | between | (path.len() > 1 && path.last().is_some_and(|last| ends(*last)))
+    inside != 0 || path.last().is_some_and(|last| folds(*last) || (path.len() > 1 && ends(*last)))
 }
 
 /// A path as software reads it that folds all that any is known to: escapes are resolved to the last, backward slashes are
