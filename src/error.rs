@@ -38,6 +38,10 @@ pub enum Reject {
     FactorRequired,
     /// A password that staff has chosen must be changed first.
     PasswordChangeRequired,
+    /// Staff has changed a way into the account, and its owner has not shown yet that it is theirs.
+    OwnerProofRequired,
+    /// An API key where a session is needed.
+    SessionNeeded,
     /// A refresh token that was used before: its session has ended.
     Replayed {
         user: UserId,
@@ -140,13 +144,14 @@ impl Reject {
         match self {
             Self::BadRequest(_) | Self::Invalid(_) => 400,
             Self::Unauthenticated
+            | Self::SessionNeeded
             | Self::Replayed { .. }
             | Self::CodeRequired
             | Self::WrongCode
             | Self::UniqueCodeRequired
             | Self::LoginFactorsMissing(_)
             | Self::LoginFactorRefused { .. } => 401,
-            Self::WrongPassword | Self::FactorRequired | Self::PasswordChangeRequired => 403,
+            Self::WrongPassword | Self::FactorRequired | Self::PasswordChangeRequired | Self::OwnerProofRequired => 403,
             Self::AddressDenied | Self::Forbidden(_) => 403,
             Self::NotFound | Self::OnSidePort => 404,
             Self::MethodNotAllowed(_) => 405,
@@ -173,7 +178,7 @@ impl Reject {
 
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Unauthenticated | Self::Replayed { .. } => "UNAUTHENTICATED",
+            Self::Unauthenticated | Self::SessionNeeded | Self::Replayed { .. } => "UNAUTHENTICATED",
             Self::WrongPassword => "WRONG_PASSWORD",
             Self::CodeRequired => "MFA_REQUIRED",
             Self::WrongCode => "WRONG_CODE",
@@ -182,6 +187,7 @@ impl Reject {
             Self::LoginFactorRefused { .. } => "FACTOR_REFUSED",
             Self::FactorRequired => "MFA_SETUP_REQUIRED",
             Self::PasswordChangeRequired => "PASSWORD_CHANGE_REQUIRED",
+            Self::OwnerProofRequired => "OWNER_PROOF_REQUIRED",
             Self::BadRequest(_) | Self::Invalid(_) => "BAD_REQUEST",
             Self::AddressDenied => "ADDRESS_DENIED",
             Self::Forbidden(_) => "FORBIDDEN",
@@ -234,6 +240,15 @@ impl Reject {
             Self::LoginFactorRefused { reason: None } => "The login was refused".into(),
             Self::FactorRequired => "Your role needs a second factor: set one up first".into(),
             Self::PasswordChangeRequired => "The password was set by staff and must be changed first".into(),
+            Self::OwnerProofRequired => {
+                "Staff has changed this account's password or email. Show first that it is yours: sign in with a code of \
+                 your second factor, or open the link that POST /v1/users/verify-email/resend mails to the address that \
+                 was verified before. Without either, ask the staff"
+                    .into()
+            }
+            Self::SessionNeeded => {
+                "This call takes a session token (POST /v1/users/login), not an API key".into()
+            }
             Self::BadRequest(why) | Self::Conflict(why) => why.clone(),
             Self::Invalid(errors) => errors.first().cloned().unwrap_or_else(|| "Invalid request".into()),
             Self::AddressDenied => "Access from this address is not allowed".into(),

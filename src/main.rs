@@ -155,7 +155,9 @@ enum UsersForm {
 impl UsersCommand {
     fn run(self, config: Option<&Path>) -> Result<(), commands::Failure> {
         match self {
-            Self::Import { file, dry_run, update } => users::import(config, &file, ImportHow { dry_run, update }),
+            Self::Import { file, dry_run, update } => {
+                users::import(config, &file, ImportHow { dry_run, update, by: None })
+            }
             Self::Export { format, with_hashes, output } => {
                 let format = match format {
                     UsersForm::Jsonl => UsersFormat::JsonLines,
@@ -320,6 +322,8 @@ impl ConfigArg {
 }
 
 fn main() -> ExitCode {
+    // Before there are threads: whatever is made from here on is nobody else's to read.
+    tollgate::store::readers::restrict(false);
     #[cfg(feature = "failpoints")]
     let _armed = tollgate::failpoint::arm();
     let done = match Cli::parse().command {
@@ -351,12 +355,12 @@ fn main() -> ExitCode {
         Command::Restore { config, file, force } => backup::restore(config.file().as_deref(), &file, force),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) | Err(commands::Failure::ReaderLeft) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("tollgate: {failure}");
             ExitCode::from(match failure {
                 commands::Failure::Usage(_) => 2,
-                commands::Failure::Failed(_) => 1,
+                commands::Failure::Failed(_) | commands::Failure::ReaderLeft => 1,
             })
         }
     }

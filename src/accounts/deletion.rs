@@ -70,12 +70,19 @@ impl Accounts {
                 self.seal_user(user, purge_at, batch)?;
                 batch.put(tables::purge_due(purge_at, id), Vec::new());
             }
+            self.remember_quota(id, &user.email, batch)?;
             self.close_credentials(id, batch)?;
             before = Some(user.clone());
             *user = remains_of(user, now, reason.clone(), !lasts.is_zero());
             Ok(())
         };
         self.change_user(id, Forget::Credentials, edit).await?;
+        // Once more: calls went on until the deletion was in force.
+        if let Some(user) = &before {
+            let mut used_since = Batch::default();
+            self.remember_quota(id, &user.email, &mut used_since)?;
+            self.committer.commit(used_since).await.map_err(|error| self.failed(&error))?;
+        }
         // What was made while the deletion was on its way. Nothing can be made any more: it would need a live user's row.
         for _ in 0..MAX_TRIES {
             let mut leftover = Batch::default();
@@ -173,7 +180,10 @@ impl Accounts {
                 batch.delete(tables::purge_due(at, id));
             }
             match self.commit_for_user(id, batch, Forget::Credentials).await {
-                Ok(()) => return Ok(user),
+                Ok(()) => {
+                    self.lower_to_remembered(id, &user.email).await?;
+                    return Ok(user);
+                }
                 Err(error) => self.judge_conflict(&error)?,
             }
         }

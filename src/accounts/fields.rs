@@ -4,6 +4,8 @@
 
 use unicode_normalization::UnicodeNormalization;
 
+use crate::store::tables;
+
 pub(super) const MAX_EMAIL: usize = 254;
 const MAX_TEXT: usize = 1000;
 /// Of one field of the profile, in characters; of an address of a picture, in bytes.
@@ -26,9 +28,44 @@ pub(super) fn normalized(text: &str) -> String {
     text.trim().nfkc().collect()
 }
 
+/// Whether a name is what it looks like: without control characters, characters that turn the direction of what follows, and
+/// characters of no width. Those that join letters (U+200C, U+200D) count where a letter beyond ASCII is on both sides, because
+/// Persian and the scripts of India are written with them.
+pub(super) fn is_visible(text: &str) -> bool {
+    let joins = |c: Option<&char>| c.is_some_and(|c| !c.is_ascii() && (c.is_alphanumeric() || is_mark(*c)));
+    let chars: Vec<char> = text.chars().collect();
+    chars.iter().enumerate().all(|(at, c)| match *c {
+        '\u{200c}' | '\u{200d}' => at > 0 && joins(chars.get(at - 1)) && joins(chars.get(at + 1)),
+        '\u{ad}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{180e}' | '\u{200b}'..='\u{200f}' => false,
+        '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{feff}' | '\u{ffa0}' => false,
+        '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}' => false,
+        c => !c.is_control(),
+    })
+}
+
+fn is_mark(c: char) -> bool {
+    unicode_normalization::char::is_combining_mark(c)
+}
+
+/// A member of the staff's name and address, as [`Accounts`](super::Accounts) keeps them; what is wrong, a line each.
+pub(super) fn staff_faults(name: Option<&str>, email: Option<&str>) -> Vec<String> {
+    let name_fits = |name: &str| (1..=100).contains(&name.chars().count()) && is_visible(name);
+    let email_fits = |email: &str| email.len() <= MAX_EMAIL && email.contains('@') && is_visible(email);
+    let faults = [
+        name.filter(|name| !name_fits(name)).map(|_| "name: 1 to 100 visible characters".to_owned()),
+        email.filter(|email| !email_fits(email)).map(|_| "email: not a valid email address".to_owned()),
+    ];
+    faults.into_iter().flatten().collect()
+}
+
+/// Whether two spellings are of one address: as accounts are found by it.
+pub(super) fn same_address(a: &str, b: &str) -> bool {
+    tables::user_by_email(&normalized(a)) == tables::user_by_email(&normalized(b))
+}
+
 pub(super) fn name_fault(text: &str) -> Option<String> {
-    let fits = (2..=100).contains(&text.chars().count()) && !text.chars().any(char::is_control);
-    (!fits).then(|| "name: 2 to 100 characters".into())
+    let fits = (2..=100).contains(&text.chars().count()) && is_visible(text);
+    (!fits).then(|| "name: 2 to 100 visible characters".into())
 }
 
 pub(super) fn text_fault(field: &str, text: &str) -> Option<String> {
@@ -52,7 +89,7 @@ pub(super) fn profile_fault(name: &str, value: &str) -> Option<String> {
         }
         "preferences" => (value.len() > MAX_TEXT).then(|| format!("preferences: at most {MAX_TEXT} bytes as JSON")),
         _ => {
-            let fits = value.chars().count() <= MAX_FIELD && !value.chars().any(char::is_control);
+            let fits = value.chars().count() <= MAX_FIELD && is_visible(value);
             (!fits).then(|| format!("{name}: at most {MAX_FIELD} printable characters"))
         }
     }
@@ -100,5 +137,34 @@ mod tests {
             assert!(!is_email(bad), "{bad}");
         }
         assert!(!is_email(&format!("a@{}.com", "x".repeat(250))));
+    }
+
+    #[test]
+    fn a_name_is_what_it_looks_like() {
+        for good in ["Ann", "José Ñandú", "李小龍", "علی\u{200c}رضا", "क्\u{200d}ष", "O'Neill-Smith 3rd"]
+        {
+            assert_eq!(name_fault(good), None, "{good}");
+            assert!(staff_faults(Some(good), None).is_empty());
+        }
+        for bad in [
+            "An\u{0}n",
+            "An\nn",
+            "An\u{1b}[2Jn",
+            "An\u{202e}nimda",
+            "An\u{2066}n",
+            "An\u{200b}n",
+            "An\u{200d}n",
+            "\u{200d}Ann",
+            "An\u{feff}n",
+            "An\u{85}n",
+            "An\u{2028}n",
+            "An\u{e0041}n",
+            "\u{3164}\u{3164}",
+        ] {
+            assert!(name_fault(bad).is_some(), "{bad:?}");
+            assert_eq!(staff_faults(Some(bad), None).len(), 1, "{bad:?}");
+            assert!(profile_fault("display_name", bad).is_some(), "{bad:?}");
+        }
+        assert_eq!(staff_faults(None, Some("a\u{202e}@x.com")).len(), 1);
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::jwt::{TokenMint, TokenUse};
 use super::mail::{Letter, LetterKind};
+use super::proof::{Word, refuse_waiting};
 use super::seal::Purpose;
 use super::secrets::{self, Minted};
 use super::sessions::may_enter;
@@ -143,7 +144,7 @@ fn name_fault(name: &str) -> Option<String> {
     if name == DEFAULT_KEY {
         return Some(format!("name: \"{DEFAULT_KEY}\" is the key that every user has"));
     }
-    let fits = (1..=64).contains(&name.chars().count()) && !name.chars().any(char::is_control) && name.trim() == name;
+    let fits = (1..=64).contains(&name.chars().count()) && super::fields::is_visible(name) && name.trim() == name;
     (!fits).then(|| "name: 1 to 64 characters, without spaces at the ends".into())
 }
 
@@ -189,8 +190,12 @@ impl Accounts {
     /// # Errors
     /// [`Reject::NotFound`] for an unknown or deleted user.
     pub fn default_key(&self, user: UserId) -> Result<KeyView, Reject> {
-        let keys = self.keys(user)?;
-        keys.into_iter().find(|key| key.name == DEFAULT_KEY && key.rotated_to.is_none()).ok_or(Reject::NotFound)
+        let mut keys = self.keys(user)?.into_iter();
+        let mut key = keys.find(|key| key.name == DEFAULT_KEY && key.rotated_to.is_none()).ok_or(Reject::NotFound)?;
+        if self.user(user)?.proof_wait.is_some() {
+            key.sealed = None;
+        }
+        Ok(key)
     }
 
     /// One key of a user.
@@ -248,7 +253,7 @@ impl Accounts {
         refuse(faults.into_iter().flatten().chain(new.limits.faults()).collect())?;
         let most = self.settings().accounts.keys.max_per_user;
         let letter = Letter::new(LetterKind::KeyCreated).with("key", &new.name);
-        self.changing_keys(user, Forget::Credentials, Some(letter), |batch, keys| {
+        self.changing_keys(user, Some(Word::Owner), Some(letter), |batch, keys| {
             let alive = || keys.iter().filter(|key| !is_over(&key.value, now));
             if alive().count() >= most {
                 return Err(Reject::Conflict(format!("There are {most} keys already; delete one first")));
@@ -270,7 +275,7 @@ impl Accounts {
         let now = self.clock.now();
         let faults = [update.name.as_deref().and_then(name_fault), expiry_fault(update.expires_at.flatten(), now)];
         refuse(faults.into_iter().flatten().collect())?;
-        self.changing_keys(user, Forget::Credentials, None, |batch, keys| {
+        self.changing_keys(user, None, None, |batch, keys| {
             let row = keys.iter().find(|key| key.value.id == id).ok_or(Reject::NotFound)?;
             let mut key = row.value.clone();
             if key.name == DEFAULT_KEY {
@@ -307,7 +312,7 @@ impl Accounts {
     /// # Errors
     /// [`Reject::NotFound`]; [`Reject::Conflict`] for the default key.
     pub async fn revoke_key(&self, user: UserId, id: CredentialId) -> Result<KeyView, Reject> {
-        self.changing_keys(user, Forget::Credentials, None, |batch, keys| {
+        self.changing_keys(user, None, None, |batch, keys| {
             let row = keys.iter().find(|key| key.value.id == id).ok_or(Reject::NotFound)?;
             if row.value.name == DEFAULT_KEY && row.value.rotated_to.is_none() {
                 return Err(Reject::Conflict("The default key cannot be removed; it can be regenerated".into()));
@@ -339,7 +344,7 @@ impl Accounts {
         }
         let now = self.clock.now();
         let letter = Letter::new(LetterKind::KeyChanged).with("key", id.0);
-        self.changing_keys(user, Forget::Credentials, Some(letter), |batch, keys| {
+        self.changing_keys(user, Some(Word::Owner), Some(letter), |batch, keys| {
             let row =
                 keys.iter().find(|key| key.value.id == id && !is_over(&key.value, now)).ok_or(Reject::NotFound)?;
             if row.value.rotated_to.is_some() {
@@ -372,8 +377,9 @@ impl Accounts {
     /// A key's text, from the vault.
     ///
     /// # Errors
-    /// [`Reject::NotFound`], also for a key of which only a MAC is kept.
+    /// [`Reject::NotFound`], also for a key of which only a MAC is kept; [`Reject::OwnerProofRequired`].
     pub fn reveal_key(&self, user: UserId, id: Option<CredentialId>) -> Result<(KeyView, Minted), Reject> {
+        refuse_waiting(&self.user(user)?)?;
         let keys = self.load_keys(user)?;
         let wanted = |key: &ApiKey| match id {
             Some(id) => key.id == id,
@@ -392,10 +398,10 @@ impl Accounts {
     /// Replaces a user's default key. The old one is dead before this returns; the new one is shown here.
     ///
     /// # Errors
-    /// [`Reject::NotFound`] for an unknown or deleted user.
-    pub async fn regenerate_key(&self, user: UserId) -> Result<Minted, Reject> {
+    /// [`Reject::NotFound`] for an unknown or deleted user; on the owner's word also [`Reject::OwnerProofRequired`].
+    pub async fn regenerate_key(&self, user: UserId, on: Word) -> Result<Minted, Reject> {
         let letter = Letter::new(LetterKind::KeyChanged).with("key", DEFAULT_KEY);
-        let made = self.changing_keys(user, Forget::Credentials, Some(letter), |batch, keys| {
+        let made = self.changing_keys(user, Some(on), Some(letter), |batch, keys| {
             for old in keys.iter().filter(|key| key.value.name == DEFAULT_KEY) {
                 batch.require_equal(old.key.clone(), old.raw.clone());
                 drop_key(old, batch);
@@ -406,17 +412,21 @@ impl Accounts {
     }
 
     /// Runs a change of a live user's keys, again when somebody else changed something in between. A deletion that comes
-    /// first changes the user's row, and nothing comes to be.
+    /// first changes the user's row, and nothing comes to be. `makes`: on whose word a key comes to be by it; an owner waits
+    /// for proof with that.
     async fn changing_keys<T>(
         &self,
         user: UserId,
-        forget: Forget,
+        makes: Option<Word>,
         letter: Option<Letter>,
         mut change: impl FnMut(&mut Batch, &[Loaded<ApiKey>]) -> Result<T, Reject> + Send,
     ) -> Result<T, Reject> {
         for _ in 0..MAX_TRIES {
             let row = self.load::<User>(tables::user(user))?.filter(|row| row.value.status != Status::Deleted);
             let mut row = row.ok_or(Reject::NotFound)?;
+            if makes == Some(Word::Owner) {
+                refuse_waiting(&row.value)?;
+            }
             // The row is written again, though nothing in it changes but this number: two changes at once must not both
             // count the keys before the other one's.
             let mut batch = row.unchanged();
@@ -426,7 +436,7 @@ impl Accounts {
             if let Some(letter) = &letter {
                 self.post(&row.value, letter.clone(), &mut batch)?;
             }
-            match self.commit_for_user(user, batch, forget).await {
+            match self.commit_for_user(user, batch, Forget::Credentials).await {
                 Ok(()) => return Ok(done),
                 Err(error) => self.judge_conflict(&error)?,
             }

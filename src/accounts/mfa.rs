@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use totp_rs::{Algorithm, Builder, Secret, Totp};
 
 use super::mail::{Letter, LetterKind};
+use super::proof::refuse_waiting;
 use super::seal::Purpose;
 use super::secrets::{self, Minted};
 use super::{Accounts, Forget, LOGIN_TURNS, Loaded, MAX_TRIES, no_randomness, too_busy};
@@ -99,8 +100,9 @@ impl Accounts {
     /// Makes a secret for an authenticator. It asks for nothing until [`Accounts::enable_factor`]; a further call replaces it.
     ///
     /// # Errors
-    /// [`Reject::Conflict`] while one is on.
+    /// [`Reject::Conflict`] while one is on; [`Reject::OwnerProofRequired`].
     pub async fn set_up_factor(&self, whose: Principal, name: &str) -> Result<FactorSetup, Reject> {
+        self.refuse_waiting_principal(whose)?;
         let mut raw = [0u8; SECRET_BYTES];
         clock::random_bytes(&mut raw).map_err(|error| no_randomness(&error))?;
         let factor = Factor {
@@ -135,8 +137,9 @@ impl Accounts {
     ///
     /// # Errors
     /// [`Reject::NotFound`] when nothing is set up, [`Reject::Conflict`] when it is on already, [`Reject::WrongCode`],
-    /// [`Reject::Locked`].
+    /// [`Reject::Locked`]; [`Reject::OwnerProofRequired`].
     pub async fn enable_factor(&self, whose: Principal, code: &str, address: IpAddr) -> Result<Vec<Minted>, Reject> {
+        self.refuse_waiting_principal(whose)?;
         let (subject, _turn) = self.factor_turn(whose).await?;
         for _ in 0..MAX_TRIES {
             let row = self.load::<Factor>(tables::factor(whose))?.ok_or(Reject::NotFound)?;
@@ -162,7 +165,7 @@ impl Accounts {
     /// Switches the second factor off.
     ///
     /// # Errors
-    /// [`Reject::NotFound`] when there is none.
+    /// [`Reject::NotFound`] when there is none; [`Reject::OwnerProofRequired`].
     pub async fn disable_factor(&self, whose: Principal) -> Result<(), Reject> {
         for _ in 0..MAX_TRIES {
             let row = self.load::<Factor>(tables::factor(whose))?.ok_or(Reject::NotFound)?;
@@ -180,8 +183,9 @@ impl Accounts {
     /// Makes new recovery codes; the old ones open nothing any more.
     ///
     /// # Errors
-    /// [`Reject::NotFound`] when no second factor is on.
+    /// [`Reject::NotFound`] when no second factor is on; [`Reject::OwnerProofRequired`].
     pub async fn renew_recovery_codes(&self, whose: Principal) -> Result<Vec<Minted>, Reject> {
+        self.refuse_waiting_principal(whose)?;
         for _ in 0..MAX_TRIES {
             let row = self.load::<Factor>(tables::factor(whose))?.filter(|row| row.value.enabled);
             let row = row.ok_or(Reject::NotFound)?;
@@ -223,6 +227,7 @@ impl Accounts {
                 self.tell_of_recovery(whose, &mut batch)?;
             }
             batch.put(row.key, super::encode_bounded(&factor)?);
+            self.end_wait_by_factor(whose, &mut batch)?;
             match self.commit_for_factor(whose, batch).await {
                 Ok(()) => {
                     self.factor_failures.succeeded(&subject);
@@ -336,6 +341,8 @@ impl Accounts {
     fn flag_user(&self, whose: Principal, enabled: bool, batch: &mut Batch) -> Result<(), Reject> {
         let Principal::User(id) = whose else { return Ok(()) };
         let row = self.live_user(Some(id))?.ok_or(Reject::NotFound)?;
+        // Looked at again here: staff may have changed a way into the account since the call began.
+        refuse_waiting(&row.value)?;
         batch.require_equal(row.key.clone(), row.raw.clone());
         let user = User { mfa_enabled: enabled, ..row.value };
         let kind = if enabled { LetterKind::FactorEnabled } else { LetterKind::FactorDisabled };

@@ -28,6 +28,8 @@ pub mod overview;
 pub mod own;
 pub mod passwords;
 mod plans;
+pub mod proof;
+mod quotas;
 pub mod registration;
 pub mod roster;
 pub mod seal;

@@ -266,6 +266,9 @@ impl Accounts {
             super::users::refuse_deleted(row)?;
             row.email.as_ref().clone_into(&mut old);
             let same = super::users::set_email(row, new_email, batch)?;
+            if !same {
+                self.remember_quota(user, &old, batch)?;
+            }
             // Another spelling of the address is the same address.
             row.email_verified &= same;
             Ok(())

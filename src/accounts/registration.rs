@@ -172,6 +172,7 @@ impl Accounts {
             batch.require_absent(by_name.clone()).require_absent(by_email.clone());
             user.id = UserId(self.next_number("user", &mut batch)?);
             let row = super::encode_bounded(&user)?;
+            let meters = self.less_what_was_used(meters, &user.email, &mut batch)?;
             let encoded = (|| Ok((tables::encode(&user.id)?, tables::encode(&meters.to_row())?)))();
             let (id, account) = encoded.map_err(|error: StoreError| self.failed(&error))?;
             batch.put(tables::user(user.id), row).put(by_name, id.clone()).put(by_email, id);

@@ -4,6 +4,7 @@
 //! and there is always a superadmin who can log in. Who loses a role has lost it at his next call, because the row is read
 //! on each; who gets a new password or is let go loses his sessions.
 
+use super::fields::{same_address, staff_faults};
 use super::passwords::{Password, Rule};
 use super::staff::StaffIdentity;
 use super::users::{MAX_PAGE_SIZE, Page};
@@ -56,25 +57,13 @@ impl Accounts {
     ///
     /// # Errors
     /// [`Reject::Forbidden`] for one's own role, for staff that is not below, and for a role that may not be given;
-    /// [`Reject::Conflict`] for the last superadmin; [`Reject::Invalid`], [`Reject::NotFound`].
+    /// [`Reject::Conflict`] for the last superadmin and for another member's email; [`Reject::Invalid`], [`Reject::NotFound`].
     pub async fn update_staff(&self, by: &StaffIdentity, id: StaffId, update: StaffUpdate) -> Result<Staff, Reject> {
-        let faults = [
-            update
-                .name
-                .as_ref()
-                .filter(|name| name.is_empty() || name.chars().count() > 100)
-                .map(|_| "name: 1 to 100 characters"),
-            update
-                .email
-                .as_ref()
-                .filter(|email| email.len() > 254 || !email.contains('@'))
-                .map(|_| "email: not a valid email address"),
-        ];
-        let faults: Vec<String> = faults.into_iter().flatten().map(str::to_owned).collect();
+        let faults = staff_faults(update.name.as_deref(), update.email.as_deref());
         if !faults.is_empty() {
             return Err(Reject::Invalid(faults));
         }
-        self.change_staff(by, id, |staff| {
+        self.change_staff(by, id, |staff, batch| {
             let itself = by.id == Some(id);
             if itself && (update.role.is_some_and(|role| role != staff.role) || update.active == Some(false)) {
                 return Err(Reject::Forbidden("Nobody changes his own role"));
@@ -84,6 +73,9 @@ impl Accounts {
             }
             if let Some(name) = &update.name {
                 staff.name.clone_from(name);
+            }
+            if let Some(email) = update.email.as_ref().filter(|email| !same_address(email, &staff.email)) {
+                self.refuse_others_email(Some(id), email, batch)?;
             }
             if let Some(email) = &update.email {
                 staff.email.clone_from(email);
@@ -118,7 +110,7 @@ impl Accounts {
         // Before the hash: what is refused anyway should not cost one.
         self.may_touch(by, &self.staff(id)?)?;
         let hash = self.passwords.enter()?.hash(password).await?;
-        self.change_staff(by, id, |staff| {
+        self.change_staff(by, id, |staff, _| {
             staff.password_hash.clone_from(&hash);
             staff.session_epoch = staff.session_epoch.wrapping_add(1);
             Ok(())
@@ -138,13 +130,13 @@ impl Accounts {
         &self,
         by: &StaffIdentity,
         id: StaffId,
-        mut edit: impl FnMut(&mut Staff) -> Result<(), Reject> + Send,
+        mut edit: impl FnMut(&mut Staff, &mut Batch) -> Result<(), Reject> + Send,
     ) -> Result<Staff, Reject> {
         for _ in 0..MAX_TRIES {
             let row = self.load::<Staff>(tables::staff(id))?.ok_or(Reject::NotFound)?;
             self.may_touch(by, &row.value)?;
             let (mut staff, mut batch) = (row.value.clone(), row.unchanged());
-            edit(&mut staff)?;
+            edit(&mut staff, &mut batch)?;
             let leads = |staff: &Staff| staff.active && staff.role == StaffRole::Superadmin;
             if leads(&row.value) && !leads(&staff) {
                 // Two superadmins who remove each other at the same moment change this number both, and one is second.

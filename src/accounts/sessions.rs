@@ -22,6 +22,7 @@ use super::secrets::{self, Minted};
 use super::{Accounts, Forget, LOGIN_TURNS, Loaded, MAX_TRIES, no_randomness, too_busy};
 use crate::clock::UnixMillis;
 use crate::domain::ids::{CredentialId, RequestId, SecretMac, UserId};
+use crate::domain::key::KeyLook;
 use crate::domain::session::{Principal, Session, SessionStyle, Spent};
 use crate::domain::user::{Status, User};
 use crate::error::Reject;
@@ -297,7 +298,7 @@ impl Accounts {
     /// # Errors
     /// As [`Accounts::user_of_session`].
     pub fn user_to_change_password(&self, token: &str) -> Result<User, Reject> {
-        let (session, _) = self.session_of_token(token)?;
+        let (session, _) = self.session_of_token(token).map_err(|reject| told_of_keys(token, reject))?;
         let Principal::User(id) = session.value.principal else { return Err(Reject::Unauthenticated) };
         let user = self.live_user(Some(id))?.ok_or(Reject::Unauthenticated)?.value;
         may_enter(&user)?;
@@ -554,6 +555,13 @@ fn drop_tokens(mac: &SecretMac, session: &Session, batch: &mut Batch) {
     if let Some(refresh) = session.refresh_mac.as_deref().and_then(secrets::mac_from_hex) {
         batch.delete(tables::session_by_refresh(&refresh));
     }
+}
+
+/// Whoever sends an API key to a page of accounts is told what the page takes. Anything that begins as keys do is told
+/// so, whether it opens something or not: that it does is nobody's to learn here.
+fn told_of_keys(token: &str, reject: Reject) -> Reject {
+    let looks_like_one = [KeyLook::Canonical, KeyLook::Clisonix].iter().any(|look| token.starts_with(look.prefix()));
+    if reject == Reject::Unauthenticated && looks_like_one { Reject::SessionNeeded } else { reject }
 }
 
 /// Whether the standing of an account lets its owner use his own pages.

@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::fields::{same_address, staff_faults};
 use super::jwt::Lineage;
 use super::own::Proof;
 use super::passwords::{Password, Rule};
@@ -100,15 +101,12 @@ impl Accounts {
         let NewStaff { username, name, email, password, role, rule } = new;
         let fits = (3..=50).contains(&username.len())
             && username.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'));
-        let faults = [
-            (!fits).then(|| "username: 3 to 50 letters, digits, dots, hyphens or underscores".to_owned()),
-            (name.is_empty() || name.chars().count() > 100).then(|| "name: 1 to 100 characters".to_owned()),
-            (email.len() > 254 || (!email.is_empty() && !email.contains('@')))
-                .then(|| "email: not a valid email address".to_owned()),
-        ];
-        let faults: Vec<String> = faults
+        // The first member of the staff may come without an address.
+        let given = (!email.is_empty()).then_some(email.as_str());
+        let faults: Vec<String> = (!fits)
+            .then(|| "username: 3 to 50 letters, digits, dots, hyphens or underscores".to_owned())
             .into_iter()
-            .flatten()
+            .chain(staff_faults(Some(&name), given))
             .chain(self.password_faults(&password, rule, "password", &[&username, &email]))
             .collect();
         if !faults.is_empty() {
@@ -132,6 +130,7 @@ impl Accounts {
             let mut batch = Batch::default();
             let by_name = tables::staff_by_name(&staff.username);
             batch.require_absent(by_name.clone());
+            self.refuse_others_email(None, &staff.email, &mut batch)?;
             if must_be_first && self.has_staff()? {
                 return Err(Reject::Conflict("There is staff already".into()));
             }
@@ -152,6 +151,28 @@ impl Accounts {
             }
         }
         Err(too_busy())
+    }
+
+    /// Refuses an address that another member of the staff has: members log in by theirs. `batch` holds only while nobody
+    /// takes an address in between.
+    ///
+    /// # Errors
+    /// [`Reject::Conflict`].
+    pub(super) fn refuse_others_email(
+        &self,
+        own: Option<StaffId>,
+        email: &str,
+        batch: &mut Batch,
+    ) -> Result<(), Reject> {
+        if email.is_empty() {
+            return Ok(());
+        }
+        self.next_number("staff-emails-changed", batch)?;
+        let is_others = |other: &Staff| Some(other.id) != own && same_address(&other.email, email);
+        if self.all_staff()?.iter().any(is_others) {
+            return Err(Reject::Conflict("This email is another staff member's".into()));
+        }
+        Ok(())
     }
 
     /// Opens a session on the side port.
@@ -209,7 +230,7 @@ impl Accounts {
         if !name.contains('@') {
             return Ok(self.load::<StaffId>(tables::staff_by_name(name))?.map(|row| row.value));
         }
-        let mut found = self.all_staff()?.into_iter().filter(|staff| staff.email.eq_ignore_ascii_case(name.trim()));
+        let mut found = self.all_staff()?.into_iter().filter(|staff| same_address(&staff.email, name));
         let first = found.next().map(|staff| staff.id);
         Ok(first.filter(|_| found.next().is_none()))
     }

@@ -19,7 +19,7 @@ use crate::actors::user::ledger::Meter;
 use crate::actors::writer::{Filter, Page as JournalPage};
 use crate::clock::UnixMillis;
 use crate::config::Plan;
-use crate::domain::ids::UserId;
+use crate::domain::ids::{StaffId, UserId};
 use crate::domain::meters::{MeterName, Micro};
 use crate::domain::user::{Role, Status, User, UserType, Verification, Vetting};
 use crate::error::Reject;
@@ -324,7 +324,8 @@ impl Accounts {
     /// # Errors
     /// [`Reject::Invalid`], [`Reject::NotFound`].
     pub async fn update_profile(&self, id: UserId, update: ProfileUpdate) -> Result<(User, Vec<Change>), Reject> {
-        self.update_user_telling(id, AdminUpdate { profile: update, ..AdminUpdate::default() }).await
+        let update = AdminUpdate { profile: update, ..AdminUpdate::default() };
+        self.update_user_telling(id, update, None).await
     }
 
     /// Changes a user as staff, his row and his meters in one commit; what a new plan does to meters is said in
@@ -333,10 +334,11 @@ impl Accounts {
     /// # Errors
     /// [`Reject::Invalid`], [`Reject::Conflict`] for an email that is taken, [`Reject::NotFound`] also for deleted users.
     pub async fn update_user(&self, id: UserId, update: AdminUpdate) -> Result<User, Reject> {
-        Ok(self.update_user_telling(id, update).await?.0)
+        Ok(self.update_user_telling(id, update, None).await?.0)
     }
 
-    /// As [`Accounts::update_user`]; says what has changed.
+    /// As [`Accounts::update_user`], by whom of the staff (without a number, the operator); says what has changed. Another
+    /// email makes the account wait for its owner's proof.
     ///
     /// # Errors
     /// As [`Accounts::update_user`].
@@ -344,6 +346,7 @@ impl Accounts {
         &self,
         id: UserId,
         mut update: AdminUpdate,
+        by: Option<StaffId>,
     ) -> Result<(User, Vec<Change>), Reject> {
         let settings = self.settings();
         update.profile.name = update.profile.name.map(|name| name.trim().to_owned());
@@ -368,6 +371,8 @@ impl Accounts {
             if fold_changed(&before.email, &user.email) {
                 // What was sent to the old address opens nothing any more, and its owner hears of it.
                 forget_links(id, batch);
+                self.remember_quota(id, &before.email, batch)?;
+                user.wait_for_proof(by, before.proved_address().map(str::to_owned), self.clock.now());
                 let letter = Letter::new(LetterKind::EmailChanged).with("new_email", &user.email);
                 self.post_to(&before.email, user, letter, batch)?;
             }
@@ -402,11 +407,17 @@ impl Accounts {
         self.set_status(id, Status::Active, None).await
     }
 
-    /// Gives a user a password that staff has chosen: it opens nothing but the call that changes it, and all sessions end.
+    /// Gives a user a password that staff has chosen: it opens nothing but the call that changes it, all sessions end, and the
+    /// account waits for its owner's proof. `by`: without a number, the operator.
     ///
     /// # Errors
     /// [`Reject::Invalid`], [`Reject::NotFound`].
-    pub async fn set_password(&self, id: UserId, password: super::passwords::Password) -> Result<User, Reject> {
+    pub async fn set_password(
+        &self,
+        id: UserId,
+        password: super::passwords::Password,
+        by: Option<StaffId>,
+    ) -> Result<User, Reject> {
         let user = self.user(id)?;
         refuse_deleted(&user)?;
         let faults = self.password_faults(&password, Rule::Composition, "new_password", &[&user.username, &user.email]);
@@ -416,6 +427,7 @@ impl Accounts {
         let hash = self.passwords.enter()?.hash(password).await?;
         let edit = |user: &mut User, batch: &mut Batch| {
             refuse_deleted(user)?;
+            user.wait_for_proof(by, user.proved_address().map(str::to_owned), self.clock.now());
             user.password_hash = Some(hash.clone());
             user.must_change_password = true;
             forget_links(id, batch);
@@ -503,6 +515,7 @@ pub(super) fn apply_update(
     batch: &mut Batch,
 ) -> Result<(), Reject> {
     let profile = &update.profile;
+    let (was_proved, mut same) = (user.proved_address().is_some(), true);
     if let Some(name) = &profile.name {
         user.name.clone_from(name);
     }
@@ -550,11 +563,12 @@ pub(super) fn apply_update(
         user.plan = plan.name.clone();
     }
     if let Some(email) = &update.email {
-        let same = set_email(user, email, batch)?;
+        same = set_email(user, email, batch)?;
         // Nobody has shown that the new one is his, unless whoever changes it says so.
         let is_said = update.email_verified.is_some() || update.verification.is_some();
         user.email_verified &= same || is_said;
     }
+    user.email_vouched = user.email_verified && !(was_proved && same);
     Ok(())
 }
 

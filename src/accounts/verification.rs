@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 use super::fields::{email_fault, normalized, username_fault};
 use super::mail::{Letter, LetterKind};
 use super::passwords::{Password, Rule};
+use super::proof::answered_from;
 use super::registration::EMAIL_TAKEN;
 use super::sessions::close_session;
 use super::tokens::{TokenKind, forget_links, use_up};
@@ -69,7 +70,8 @@ impl Accounts {
         Ok(())
     }
 
-    /// Sends the letter again; the link in the one before is dead then.
+    /// Sends the letter again; the link in the one before is dead then. For an account that waits for its owner's proof, it
+    /// goes to the address that was verified before.
     ///
     /// # Errors
     /// [`Reject::Conflict`] for an address that is verified, or when no mail is sent here.
@@ -79,7 +81,10 @@ impl Accounts {
         }
         let edit = |row: &mut User, batch: &mut Batch| {
             refuse_deleted(row)?;
-            if row.email_verified {
+            if self.ask_for_proof(row, self.verification_lasts(), batch)? {
+                return Ok(());
+            }
+            if row.proved_address().is_some() {
                 return Err(Reject::Conflict("This email is verified already".into()));
             }
             self.ask_to_verify(row, batch)
@@ -87,7 +92,8 @@ impl Accounts {
         self.change_user(user, Forget::Nothing, edit).await.map(|_| ())
     }
 
-    /// Takes the proof that an address is the user's. A pending account becomes active by it.
+    /// Takes the proof that an address is the user's. A pending account becomes active by it, and one that waited for an
+    /// answer from there waits no longer.
     ///
     /// # Errors
     /// [`Reject::BadRequest`] for a token that is wrong, used or expired, or was sent to another address than the present one.
@@ -95,12 +101,14 @@ impl Accounts {
         let (user, row) = self.find_one_time(TokenKind::VerifyEmail, token)?;
         let edit = |user: &mut User, batch: &mut Batch| {
             refuse_deleted(user)?;
-            if *user.email != *row.value.email {
+            let ended_wait = answered_from(&row.value.email, user);
+            if *user.email == *row.value.email {
+                user.prove_email();
+                if user.status == Status::Pending {
+                    user.status = Status::Active;
+                }
+            } else if !ended_wait {
                 return Err(Reject::BadRequest("This link was sent to another address".into()));
-            }
-            user.email_verified = true;
-            if user.status == Status::Pending {
-                user.status = Status::Active;
             }
             use_up(&row, batch);
             Ok(())
@@ -178,9 +186,11 @@ impl Accounts {
             if *user.email != *row.value.email {
                 return Err(Reject::BadRequest("This link was sent to another address".into()));
             }
+            answered_from(&row.value.email, user);
             // Whoever made this account has never shown that the address is his; its owner, who now has, must not share it.
-            // A second factor stays even so: mail alone is no way around one.
-            if user.email_verified {
+            // A second factor stays even so: mail alone is no way around one. An address that staff wrote says nothing of
+            // who made the account.
+            if user.email_verified || user.proof_wait.is_some() {
                 for (mac, session) in self.load_sessions(id)? {
                     close_session(&mac, &session, batch);
                 }
@@ -190,7 +200,7 @@ impl Accounts {
             }
             user.password_hash = Some(hash.clone());
             user.must_change_password = false;
-            user.email_verified = true;
+            user.prove_email();
             if user.status == Status::Pending {
                 user.status = Status::Active;
             }
@@ -241,8 +251,11 @@ impl Accounts {
         let edit = |user: &mut User, batch: &mut Batch| {
             refuse_deleted(user)?;
             user.email.as_ref().clone_into(&mut old);
-            set_email(user, &row.value.email, batch)?;
-            user.email_verified = true;
+            if !set_email(user, &row.value.email, batch)? {
+                self.remember_quota(id, &old, batch)?;
+            }
+            answered_from(&row.value.email, user);
+            user.prove_email();
             if user.status == Status::Pending {
                 user.status = Status::Active;
             }

@@ -1,4 +1,4 @@
-//! `/v1/auth`: calls by which an app that is not behind the gateway asks about its users.
+//! `/v1/auth`: calls by which an app that is not behind the gateway asks about its users; and `/v1/usage`.
 //!
 //! Owns these paths' requests and answers. The caller was judged, and charged, by the gateway before: the handlers only see
 //! who he is.
@@ -13,7 +13,7 @@ use utoipa::{OpenApi, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::public::Api;
+use super::public::{Api, OwnUsage};
 use super::shapes::Amount;
 use crate::accounts::Accounts;
 use crate::accounts::checks::{Checked, Conversation};
@@ -24,7 +24,19 @@ use crate::handler::extract::Call;
 use crate::handler::render::{self, Answer};
 
 pub(super) fn paths() -> OpenApiRouter<Arc<Accounts>> {
-    OpenApiRouter::with_openapi(Forward::openapi()).routes(routes!(verify_key)).routes(routes!(log_message))
+    OpenApiRouter::with_openapi(Forward::openapi())
+        .routes(routes!(verify_key))
+        .routes(routes!(log_message))
+        .routes(routes!(usage))
+}
+
+/// What the caller has left, when it is next set, and what was used today and this month; with a key or a session. Costs
+/// nothing. A route of the operator's that names this path takes its place.
+#[utoipa::path(get, path = "/v1/usage", tag = "usage", security(("api_key" = []), ("session" = [])),
+    responses((status = 200, body = OwnUsage)))]
+async fn usage(State(accounts): Api, checked: Option<Extension<Checked>>, _: Call) -> Answer {
+    let Extension(checked) = checked.ok_or(Reject::Unauthenticated)?;
+    render::ok(OwnUsage::of(&accounts, checked.standing.id, &checked.standing.plan)?)
 }
 
 /// What the gateway answers by itself.

@@ -160,7 +160,7 @@ fn wanted(call: &Call) -> Result<NewCodes, Reject> {
         expires_at: fields.optional_time("expires_at"),
         category: fields.optional_text("category"),
     };
-    fields.done()?;
+    fields.done_strictly()?;
     Ok(new)
 }
 

@@ -147,13 +147,14 @@ impl KeyRequest {
             Some(Some(networks)) => Some(networks),
             None => None,
         };
+        let ends = fields.optional_time("expires_at");
         Ok(Self {
             name: fields.optional_text("name"),
             scopes: fields.optional_texts("scopes"),
             models: fields.optional_texts("models"),
             cidrs,
             per_minute: if no_limit { Some(None) } else { per_minute.map(Some) },
-            expires_at: if no_end { Some(None) } else { fields.optional_time("expires_at").map(Some) },
+            expires_at: if no_end { Some(None) } else { ends.map(Some) },
         })
     }
 }
@@ -184,7 +185,7 @@ async fn create(State(accounts): Api, call: Call) -> Answer {
     if request.name.is_none() {
         fields.missing("name");
     }
-    fields.done()?;
+    fields.done_strictly()?;
     let limits = KeyLimits {
         scopes: request.scopes.unwrap_or_default(),
         models: request.models.unwrap_or_default(),
@@ -224,7 +225,7 @@ async fn update(State(accounts): Api, call: Call) -> Answer {
     let id = key_in_path(&call)?;
     let mut fields = call.fields()?;
     let KeyRequest { name, scopes, models, cidrs, per_minute, expires_at } = KeyRequest::read(&mut fields)?;
-    fields.done()?;
+    fields.done_strictly()?;
     let update = KeyUpdate { name, scopes, models, cidrs, per_minute, expires_at };
     let record = own_act(&call, Action::KeyUpdated, &user);
     let act = move |accounts: Arc<Accounts>| async move { accounts.update_key(user.id, id, update).await };
@@ -260,7 +261,7 @@ async fn rotate(State(accounts): Api, call: Call) -> Answer {
     let id = key_in_path(&call)?;
     let mut fields = call.optional_fields()?;
     let grace = Duration::from_secs(fields.optional_number("grace_seconds").unwrap_or(0));
-    fields.done()?;
+    fields.done_strictly()?;
     let record = own_act(&call, Action::KeyRotated, &user).with("old_key", id.0).with("grace_seconds", grace.as_secs());
     let act = move |accounts: Arc<Accounts>| async move { accounts.rotate_key(user.id, id, grace).await };
     let (key, text) = accounts.audited(record, act, |(key, _), record| told(key, record)).await?;

@@ -21,6 +21,7 @@ use crate::accounts::passwords::{Password, Rule};
 use crate::accounts::registration::Registration;
 use crate::accounts::sessions::LoginRequest;
 use crate::accounts::users::ProfileUpdate;
+use crate::domain::ids::UserId;
 use crate::domain::key::KeyLook;
 use crate::domain::session::SessionStyle;
 use crate::domain::user::{Profile, UserType};
@@ -413,7 +414,7 @@ async fn regenerate_key(State(accounts): Api, call: Call) -> Answer {
 }
 
 #[derive(Serialize, ToSchema)]
-struct OwnUsage {
+pub(super) struct OwnUsage {
     #[schema(example = true)]
     success: bool,
     subscription_plan: String,
@@ -429,24 +430,30 @@ struct OwnUsage {
     month: BTreeMap<String, Amount>,
 }
 
+impl OwnUsage {
+    pub(super) fn of(accounts: &Accounts, id: UserId, plan: &str) -> Result<Self, Reject> {
+        let meters = shapes::meters(&accounts.meters(id)?);
+        let used = accounts.used(id)?;
+        let settings = accounts.settings();
+        let details = settings.plans.iter().find(|known| &*known.name == plan);
+        Ok(Self {
+            success: true,
+            subscription_plan: plan.to_owned(),
+            storage_mb: details.and_then(|plan| plan.storage_mb),
+            price: details.and_then(|plan| plan.price.clone()),
+            meters,
+            today: shapes::amounts(&used.today),
+            month: shapes::amounts(&used.month),
+        })
+    }
+}
+
 /// What the caller has used.
 #[utoipa::path(get, path = "/v1/users/usage", tag = "usage", security(("session" = [])),
     responses((status = 200, body = OwnUsage)))]
 async fn usage(State(accounts): Api, call: Call) -> Answer {
     let user = accounts.user_of_session(call.token()?)?;
-    let meters = shapes::meters(&accounts.meters(user.id)?);
-    let used = accounts.used(user.id)?;
-    let settings = accounts.settings();
-    let plan = settings.plans.iter().find(|plan| plan.name == user.plan);
-    render::ok(OwnUsage {
-        success: true,
-        subscription_plan: user.plan.to_string(),
-        storage_mb: plan.and_then(|plan| plan.storage_mb),
-        price: plan.and_then(|plan| plan.price.clone()),
-        meters,
-        today: shapes::amounts(&used.today),
-        month: shapes::amounts(&used.month),
-    })
+    render::ok(OwnUsage::of(&accounts, user.id, &user.plan)?)
 }
 
 #[derive(Serialize, ToSchema)]

@@ -146,6 +146,9 @@ pub struct UserFull {
     /// `unverified`, `email_verified`, `fully_verified` or `professional_verified`.
     pub verification: &'static str,
     pub mfa_enabled: bool,
+    /// Since when the account waits for its owner's proof; left out while it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proof_wait_since: Option<Time>,
     pub access_rtype: Vec<String>,
     pub level: String,
     pub created_at: Time,
@@ -167,6 +170,7 @@ impl From<&User> for UserFull {
             role: user.role.as_str(),
             verification: user.verification().as_str(),
             mfa_enabled: user.mfa_enabled,
+            proof_wait_since: user.proof_wait.as_ref().map(|wait| wait.since.into()),
             access_rtype: user.access_rtype.clone(),
             level: user.level.clone(),
             created_at: user.created_at.into(),

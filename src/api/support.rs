@@ -13,12 +13,12 @@ use utoipa_axum::routes;
 
 use super::admin::{Side, SideState, act_of, act_on, log_filter, staff, update_fields, user_in_path};
 use super::keys::Keys;
-use super::public::NewKey;
 use super::shapes::{Done, Listed, StaffShape, Time, Tokens, UserDetails};
 use super::side_shapes::{CreditsUpdate, LimitsUpdate, LogParams, PageParams, StaffLogin, UserParams, UserUpdate};
 use crate::accounts::Accounts;
 use crate::accounts::directory::Sort;
 use crate::accounts::passwords::{Password, Rule};
+use crate::accounts::proof::Word;
 use crate::accounts::staff::{NewStaff, StaffIdentity};
 use crate::accounts::users::AdminUpdate;
 use crate::actors::audit::Action;
@@ -46,6 +46,7 @@ pub(super) fn paths() -> OpenApiRouter<SideState> {
         .routes(routes!(list_keys))
         .routes(routes!(regenerate_key))
         .routes(routes!(revoke_key))
+        .routes(routes!(lift_proof_wait))
         .routes(routes!(message_logs))
 }
 
@@ -195,6 +196,9 @@ struct SupportUser {
     verification: &'static str,
     role: &'static str,
     mfa_enabled: bool,
+    /// Since when the account waits for its owner's proof; left out while it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proof_wait_since: Option<Time>,
     created_at: Time,
     last_login: Option<Time>,
 }
@@ -213,6 +217,7 @@ impl SupportUser {
             verification: user.verification().as_str(),
             role: user.role.as_str(),
             mfa_enabled: user.mfa_enabled,
+            proof_wait_since: user.proof_wait.as_ref().map(|wait| wait.since.into()),
             created_at: user.created_at.into(),
             last_login: user.last_login.map(Time::from),
         }
@@ -347,7 +352,8 @@ struct NewPassword {
     new_password: Password,
 }
 
-/// Gives a user a password that he must change at his next login; all his sessions end.
+/// Gives a user a password that they must change at their next login. All their sessions end, and the account waits for its
+/// owner's proof before it shows or makes a key.
 #[utoipa::path(post, path = "/v1/support/users/{id}/reset-password", tag = "support", request_body = NewPassword,
     security(("staff" = ["support"])), responses((status = 200, body = Done)))]
 async fn reset_password(State(side): Side, call: Call) -> Answer {
@@ -356,8 +362,8 @@ async fn reset_password(State(side): Side, call: Call) -> Answer {
     let mut fields = call.fields()?;
     let password = fields.password("new_password")?;
     fields.done()?;
-    let record = act_on(&side, &who, &call, Action::PasswordChanged, id);
-    let act = move |accounts: Arc<Accounts>| async move { accounts.set_password(id, password).await };
+    let (record, by) = (act_on(&side, &who, &call, Action::PasswordChanged, id), who.id);
+    let act = move |accounts: Arc<Accounts>| async move { accounts.set_password(id, password, by).await };
     side.accounts.audited(record, act, |user, record| record.on(user)).await?;
     render::ok(Done::new("Password reset; it must be changed at the next login"))
 }
@@ -420,16 +426,29 @@ async fn list_keys(State(side): Side, call: Call) -> Answer {
     render::ok(Keys::of(&side.accounts.keys(id)?))
 }
 
-/// Replaces a user's default key.
+#[derive(Serialize, ToSchema)]
+struct KeyReplaced {
+    #[schema(example = true)]
+    success: bool,
+    message: &'static str,
+    /// The new key, for admins alone, and here alone. Its owner reads it with `POST /v1/users/api-key/reveal`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "pe-rqrFLve5ZM63ZL1XtREaiLrlrNreu20Y")]
+    api_key: Option<String>,
+}
+
+/// Replaces a user's default key. Support staff does not see the new one.
 #[utoipa::path(post, path = "/v1/support/users/{id}/keys/regenerate", tag = "support",
-    security(("staff" = ["advanced"])), responses((status = 200, body = NewKey)))]
+    security(("staff" = ["advanced"])), responses((status = 200, body = KeyReplaced)))]
 async fn regenerate_key(State(side): Side, call: Call) -> Answer {
     let who = allowed(&side, &call, Permission::ManageKeys)?;
+    call.refuse_fields()?;
     let id = user_in_path(&side, &call)?;
     let record = act_on(&side, &who, &call, Action::KeyRegenerated, id);
-    let act = move |accounts: Arc<Accounts>| async move { accounts.regenerate_key(id).await };
+    let act = move |accounts: Arc<Accounts>| async move { accounts.regenerate_key(id, Word::Staff).await };
     let key = side.accounts.audited(record, act, |_, record| record).await?;
-    render::ok(NewKey { success: true, message: "API key regenerated", api_key: key.expose().to_owned() })
+    let api_key = who.role.may(Permission::SeeNewKeys).then(|| key.expose().to_owned());
+    render::ok(KeyReplaced { success: true, message: "API key regenerated", api_key })
 }
 
 /// Removes one of a user's named keys.
@@ -442,6 +461,30 @@ async fn revoke_key(State(side): Side, call: Call) -> Answer {
     let act = move |accounts: Arc<Accounts>| async move { accounts.revoke_key(id, key).await };
     side.accounts.audited(record, act, |_, record| record).await?;
     render::ok(Done::new("Key removed"))
+}
+
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "as NewSupport")]
+struct LiftRequest {
+    /// Why it is known whose the account is.
+    #[schema(example = "called back on the number in the contract")]
+    reason: Option<String>,
+}
+
+/// Lets an account go on that waits for its owner's proof, since staff changed its password or email. Not for whoever made
+/// one of these changes.
+#[utoipa::path(post, path = "/v1/support/users/{id}/lift-proof-wait", tag = "support", request_body = Option<LiftRequest>,
+    security(("staff" = ["advanced"])), responses((status = 200, body = Done)))]
+async fn lift_proof_wait(State(side): Side, call: Call) -> Answer {
+    let who = allowed(&side, &call, Permission::LiftProofWait)?;
+    let id = user_in_path(&side, &call)?;
+    let mut fields = call.optional_fields()?;
+    let reason = fields.optional_text("reason");
+    fields.done_strictly()?;
+    let record = act_on(&side, &who, &call, Action::ProofWaitLifted, id).with("reason", reason);
+    let act = move |accounts: Arc<Accounts>| async move { accounts.lift_proof_wait(id, &who).await };
+    side.accounts.audited(record, act, |user, record| record.on(user)).await?;
+    render::ok(Done::new("The account waits for no proof any more"))
 }
 
 /// A user's conversations, newest first.

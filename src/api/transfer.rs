@@ -77,6 +77,7 @@ async fn import_users(State(side): Side, call: Call) -> Answer {
     let how = ImportHow {
         dry_run: call.query_flag("dry_run")?.unwrap_or(false),
         update: call.query_flag("update")?.unwrap_or(false),
+        by: by.id,
     };
     let lines: Vec<(u64, String)> = (1..).zip(call.text()?.lines().map(str::to_owned)).collect();
     let record = act_of(&by, &call, Action::UsersImported).with("dry_run", how.dry_run).with("update", how.update);

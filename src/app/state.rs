@@ -24,8 +24,10 @@ use crate::backup;
 use crate::clock::Clock;
 use crate::config::{Backend, Compression, Config, Durability, RecoverOpenHolds, Redact, SecretSource, TokenAlgorithm};
 use crate::store::committer::{CommitPace, Committer};
+use crate::store::folder;
 use crate::store::home::{self, Home};
 use crate::store::memory::MemoryStore;
+use crate::store::readers;
 use crate::store::redb::RedbStore;
 use crate::store::sled::SledStore;
 use crate::store::wal::LoggedStore;
@@ -76,7 +78,12 @@ impl Core {
     /// See [`StartError`]; [`StoreError::Busy`] when a server is running on this data.
     pub fn open(config: &Config, clock: Clock, workers: usize) -> Result<Self, StartError> {
         let store = open_store(config)?;
-        Self::on(store, config, clock, workers)
+        let core = Self::on(store, config, clock, workers)?;
+        if config.data_dir_group.is_some() {
+            // What is made for its owner alone, such as the secrets of a first start, is the group's too from here on.
+            protect(config)?;
+        }
+        Ok(core)
     }
 
     /// As [`Core::open`], on a store that is open already.
@@ -170,6 +177,7 @@ impl Core {
 /// or of a newer program.
 pub fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
     let data_dir = &config.data_dir;
+    protect(config)?;
     let opened = match embedded(config) {
         Some((name, open)) => open_logged(data_dir, config.store.log_file_bytes, name, open),
         None => {
@@ -180,6 +188,41 @@ pub fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
         StoreError::Refused(why) => StartError::Config(why),
         other => StartError::Store(other),
     })
+}
+
+/// Makes what is kept unreadable for others, whoever made it.
+fn protect(config: &Config) -> Result<(), StartError> {
+    let (data_dir, group) = (&config.data_dir, config.data_dir_group);
+    if group.is_some() {
+        // Before anything is made in it: what is belongs to the folder's group then.
+        folder::create(data_dir).map_err(io_error(format!("cannot create data_dir {}", data_dir.display())))?;
+    }
+    for kept in std::iter::once(data_dir).chain(&config.journal.spill_dir) {
+        let done = readers::protect(kept, group);
+        let done = done.map_err(io_error(format!("cannot see who may read {}", kept.display())))?;
+        let modes = if group.is_some() { "0750 and 0640, for the group of data_dir_group" } else { "0700 and 0600" };
+        if done.were_open > 0 {
+            tracing::warn!(
+                folder = %kept.display(),
+                count = done.were_open,
+                "files and folders were open to other users of this machine; they are {modes} now"
+            );
+        }
+        match done.refused {
+            Some((path, why)) if group.is_some() => {
+                return Err(StartError::Config(format!(
+                    "data_dir_group: {} cannot be given to this group: {why}; the user of this process must be its owner \
+                     and a member of the group",
+                    path.display()
+                )));
+            }
+            Some((path, why)) => {
+                tracing::warn!(path = %path.display(), why, "other users of this machine may be able to read what is kept");
+            }
+            None => {}
+        }
+    }
+    Ok(())
 }
 
 /// The store thread of a command: as a server's, without a server.

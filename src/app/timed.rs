@@ -20,6 +20,7 @@ pub(super) fn work(core: &Core) -> Scheduler {
     let told = |reject: Reject| format!("{reject:?}");
     let with = |core: &Core| core.accounts.clone();
     let (rules, tokens, deleted, sessions) = (with(core), with(core), with(core), with(core));
+    let quotas = with(core);
     let (usage, keys, key_uses, users) = (with(core), with(core), with(core), core.users.clone());
     Scheduler::new(core.clock.clone())
         .with("address_rules", When::Every(SWEEP), move || {
@@ -47,6 +48,10 @@ pub(super) fn work(core: &Core) -> Scheduler {
         .with("deleted_users", When::Every(HOUR), move || {
             let accounts = deleted.clone();
             async move { accounts.purge_deleted().await.map(|n| counted("deleted users' data removed", n)).map_err(told) }
+        })
+        .with("address_quotas", When::Every(HOUR), move || {
+            let accounts = quotas.clone();
+            async move { accounts.purge_quotas().await.map(|n| counted("addresses forgotten", n)).map_err(told) }
         })
         .with("daily_usage", When::Daily { hour: 0 }, move || {
             let accounts = usage.clone();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
+use super::output::say;
 use super::{Failure, client, load_config};
 use crate::accounts::passwords::{Password, Rule};
 use crate::accounts::staff::NewStaff;
@@ -37,7 +38,7 @@ pub fn create(file: Option<&Path>, username: &str, email: &str) -> Result<(), Fa
         }
         Err(other) => return Err(other.into()),
     };
-    println!("{username} is now {role}");
+    say!("{username} is now {role}")?;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
+use super::output::say;
 use super::{Failure, client, load_config};
 use crate::accounts::operator;
 use crate::actors::audit::{
@@ -62,7 +63,7 @@ pub fn show(file: Option<&Path>, wanted: &Wanted) -> Result<(), Failure> {
     let query = wanted.query()?;
     let config = load_config(file)?;
     let found = find_in_files(&audit_dir(&config.data_dir), &query, wanted.page, wanted.page_size)?;
-    let mut out = std::io::stdout().lock();
+    let mut out = super::output::stdout();
     for item in &found.items {
         writeln!(out, "{item}")?;
     }
@@ -93,7 +94,7 @@ pub fn verify(file: Option<&Path>, noted: Option<&str>) -> Result<(), Failure> {
     // First what the store knows: a running server goes on meanwhile, and then the files may only be further.
     let (recorded, core) = recorded(&config)?;
     if recorded.is_none() && noted.is_none() {
-        println!("no head is recorded: records missing at the end would not be noticed");
+        say!("no head is recorded: records missing at the end would not be noticed")?;
     }
     let known: Vec<Head> = recorded.into_iter().chain(noted).collect();
     let report = verify_files(&audit_dir(&config.data_dir), &key, &known);
@@ -101,21 +102,21 @@ pub fn verify(file: Option<&Path>, noted: Option<&str>) -> Result<(), Failure> {
         core.close();
     }
     let report = report?;
-    println!("{} records in {} segments, {} bytes", report.records, report.segments, report.bytes);
+    say!("{} records in {} segments, {} bytes", report.records, report.segments, report.bytes)?;
     if let Some(last) = report.pruned_through {
-        println!("records up to {last} were removed by retention, as the trail says");
+        say!("records up to {last} were removed by retention, as the trail says")?;
     }
     if report.torn_bytes > 0 {
-        println!("{} bytes were never finished and do not count", report.torn_bytes);
+        say!("{} bytes were never finished and do not count", report.torn_bytes)?;
     }
     if let Some(head) = report.head {
-        println!("head {head}");
+        say!("head {head}")?;
     }
     for problem in &report.problems {
-        println!("{problem}");
+        say!("{problem}")?;
     }
     if report.more {
-        println!("… and more");
+        say!("… and more")?;
     }
     match report.problems.first() {
         None => Ok(()),

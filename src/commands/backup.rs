@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use super::output::say;
 use super::progress::{Progress, bytes};
 use super::{Failure, Way, client, load_config, way};
 use crate::accounts::operator::OperatorFile;
@@ -41,7 +42,7 @@ pub fn backup(file: Option<&Path>, to: &Path, with_secrets: bool) -> Result<(), 
     fs::rename(&unfinished, to)?;
     failpoint::hit("backup.after_rename");
     folder::sync_name(to)?;
-    println!("{}: {}, {}", to.display(), describe(&totals), secrets(&manifest));
+    say!("{}: {}, {}", to.display(), describe(&totals), secrets(&manifest))?;
     Ok(())
 }
 
@@ -146,15 +147,15 @@ pub fn restore(file: Option<&Path>, from: &Path, force: bool) -> Result<(), Fail
         Trouble::NotEmpty => Failure::Usage(format!("{}: {trouble}", config.data_dir.display())),
         other => Failure::Failed(format!("nothing was changed: {other}")),
     })?;
-    println!(
+    say!(
         "{}: {}, as of {}, {}",
         config.data_dir.display(),
         describe(&restored.totals),
         restored.manifest.written_at,
         if restored.manifest.with_secrets { "with secrets" } else { "without secrets" }
-    );
+    )?;
     if let Some(aside) = restored.aside {
-        println!("what was there is in {}", aside.display());
+        say!("what was there is in {}", aside.display())?;
     }
     Ok(())
 }

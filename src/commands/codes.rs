@@ -7,9 +7,9 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use super::output::{Counting, to_file};
+use super::output::{Counting, say, to_file};
 use super::progress::Progress;
-use super::{Failure, ask, client, load_config, on_either, refused};
+use super::{Failure, ask, ask_about, client, load_config, no_such_user, on_either, refused};
 use crate::accounts::Accounts;
 use crate::accounts::codes::{CodeStats, CodesFormat, NewCodes};
 use crate::accounts::operator::OperatorFile;
@@ -36,7 +36,7 @@ pub struct Wanted<'a> {
 }
 
 fn user_of(accounts: &Accounts, name: &str) -> Result<User, Failure> {
-    let unknown = || Failure::Failed(format!("there is no user \"{name}\""));
+    let unknown = || no_such_user(name);
     let id = match name.parse() {
         Ok(number) => Some(UserId(number)),
         Err(_) => accounts.find_user(name).map_err(refused)?,
@@ -89,7 +89,7 @@ pub fn generate(file: Option<&Path>, wanted: &Wanted<'_>) -> Result<(), Failure>
     let through = |runtime: &Runtime, server: &OperatorFile| {
         let body = json!({"count": count, "expires_at": ends.map(UnixMillis::rfc3339), "category": category});
         match whose {
-            Whose::User(name) => ask(runtime, server, "POST", &path_of(name), Some(body)).map(|_| 1),
+            Whose::User(name) => ask_about(runtime, server, name, ("POST", &path_of(name), Some(body))).map(|_| 1),
             Whose::Everybody => {
                 let made = ask(runtime, server, "POST", "/v1/admin-panel/codes", Some(body))?;
                 Ok(made["users"].as_u64().unwrap_or(0))
@@ -99,8 +99,8 @@ pub fn generate(file: Option<&Path>, wanted: &Wanted<'_>) -> Result<(), Failure>
     let users = on_either(&config, on_files, through)?;
     drop(progress);
     match whose {
-        Whose::User(name) => println!("{count} codes for {name}; `tollgate codes export {name} csv` shows them"),
-        Whose::Everybody => println!("{count} codes for each of {users} users"),
+        Whose::User(name) => say!("{count} codes for {name}; `tollgate codes export {name} csv` shows them")?,
+        Whose::Everybody => say!("{count} codes for each of {users} users")?,
     }
     Ok(())
 }
@@ -128,7 +128,11 @@ fn write(config: &Config, user: &str, format: CodesFormat, out: &mut Counting<'_
         let path = format!("{}/export?format={form}", path_of(user));
         let sink = |piece: &[u8]| out.borrow_mut().write_all(piece);
         let answer = runtime.block_on(client::download(server.admin_addr, &path, &server.token, sink))?;
-        if answer.status >= 300 { Err(Failure::Failed(answer.message())) } else { Ok(()) }
+        match answer.status {
+            404 => Err(no_such_user(user)),
+            300.. => Err(Failure::Failed(answer.message())),
+            _ => Ok(()),
+        }
     };
     on_either(config, on_files, through)
 }
@@ -150,21 +154,20 @@ pub fn stats(file: Option<&Path>, user: Option<&str>) -> Result<(), Failure> {
         }
     };
     let through = |runtime: &Runtime, server: &OperatorFile| {
-        let path = match user {
-            Some(name) => format!("{}/stats", path_of(name)),
-            None => "/v1/admin-panel/codes/stats".to_owned(),
+        let answer = match user {
+            Some(name) => ask_about(runtime, server, name, ("GET", &format!("{}/stats", path_of(name)), None))?,
+            None => ask(runtime, server, "GET", "/v1/admin-panel/codes/stats", None)?,
         };
-        let answer = ask(runtime, server, "GET", &path, None)?;
         let users = answer["users"].as_u64();
         Ok((answer, users))
     };
     let (counts, users) = on_either(&config, on_files, through)?;
     if let Some(users) = users {
-        println!("users with codes: {users}");
+        say!("users with codes: {users}")?;
     }
     let percent = counts["percent_used"].as_f64().unwrap_or(0.0);
-    println!("total: {}\navailable: {}\nused: {}", counts["total"], counts["available"], counts["used"]);
-    println!("expired: {}\npercent used: {percent}", counts["expired"]);
+    say!("total: {}\navailable: {}\nused: {}", counts["total"], counts["available"], counts["used"])?;
+    say!("expired: {}\npercent used: {percent}", counts["expired"])?;
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::columns::RowGroups;
+use super::output::say;
 use super::progress::Progress;
 use super::{Failure, load_config, logs};
 use crate::clock::UnixMillis;
@@ -91,7 +92,7 @@ pub fn run(file: Option<&Path>, request: Request) -> Result<(), Failure> {
     }
     partial.finish()?;
     drop(progress);
-    println!("{records} records in {}", output.display());
+    say!("{records} records in {}", output.display())?;
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::output::say;
 use super::progress::Progress;
 use super::{Failure, Way, client, load_config, way};
 use crate::actors::user::verify::{self, Report};
@@ -34,13 +35,13 @@ pub fn verify(file: Option<&Path>) -> Result<(), Failure> {
 
 fn print(report: &Report) -> Result<(), Failure> {
     for problem in &report.shown {
-        println!("{problem}");
+        say!("{problem}")?;
     }
     let hidden = report.problems - report.shown.len() as u64;
     if hidden > 0 {
-        println!("… and {hidden} more");
+        say!("… and {hidden} more")?;
     }
-    println!("{} users with {} meters", report.users, report.meters);
+    say!("{} users with {} meters", report.users, report.meters)?;
     match report.problems {
         0 => Ok(()),
         n => Err(Failure::Failed(format!("{n} problems"))),

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
+use super::output::say;
 use super::{Failure, client, load_config};
 use crate::accounts::operator;
 use crate::actors::writer::JournalReader;
@@ -20,7 +21,7 @@ pub fn show(file: Option<&Path>, user: &str, page: u64, page_size: usize) -> Res
     let config = load_config(file)?;
     let id = user_id(&config, user)?;
     let found = open(&config)?.page(id, page, page_size)?;
-    let mut out = std::io::stdout().lock();
+    let mut out = super::output::stdout();
     for item in &found.items {
         writeln!(out, "{item}")?;
     }
@@ -75,19 +76,19 @@ fn find_user(config: &Config, name: &str) -> Result<u64, Failure> {
 /// A record is damaged.
 pub fn verify(file: Option<&Path>) -> Result<(), Failure> {
     let report = open(&load_config(file)?)?.verify()?;
-    println!("{} records in {} segments, {} bytes", report.records, report.segments, report.bytes);
+    say!("{} records in {} segments, {} bytes", report.records, report.segments, report.bytes)?;
     if report.torn_bytes > 0 {
-        println!("{} bytes at the end were never finished and do not count", report.torn_bytes);
+        say!("{} bytes at the end were never finished and do not count", report.torn_bytes)?;
     }
     // Nothing to tell while nothing is encrypted.
     for used in report.keys.iter().filter(|_| report.keys.iter().any(|used| used.id.is_some())) {
         match used.id {
-            Some(id) => println!("key {id} ({}): {} segments", used.role.unwrap_or("not configured"), used.segments),
-            None => println!("not encrypted: {} segments", used.segments),
+            Some(id) => say!("key {id} ({}): {} segments", used.role.unwrap_or("not configured"), used.segments)?,
+            None => say!("not encrypted: {} segments", used.segments)?,
         }
     }
     for problem in &report.problems {
-        println!("{problem}");
+        say!("{problem}")?;
     }
     match report.problems.len() {
         0 => Ok(()),

@@ -33,7 +33,7 @@ use crate::backup::restore;
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError};
 use crate::error::Reject;
-use crate::store::{Store, StoreError, home};
+use crate::store::{Store, StoreError, home, readers};
 
 /// How a command ends when not well.
 #[derive(Debug)]
@@ -42,12 +42,15 @@ pub enum Failure {
     Usage(String),
     /// Anything else: exit code 1.
     Failed(String),
+    /// Whoever read the output has seen enough, as `head` does: no failure, and nothing to say.
+    ReaderLeft,
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Usage(why) | Self::Failed(why) => f.write_str(why),
+            Self::ReaderLeft => f.write_str("the output is not read any more"),
         }
     }
 }
@@ -78,12 +81,16 @@ impl From<ExportTrouble> for Failure {
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
-        Self::Failed(error.to_string())
+        if output::is_end_of_reading(&error) { Self::ReaderLeft } else { Self::Failed(error.to_string()) }
     }
 }
 
 fn load_config(file: Option<&Path>) -> Result<Config, Failure> {
-    Ok(Config::load(file, std::env::vars())?)
+    let config = Config::load(file, std::env::vars())?;
+    if config.data_dir_group.is_some() {
+        readers::restrict(true);
+    }
+    Ok(config)
 }
 
 /// How a command reaches the state.
@@ -117,6 +124,21 @@ fn refused(reject: Reject) -> Failure {
     Failure::Failed(reject.describe())
 }
 
+/// As [`ask`] about a user, whom the server may not know.
+fn ask_about(
+    runtime: &Runtime,
+    server: &OperatorFile,
+    user: &str,
+    (method, path, body): (&str, &str, Option<Value>),
+) -> Result<Value, Failure> {
+    let answer = runtime.block_on(client::call(server.admin_addr, method, path, Some(&server.token), body))?;
+    if answer.status == 404 { Err(no_such_user(user)) } else { told(&answer) }
+}
+
+fn no_such_user(name: &str) -> Failure {
+    Failure::Failed(format!("there is no user \"{name}\""))
+}
+
 /// Runs `work` on the accounts of a stopped server, or asks a running one.
 fn on_either<T>(
     config: &Config,
@@ -142,7 +164,10 @@ fn ask(
     path: &str,
     body: Option<Value>,
 ) -> Result<Value, Failure> {
-    let answer = runtime.block_on(client::call(server.admin_addr, method, path, Some(&server.token), body))?;
+    told(&runtime.block_on(client::call(server.admin_addr, method, path, Some(&server.token), body))?)
+}
+
+fn told(answer: &client::Answer) -> Result<Value, Failure> {
     if answer.status >= 300 {
         let errors = answer.json()["errors"].as_array().cloned().unwrap_or_default();
         let all: Vec<&str> = errors.iter().filter_map(Value::as_str).collect();

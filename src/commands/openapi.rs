@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use super::Failure;
+use super::output::stdout;
 use crate::app;
 
 /// Prints the document of the side port, or of the public one.
@@ -12,7 +13,7 @@ use crate::app;
 pub fn print(side: bool) -> Result<(), Failure> {
     let documents = app::documents();
     let document = if side { documents.side } else { documents.public };
-    let mut out = std::io::stdout().lock();
+    let mut out = std::io::BufWriter::new(stdout());
     writeln!(out, "{document:#}")?;
-    Ok(())
+    Ok(out.flush()?)
 }

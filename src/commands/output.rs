@@ -1,5 +1,7 @@
-//! Where an export goes: a file that appears when it is whole, or standard output; and how far it has come.
+//! Where output goes: to standard output, as long as somebody reads it, or to a file that appears when it is whole; and how
+//! far an export has come.
 
+use std::fmt;
 use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -8,6 +10,59 @@ use super::Failure;
 use super::progress::Progress;
 use crate::failpoint;
 use crate::store::folder;
+
+/// Prints a line. A reader who has gone ends the printing and nothing else: how the command ends is said by its exit code.
+macro_rules! say {
+    ($($text:tt)*) => { $crate::commands::output::line(format_args!($($text)*)) };
+}
+pub(super) use say;
+
+/// # Errors
+/// Standard output cannot be written, but for a reader who has gone.
+pub(super) fn line(text: fmt::Arguments<'_>) -> Result<(), Failure> {
+    let mut out = stdout();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if !is_end_of_reading(&error) => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Standard output. That its reader has gone is told from every other broken pipe.
+pub(super) fn stdout() -> Stdout {
+    Stdout(io::stdout().lock())
+}
+
+pub(super) struct Stdout(io::StdoutLock<'static>);
+
+/// Nobody reads standard output any more.
+#[derive(Debug)]
+struct ReaderLeft;
+
+impl fmt::Display for ReaderLeft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nobody reads the output any more")
+    }
+}
+
+impl std::error::Error for ReaderLeft {}
+
+pub(super) fn is_end_of_reading(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|cause| cause.is::<ReaderLeft>())
+}
+
+fn marked(error: io::Error) -> io::Error {
+    if error.kind() == io::ErrorKind::BrokenPipe { io::Error::other(ReaderLeft) } else { error }
+}
+
+impl Write for Stdout {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        self.0.write(piece).map_err(marked)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(marked)
+    }
+}
 
 /// Runs `write` into `to`, or into standard output. `what` is counted, a line each.
 ///
@@ -19,7 +74,7 @@ pub(super) fn to_file(
     write: impl FnOnce(&mut Counting<'_>) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let Some(to) = to else {
-        let mut out = BufWriter::new(io::stdout().lock());
+        let mut out = BufWriter::new(stdout());
         write(&mut Counting::new(&mut out, what))?;
         return Ok(out.flush()?);
     };

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::output::say;
 use super::{Failure, load_config};
 use crate::accounts::passwords::Rule;
 use crate::app::{self, App, FirstAdmin};
@@ -95,8 +96,7 @@ fn first_admin() -> Option<FirstAdmin> {
 /// The config is refused.
 pub fn check_config(file: Option<&Path>) -> Result<(), Failure> {
     app::journal_keys(&load_config(file)?)?;
-    print!("{}", config::effective_toml(file, std::env::vars())?);
-    Ok(())
+    say!("{}", config::effective_toml(file, std::env::vars())?.trim_end())
 }
 
 /// Runs the simulated AI service.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use super::output::{Counting, to_file};
+use super::output::{Counting, say, to_file};
 use super::progress::Progress;
 use super::{Failure, client, load_config, on_either, refused};
 use crate::accounts::Accounts;
@@ -74,7 +74,7 @@ fn tell(report: &ImportReport, how: ImportHow) -> Result<(), Failure> {
     }
     let ImportReport { imported, updated, skipped, failed, .. } = report;
     let would = if how.dry_run { "would be " } else { "" };
-    println!("{would}imported: {imported}\n{would}updated: {updated}\nthere already: {skipped}\nfailed: {failed}");
+    say!("{would}imported: {imported}\n{would}updated: {updated}\nthere already: {skipped}\nfailed: {failed}")?;
     match failed {
         0 => Ok(()),
         n => Err(Failure::Failed(format!("{n} lines did not fit; correct them and import the file again"))),

@@ -15,6 +15,7 @@ impl Config {
             // The others, in another form.
             effective: _,
             data_dir,
+            data_dir_group,
             public_base_url,
             listen,
             upstreams,
@@ -49,6 +50,7 @@ impl Config {
         section("compat", compat, &other.compat, &mut keys);
         let lists = [
             ("data_dir", *data_dir != other.data_dir),
+            ("data_dir_group", *data_dir_group != other.data_dir_group),
             ("public_base_url", *public_base_url != other.public_base_url),
             ("plans", format!("{plans:?}") != format!("{:?}", other.plans)),
             ("prices", format!("{prices:?}") != format!("{:?}", other.prices)),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::masked;
 use super::raw::{SecretSource, Span};
 use crate::domain::bodies::MAX_LOCAL_BODY;
 
@@ -31,6 +32,7 @@ pub enum SocialLogins {
 #[serde(deny_unknown_fields, default)]
 pub struct LoginCheck {
     /// Without it, logins are not checked.
+    #[serde(serialize_with = "masked::one")]
     pub url: Option<String>,
     /// It is in the operator's own network, perhaps without TLS.
     pub private_network: bool,

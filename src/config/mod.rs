@@ -7,6 +7,7 @@ mod diff;
 mod env;
 mod journal;
 mod login_check;
+mod masked;
 mod oauth;
 mod places;
 pub mod raw;
@@ -31,6 +32,7 @@ pub use sessions::{CommonPasswords, Passwords, TokenAlgorithm, TokenForm, Tokens
 
 use crate::domain::cookies::CookieRule;
 use crate::domain::meters::{MeterName, Micro, ResetPeriod};
+use crate::domain::nearest;
 use crate::domain::price::{Price, Rates, Tier, TokenRate};
 use crate::domain::user::Role;
 
@@ -43,6 +45,8 @@ pub struct Config {
     /// As it was written, with defaults filled in and secrets masked.
     pub effective: Arc<serde_json::Value>,
     pub data_dir: PathBuf,
+    /// The number of the one group that may read what is in it.
+    pub data_dir_group: Option<u32>,
     pub public_base_url: Option<String>,
     pub listen: Listen,
     pub upstreams: Vec<UpstreamConfig>,
@@ -297,6 +301,7 @@ impl Config {
         }
         let config = Self {
             effective,
+            data_dir_group: check_data_dir(&raw.data_dir, raw.data_dir_group.as_deref())?,
             data_dir: raw.data_dir,
             public_base_url: raw.public_base_url,
             listen: raw.listen,
@@ -493,6 +498,32 @@ pub fn effective_toml(
     toml::to_string_pretty(&raw).map_err(|e| fail(e.to_string()))
 }
 
+/// Everything in `data_dir` is made unreadable for others at the start, which must not be done to a folder of the system's.
+fn check_data_dir(folder: &Path, group: Option<&str>) -> Result<Option<u32>, String> {
+    const SYSTEMS: [&str; 14] = [
+        "/", "/bin", "/boot", "/dev", "/etc", "/home", "/opt", "/proc", "/root", "/srv", "/tmp", "/usr", "/var",
+        "/var/lib",
+    ];
+    if SYSTEMS.iter().any(|known| folder == Path::new(known)) {
+        return Err(format!("data_dir: {} is a folder of the system's; name one below it", folder.display()));
+    }
+    let number = |name| group_number(name).map_err(|why| format!("data_dir_group: {why}"));
+    group.map(number).transpose()
+}
+
+/// The number of a group, by its name in `/etc/group` or by itself.
+fn group_number(name: &str) -> Result<u32, String> {
+    if let Ok(number) = name.parse() {
+        return Ok(number);
+    }
+    let text = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    let number = text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok()).flatten()
+    });
+    number.ok_or_else(|| format!("there is no group \"{name}\" in /etc/group; name one that is, or give its number"))
+}
+
 fn check_tokens(tokens: &Tokens) -> Result<(), String> {
     // Short enough that a whole token stays within what is looked at as a credential.
     let fits = |text: &str, most: usize| (1..=most).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
@@ -565,20 +596,21 @@ fn check_upstream(raw: raw::RawUpstream) -> Result<UpstreamConfig, String> {
 
 fn parse_endpoint(text: &str) -> Result<EndpointAddress, String> {
     let example = "write it as http://host:port";
-    let uri: http::Uri = text.parse().map_err(|_| format!("\"{text}\" is not a URL; {example}"))?;
+    let shown = masked::url(text);
+    let uri: http::Uri = text.parse().map_err(|_| format!("\"{shown}\" is not a URL; {example}"))?;
     match uri.scheme_str() {
         Some("http") => {}
         Some("https") => {
             return Err(format!(
-                "\"{text}\": TLS to upstreams is not built yet; put a local TLS proxy in between or use http://"
+                "\"{shown}\": TLS to upstreams is not built yet; put a local TLS proxy in between or use http://"
             ));
         }
-        _ => return Err(format!("\"{text}\" has no scheme; {example}")),
+        _ => return Err(format!("\"{shown}\" has no scheme; {example}")),
     }
     if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
-        return Err(format!("\"{text}\" has a path; the client's path is passed on as it is; {example}"));
+        return Err(format!("\"{shown}\" has a path; the client's path is passed on as it is; {example}"));
     }
-    let host = uri.host().filter(|h| !h.is_empty()).ok_or_else(|| format!("\"{text}\" has no host; {example}"))?;
+    let host = uri.host().filter(|h| !h.is_empty()).ok_or_else(|| format!("\"{shown}\" has no host; {example}"))?;
     let port = uri.port_u16().unwrap_or(80);
     let authority = if port == 80 { host.to_owned() } else { format!("{host}:{port}") };
     Ok(EndpointAddress {
@@ -756,27 +788,13 @@ fn check_plan(name: &str, raw: raw::RawPlan) -> Result<Plan, String> {
 
 /// serde names what it expected; an operator wants to know what he probably meant.
 fn with_nearest_name(message: &str) -> String {
+    let message = &*masked::message(message);
     let Some(rest) = message.strip_prefix("unknown field `") else { return message.to_owned() };
     let Some((unknown, expected)) = rest.split_once('`') else { return message.to_owned() };
-    let nearest = expected.split('`').skip(1).step_by(2).min_by_key(|known| edit_distance(unknown, known));
-    match nearest {
+    match nearest::of(unknown, expected.split('`').skip(1).step_by(2)) {
         Some(known) => format!("unknown key `{unknown}`; did you mean `{known}`?"),
         None => format!("unknown key `{unknown}`"),
     }
-}
-
-fn edit_distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.bytes().enumerate() {
-            let replace = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = replace.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 /// The line on which the key that a reason begins with is set, as far as the text shows it.
@@ -867,6 +885,66 @@ cost = { conversations = 1 }
         assert_eq!(config.routes[0].cost.len(), 2);
         assert_eq!(config.data_dir, PathBuf::from("/srv/t"));
         assert!(with_env(MINIMUM, &[("TOLLGATE__LIMITS__NONSENSE", "7")]).is_err());
+    }
+
+    #[test]
+    fn a_credential_without_its_header_is_refused_with_the_right_form_and_not_repeated() {
+        for wrong in
+            ["\"Bearer sk-secret\"", "5", "[\"Bearer sk-secret\"]", "{ header = \"x\", value = [\"sk-secret\"] }"]
+        {
+            let text = MINIMUM.replace("{ header = \"Authorization\", value = \"Bearer sk-secret\" }", wrong);
+            assert_ne!(text, MINIMUM);
+            let error = parse(&text).unwrap_err();
+            assert!(error.reason.contains("{ ") && !error.reason.contains("sk-secret"), "{wrong}: {error}");
+            assert_eq!(error.line, Some(9), "{wrong}: {error}");
+        }
+        let error =
+            parse(&MINIMUM.replace("{ header = \"Authorization\", value = \"Bearer sk-secret\" }", "\"sk-secret\""));
+        let right = "credential = { header = \"authorization\", value = \"Bearer …\" }";
+        assert!(error.unwrap_err().reason.contains(right));
+        let said = with_env(MINIMUM, &[("TOLLGATE__UPSTREAMS__0__CREDENTIAL", "Bearer sk-other")]).unwrap_err();
+        assert!(said.reason.contains(right) && !said.reason.contains("sk-other"), "{said}");
+        let typo = parse(&MINIMUM.replace("value =", "valeu =")).unwrap_err();
+        assert!(typo.reason.contains("did you mean `value`"), "{typo}");
+    }
+
+    #[test]
+    fn who_is_named_in_an_endpoint_is_masked_wherever_it_is_shown() {
+        let text = MINIMUM.replace("http://127.0.0.1:9100", "http://ann:geheim@127.0.0.1:9100");
+        let config = parse(&text).unwrap();
+        assert_eq!(&*config.upstreams[0].endpoints[0].authority, "127.0.0.1:9100");
+        assert!(!format!("{config:?}").contains("geheim") && !config.effective.to_string().contains("geheim"));
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("t.toml");
+        std::fs::write(&file, &text).unwrap();
+        let printed = effective_toml(Some(&file), std::iter::empty()).unwrap();
+        assert!(printed.contains("http://********@127.0.0.1:9100") && !printed.contains("geheim"), "{printed}");
+        assert!(parse(&printed).is_ok());
+        for bad in [
+            "ftp://ann:geheim@host",
+            "ann:geheim@host:1",
+            "http://ann:geheim@host/path",
+            "http://ann:ge/geheim@host",
+            "https://ann:geheim@",
+            "http://ann:geheim@host:99999999",
+        ] {
+            let said = parse(&MINIMUM.replace("http://127.0.0.1:9100", bad)).unwrap_err();
+            assert!(!said.reason.contains("geheim"), "{bad}: {said}");
+        }
+        let misplaced = MINIMUM.replace("[\"http://127.0.0.1:9100\"]", "\"http://ann:geheim@127.0.0.1:9100\"");
+        let said = parse(&misplaced).unwrap_err();
+        assert!(!said.reason.contains("geheim"), "{said}");
+        let url = "[accounts.login_check]\nurl = \"https://ann:geheim@verifier.example.com/\"\n";
+        assert!(!parse(url).unwrap().effective.to_string().contains("geheim"));
+    }
+
+    #[test]
+    fn data_dir_is_a_folder_of_its_own_and_its_group_is_known() {
+        assert!(parse("data_dir = \"/var/lib\"").unwrap_err().reason.contains("folder of the system's"));
+        assert_eq!(parse("data_dir_group = \"root\"").unwrap().data_dir_group, Some(0));
+        assert_eq!(parse("data_dir_group = \"1234\"").unwrap().data_dir_group, Some(1234));
+        let said = parse("data_dir_group = \"no-such-group\"").unwrap_err();
+        assert!(said.reason.contains("data_dir_group") && said.reason.contains("/etc/group"), "{said}");
     }
 
     #[test]

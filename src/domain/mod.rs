@@ -12,6 +12,7 @@ pub mod ids;
 pub mod key;
 pub mod meters;
 pub mod model;
+pub mod nearest;
 pub mod permissions;
 pub mod price;
 pub mod session;

@@ -20,14 +20,19 @@ pub enum Permission {
     /// Level, kinds of answers, notes: what staff keeps about a user.
     UpdateNotes,
     ViewMessages,
+    /// See which keys there are, replace and remove them; not see one.
     ManageKeys,
+    /// Let an account go on that waits for its owner's proof.
+    LiftProofWait,
+    /// See a key that was just made, once.
+    SeeNewKeys,
     /// Suspend, ban, activate; role and verification.
     UpdateStatus,
     DeleteUsers,
 }
 
 impl Permission {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::ViewUsers,
         Self::ViewContact,
         Self::UpdateEmail,
@@ -38,6 +43,8 @@ impl Permission {
         Self::UpdateNotes,
         Self::ViewMessages,
         Self::ManageKeys,
+        Self::LiftProofWait,
+        Self::SeeNewKeys,
         Self::UpdateStatus,
         Self::DeleteUsers,
     ];
@@ -54,6 +61,8 @@ impl Permission {
             Self::UpdateNotes => "update_notes",
             Self::ViewMessages => "view_messages",
             Self::ManageKeys => "manage_api_keys",
+            Self::LiftProofWait => "lift_proof_wait",
+            Self::SeeNewKeys => "see_new_api_keys",
             Self::UpdateStatus => "update_status",
             Self::DeleteUsers => "delete_users",
         }
@@ -66,8 +75,10 @@ impl Permission {
             Self::ViewContact | Self::UpdateEmail | Self::ResetPassword | Self::UpdateCredits | Self::UpdatePlan => {
                 StaffRole::Support
             }
-            Self::UpdateProfile | Self::UpdateNotes | Self::ViewMessages | Self::ManageKeys => StaffRole::Advanced,
-            Self::UpdateStatus => StaffRole::Admin,
+            Self::UpdateProfile | Self::UpdateNotes | Self::ViewMessages | Self::ManageKeys | Self::LiftProofWait => {
+                StaffRole::Advanced
+            }
+            Self::UpdateStatus | Self::SeeNewKeys => StaffRole::Admin,
             Self::DeleteUsers => StaffRole::Superadmin,
         }
     }
@@ -114,8 +125,10 @@ mod tests {
         let support = [ViewUsers, ViewContact, UpdateEmail, ResetPassword, UpdateCredits, UpdatePlan];
         assert_eq!(of(StaffRole::Support), support);
         let advanced: Vec<_> =
-            support.into_iter().chain([UpdateProfile, UpdateNotes, ViewMessages, ManageKeys]).collect();
+            support.into_iter().chain([UpdateProfile, UpdateNotes, ViewMessages, ManageKeys, LiftProofWait]).collect();
         assert_eq!(of(StaffRole::Advanced), advanced);
+        // No level of support staff sees a key of a user's.
+        assert!(!StaffRole::Advanced.may(SeeNewKeys) && StaffRole::Admin.may(SeeNewKeys));
         assert!(!StaffRole::Admin.may(DeleteUsers) && StaffRole::Superadmin.may(DeleteUsers));
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::ids::UserId;
+use super::ids::{StaffId, UserId};
 use crate::clock::UnixMillis;
 
 /// Where an account stands.
@@ -203,6 +203,29 @@ impl Profile {
     }
 }
 
+/// Staff has changed a way into an account: until its owner shows again that it is theirs, it shows and makes no keys, and its
+/// second factor stays as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProofWait {
+    pub since: UnixMillis,
+    /// Who made such changes; without a number, the operator.
+    pub by: Vec<Option<StaffId>>,
+    /// The address that the owner had proved before the first of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+}
+
+impl ProofWait {
+    /// As many as are told apart, because a row has a bound.
+    const MAX_BY: usize = 8;
+
+    /// Whether somebody of the staff may end the wait: nobody may whose own change caused it. With more of those than are
+    /// told apart, nobody may.
+    pub fn may_be_lifted_by(&self, who: Option<StaffId>) -> bool {
+        self.by.len() < Self::MAX_BY && !self.by.contains(&who)
+    }
+}
+
 /// A user's row. Meters are not in here: they belong to the user's actor.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct User {
@@ -222,6 +245,9 @@ pub struct User {
     #[serde(default)]
     pub suspended_reason: Option<String>,
     pub email_verified: bool,
+    /// It was staff who said that the address is the user's, not a link that was mailed there.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub email_vouched: bool,
     /// argon2id in PHC form; absent for accounts without a password.
     pub password_hash: Option<String>,
     pub created_at: UnixMillis,
@@ -255,6 +281,8 @@ pub struct User {
     /// Counts changes of the user's keys, so that two at once notice each other.
     #[serde(default)]
     pub keys_changed: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof_wait: Option<ProofWait>,
 }
 
 impl User {
@@ -272,6 +300,7 @@ impl User {
             status: Status::Active,
             suspended_reason: None,
             email_verified: false,
+            email_vouched: false,
             password_hash: None,
             created_at,
             last_login: None,
@@ -286,6 +315,26 @@ impl User {
             mfa_enabled: false,
             deleted_at: None,
             keys_changed: 0,
+            proof_wait: None,
+        }
+    }
+
+    /// The address, if its owner has shown that it is theirs.
+    pub fn proved_address(&self) -> Option<&str> {
+        (self.email_verified && !self.email_vouched).then_some(&*self.email)
+    }
+
+    /// Notes that the owner of the account has answered from its address.
+    pub fn prove_email(&mut self) {
+        self.email_verified = true;
+        self.email_vouched = false;
+    }
+
+    /// Notes that staff has changed a way into the account. `proved`: the address that was proved before the change.
+    pub fn wait_for_proof(&mut self, by: Option<StaffId>, proved: Option<String>, now: UnixMillis) {
+        let wait = self.proof_wait.get_or_insert(ProofWait { since: now, by: Vec::new(), address: proved });
+        if wait.may_be_lifted_by(by) {
+            wait.by.push(by);
         }
     }
 
@@ -310,6 +359,10 @@ fn default_level() -> String {
 
 fn yes() -> bool {
     true
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// What the request path needs to know of a user, shared by all calls in flight.

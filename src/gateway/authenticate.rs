@@ -84,7 +84,8 @@ pub struct Authenticator {
     blocks: Arc<AddressBlocks>,
     uses: Arc<KeyUses>,
     known: Cache<SecretMac, Arc<Credential>, BuildHasherDefault<MacHasher>>,
-    unknown: Cache<SecretMac, (), BuildHasherDefault<MacHasher>>,
+    /// With what [`Registry::arrivals`] was before the store was asked: a key that is imported later is good at once.
+    unknown: Cache<SecretMac, u64, BuildHasherDefault<MacHasher>>,
 }
 
 impl Authenticator {
@@ -154,7 +155,7 @@ impl Authenticator {
                 return Ok(self.admit(actor, credential, mac, now));
             }
             shard.cache(CacheResult::Stale);
-        } else if self.unknown.contains_key(&mac) {
+        } else if self.unknown.get(&mac).is_some_and(|at| at == self.users.arrivals()) {
             shard.cache(CacheResult::NegativeHit);
             return Ok(None);
         } else {
@@ -164,7 +165,7 @@ impl Authenticator {
     }
 
     fn read(&self, secret: &[u8], mac: SecretMac, now: UnixMillis) -> Result<Option<Caller>, Reject> {
-        let store = self.users.around().committer.store();
+        let (store, arrivals) = (self.users.around().committer.store(), self.users.arrivals());
         let lookup = || {
             keys::find_credential(store, &self.tokens, secret, &mac, now).map_err(|error| {
                 tracing::error!(%error, "a credential could not be read");
@@ -174,11 +175,11 @@ impl Authenticator {
         };
         // The row names the user, whose generation must be read before the row is: so the row is read twice, and only
         // the second reading counts. A revocation after it moves the generation on and makes this entry stale.
-        let Some(hint) = lookup()? else { return Ok(self.remember_unknown(mac)) };
-        let Some(actor) = self.users.actor(hint.user)? else { return Ok(self.remember_unknown(mac)) };
+        let Some(hint) = lookup()? else { return Ok(self.remember_unknown(mac, arrivals)) };
+        let Some(actor) = self.users.actor(hint.user)? else { return Ok(self.remember_unknown(mac, arrivals)) };
         let generation = actor.generation();
         let Some(found) = lookup()?.filter(|found| found.user == hint.user) else {
-            return Ok(self.remember_unknown(mac));
+            return Ok(self.remember_unknown(mac, arrivals));
         };
         let (limits, used) = match found.kind {
             CredentialKind::ApiKey { id, limits } => (Some(limits), Some(UseMark::new(found.user, id))),
@@ -207,9 +208,9 @@ impl Authenticator {
         Some(Caller { actor, standing, credential, mac })
     }
 
-    fn remember_unknown(&self, mac: SecretMac) -> Option<Caller> {
+    fn remember_unknown(&self, mac: SecretMac, arrivals: u64) -> Option<Caller> {
         self.known.invalidate(&mac);
-        self.unknown.insert(mac, ());
+        self.unknown.insert(mac, arrivals);
         None
     }
 

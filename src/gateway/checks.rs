@@ -1,7 +1,7 @@
 //! Checks: a program that stands before the gateway, or an app behind another proxy, asks whether a call may go.
 //!
 //! Owns `/v1/auth/forward`, for nginx `auth_request`, Traefik `forwardAuth` and Envoy `ext_authz` over HTTP, and the judging of
-//! callers of `/v1/auth/verify-key` and `/v1/auth/log-message`: the same steps in the same order as for a call that is passed
+//! callers of `/v1/auth/verify-key`, `/v1/auth/log-message` and `/v1/usage`: the same steps in the same order as for a call that is passed
 //! on. Never says more of a user than an upstream is told, and never repeats a header that the client sent.
 
 use std::borrow::Cow;
@@ -45,6 +45,8 @@ pub enum Check {
     VerifyKey,
     /// A conversation that was held elsewhere is handed in.
     LogMessage,
+    /// Somebody asks what they have left.
+    Usage,
 }
 
 /// Whether a refusal goes to an nginx, which takes nothing but 401 and 403 from its `auth_request`.
@@ -184,13 +186,13 @@ impl Worker {
         (record.route, record.route_name) = (policy.local_route, policy.local_name.clone());
         let cost = match check {
             Check::VerifyKey => &policy.checks.key_cost,
-            Check::LogMessage => &policy.checks.free,
+            Check::LogMessage | Check::Usage => &policy.checks.free,
         };
-        let terms = Terms { cost, scope: None, verified: false, key_only: true };
+        let terms = Terms { cost, scope: None, verified: false, key_only: check != Check::Usage };
         let Admitted { caller, mut hold } = self.admit(head, policy, terms, record, taken)?;
         // A conversation that is handed in may be as long as a body that is read ahead, and counts as such.
         let longest = match check {
-            Check::VerifyKey => MAX_VERIFY_BODY.min(policy.limits.max_inspect_bytes),
+            Check::VerifyKey | Check::Usage => MAX_VERIFY_BODY.min(policy.limits.max_inspect_bytes),
             Check::LogMessage => policy.limits.max_inspect_bytes,
         };
         let _share = self.shared.budget.take(longest).ok_or(Reject::Overloaded("Too many bytes in flight"))?;

@@ -260,6 +260,8 @@ const LOCAL: [&str; 4] = ["/v1/users", "/v1/oauth", "/v1/auth", "/.well-known/jw
 /// Those of them that are made with a user's key.
 const CHECKED: [(&str, Check); 2] =
     [("/v1/auth/verify-key", Check::VerifyKey), ("/v1/auth/log-message", Check::LogMessage)];
+/// What is left and used, for a key too; a route of the operator's that names this very path comes first.
+const USAGE: &str = "/v1/usage";
 /// The same calls below a dialect's root.
 const CHECKED_IN_DIALECT: [(Dialect, &str, Check); 2] =
     [(Dialect::Usermgmt, "/verify-key", Check::VerifyKey), (Dialect::Usermgmt, "/log-message", Check::LogMessage)];
@@ -335,6 +337,10 @@ impl RouteTable {
         }
         if let Some(claim) = self.claim_in(paths, path) {
             return in_dialect(claim, path, method);
+        }
+        let asks_for_usage = matches!(method, "GET" | "HEAD") && path.eq_ignore_ascii_case(USAGE.as_bytes());
+        if asks_for_usage && !paths.exact.contains_key(path) {
+            return Surface::Checked(Check::Usage);
         }
         let mut allowed: Vec<&str> = Vec::new();
         for route in paths.routes_of(path) {
@@ -698,5 +704,16 @@ mod tests {
         assert_eq!(matched("/v1/auth/forward", "PATCH"), "checked");
         assert_eq!(matched("/v1/auth/forward/any/path", "GET"), "checked");
         assert_eq!(matched("/v1/auth/forwarded", "GET"), "local");
+        assert_eq!(matched("/v1/usage", "GET"), "checked");
+        assert_eq!(matched("/v1/usage", "POST"), "/v1/*", "another call of the upstream's");
+    }
+
+    #[test]
+    fn a_route_that_names_the_path_of_usage_has_it() {
+        let text = "[[upstreams]]\nname = \"a\"\nendpoints = [\"http://127.0.0.1:1\"]\n\
+            [[routes]]\npath = \"/v1/usage\"\nupstream = \"a\"\n";
+        let config = Config::from_raw(toml::from_str(text).unwrap()).unwrap();
+        let policy = Policy::new(&config, &Metrics::new(0), 1, None);
+        assert!(matches!(policy.routes.find(b"/v1/usage", "GET"), Ok(Surface::Proxied(_))));
     }
 }

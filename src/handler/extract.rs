@@ -1,7 +1,8 @@
 //! From a request to what a service wants to know.
 //!
 //! Owns the reading of credentials, queries and JSON bodies, each with a bound, and the message about each field that does
-//! not fit. Unknown fields are ignored. Never repeats a value in a message: it might be a password.
+//! not fit. Unknown fields are ignored, or, where a restriction would vanish by a misspelt one, refused. Never repeats a value
+//! in a message: it might be a password.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
@@ -25,6 +26,7 @@ use crate::domain::bodies::{LongBody, MAX_LOCAL_BODY, MAX_LONG_BODY};
 use crate::domain::cookies::{CookieRule, Provenance};
 use crate::domain::ids::RequestId;
 use crate::domain::meters::Micro;
+use crate::domain::nearest;
 use crate::error::{CROSS_SITE, Reject};
 use crate::handler::render::Refused;
 
@@ -277,7 +279,7 @@ impl Call {
             Reject::BadRequest(format!("The body is not valid JSON (line {}, column {})", error.line(), error.column()))
         })?;
         match value {
-            Value::Object(map) => Ok(Fields { map, path: String::new(), faults: Vec::new() }),
+            Value::Object(map) => Ok(Fields::of(map, String::new())),
             _ => Err(Reject::BadRequest("The body must be a JSON object".into())),
         }
     }
@@ -301,7 +303,7 @@ impl Call {
         let uri = http::Uri::try_from(uri).map_err(|_| unreadable())?;
         let Query(map) = Query::<HashMap<String, String>>::try_from_uri(&uri).map_err(|_| unreadable())?;
         let map = map.into_iter().map(|(name, value)| (name, Value::String(value))).collect();
-        Ok(Fields { map, path: String::new(), faults: Vec::new() })
+        Ok(Fields::of(map, String::new()))
     }
 
     /// As [`Call::fields_or_form`], also for a form with files in it; a file is a field with its content in base64.
@@ -326,7 +328,7 @@ impl Call {
             let text = if is_file { STANDARD.encode(&bytes) } else { String::from_utf8_lossy(&bytes).into_owned() };
             map.insert(name, Value::String(text));
         }
-        Ok(Fields { map, path: String::new(), faults: Vec::new() })
+        Ok(Fields::of(map, String::new()))
     }
 
     /// As [`Call::fields`]; no body at all is an object without fields.
@@ -335,9 +337,17 @@ impl Call {
     /// As [`Call::fields`].
     pub fn optional_fields(&self) -> Result<Fields, Reject> {
         if self.body.trim_ascii().is_empty() {
-            return Ok(Fields { map: Map::new(), path: String::new(), faults: Vec::new() });
+            return Ok(Fields::of(Map::new(), String::new()));
         }
         self.fields()
+    }
+
+    /// For a call that takes no fields, and on which one would be a restriction that somebody relies on.
+    ///
+    /// # Errors
+    /// [`Reject::Invalid`] for any field, [`Reject::BadRequest`] for what is no JSON object.
+    pub fn refuse_fields(&self) -> Result<(), Reject> {
+        self.optional_fields()?.done_strictly()
     }
 }
 
@@ -346,9 +356,20 @@ pub struct Fields {
     map: Map<String, Value>,
     path: String,
     faults: Vec<String>,
+    /// The names that were asked for, which are the known ones.
+    known: Vec<String>,
+    /// Fields of objects within that nobody has asked for.
+    strangers: Vec<String>,
 }
 
+/// Unknown fields that are named at most.
+const MAX_STRANGERS: usize = 8;
+
 impl Fields {
+    fn of(map: Map<String, Value>, path: String) -> Self {
+        Self { map, path, faults: Vec::new(), known: Vec::new(), strangers: Vec::new() }
+    }
+
     /// Notes what does not fit a field.
     pub fn fault(&mut self, name: &str, what: &str) {
         self.faults.push(format!("{}{name}: {what}", self.path));
@@ -356,6 +377,7 @@ impl Fields {
 
     /// A field that may be left out or null.
     fn take(&mut self, name: &str) -> Option<Value> {
+        self.known.push(name.to_owned());
         self.map.remove(name).filter(|value| !value.is_null())
     }
 
@@ -444,6 +466,7 @@ impl Fields {
 
     /// Notes that a field which others may leave out is needed here.
     pub fn missing(&mut self, name: &str) {
+        self.known.push(name.to_owned());
         self.fault(name, "is required");
     }
 
@@ -556,7 +579,7 @@ impl Fields {
     /// As [`Fields::optional_parsed`], for a field that must be there.
     pub fn parsed<T>(&mut self, name: &str, what: &str, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
         if self.map.get(name).is_none_or(Value::is_null) {
-            self.fault(name, "is required");
+            self.missing(name);
             return None;
         }
         self.optional_parsed(name, what, parse)
@@ -566,9 +589,10 @@ impl Fields {
     pub fn optional_object<T>(&mut self, name: &str, read: impl FnOnce(&mut Self) -> T) -> Option<T> {
         match self.take(name)? {
             Value::Object(map) => {
-                let mut inner = Self { map, path: format!("{}{name}.", self.path), faults: Vec::new() };
+                let mut inner = Self::of(map, format!("{}{name}.", self.path));
                 let value = read(&mut inner);
                 self.faults.append(&mut inner.faults);
+                self.strangers.append(&mut inner.unknown_fields());
                 Some(value)
             }
             _ => {
@@ -584,5 +608,31 @@ impl Fields {
     /// [`Reject::Invalid`] with everything that did not fit.
     pub fn done(self) -> Result<(), Reject> {
         if self.faults.is_empty() { Ok(()) } else { Err(Reject::Invalid(self.faults)) }
+    }
+
+    /// As [`Fields::done`], where other fields are refused: a key, a rule or a list of codes without the restriction that
+    /// somebody meant to give it is worse than none.
+    ///
+    /// # Errors
+    /// [`Reject::Invalid`], also for each unknown field, with the nearest known one.
+    pub fn done_strictly(mut self) -> Result<(), Reject> {
+        let mut unknown = self.unknown_fields();
+        self.faults.append(&mut unknown);
+        self.done()
+    }
+
+    /// A line for each field that nobody has asked for.
+    fn unknown_fields(&mut self) -> Vec<String> {
+        let mut lines = std::mem::take(&mut self.strangers);
+        let known: Vec<&str> = self.known.iter().map(String::as_str).collect();
+        for name in self.map.keys().take(MAX_STRANGERS.saturating_sub(lines.len())) {
+            let shown: String = name.chars().filter(|c| !c.is_control()).take(50).collect();
+            let path = &self.path;
+            lines.push(match nearest::of(name, known.iter().copied()) {
+                Some(known) => format!("{path}{shown}: unknown field; did you mean `{path}{known}`?"),
+                None => format!("{path}{shown}: unknown field; this call takes none"),
+            });
+        }
+        lines
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::accounts::Accounts;
 use crate::accounts::audit::{Change, changes};
 use crate::accounts::keys::KeyView;
+use crate::accounts::proof::Word;
 use crate::accounts::secrets::Minted;
 use crate::accounts::users::ProfileUpdate;
 use crate::actors::audit::{Action, Record};
@@ -35,7 +36,7 @@ pub async fn update_profile(
 /// Those of [`Accounts::regenerate_key`].
 pub async fn regenerate_key(accounts: &Arc<Accounts>, call: &Call, user: &User) -> Result<Minted, Reject> {
     let (record, id) = (own_act(call, Action::KeyRegenerated, user), user.id);
-    let act = move |accounts: Arc<Accounts>| async move { accounts.regenerate_key(id).await };
+    let act = move |accounts: Arc<Accounts>| async move { accounts.regenerate_key(id, Word::Owner).await };
     accounts.audited(record, act, |_, record| record).await
 }
 

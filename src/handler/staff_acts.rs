@@ -39,7 +39,8 @@ pub async fn update(
     reason: Option<String>,
 ) -> Result<User, Reject> {
     let record = act_on(accounts, by, call, action_of(&update), id).with("reason", reason);
-    let act = move |accounts: Arc<Accounts>| async move { accounts.update_user_telling(id, update).await };
+    let by = by.id;
+    let act = move |accounts: Arc<Accounts>| async move { accounts.update_user_telling(id, update, by).await };
     let tell = |(user, list): &(User, Vec<_>), record: Record| record.on(user).with("changes", changes(list));
     Ok(accounts.audited(record, act, tell).await?.0)
 }

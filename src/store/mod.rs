@@ -10,6 +10,7 @@ pub mod folder;
 pub mod home;
 pub mod memory;
 pub mod migrate;
+pub mod readers;
 pub mod redb;
 pub mod sled;
 pub mod tables;

@@ -33,6 +33,7 @@
 //! | `o/` user id, hash of an idempotency key | what was paid under the key, and how its call ended |
 //! | `oa/` user id, hash, count | a piece of the kept answer |
 //! | `oe/` time of first use, user id, hash | bytes of the kept answer; in the order in which keys expire |
+//! | `qa/` MAC of an address | what is left of its meters, after its account has gone |
 //! | `a/head` | how far the audit trail has come: its newest record's number and MAC |
 //! | `c/` name | counters: the last user id, the last reset of all users' meters, … |
 //! | [`OWN`] … | what the store keeps about itself; in no backup |
@@ -56,6 +57,7 @@ pub const API_KEYS: &[u8] = b"k/";
 pub const PURGES: &[u8] = b"dp/";
 pub const ONE_TIME: &[u8] = b"ot/";
 pub const LETTERS: &[u8] = b"ob/";
+pub const ADDRESS_QUOTAS: &[u8] = b"qa/";
 pub const ADDRESS_RULES: &[u8] = b"ip/";
 pub const ONCE_EXPIRIES: &[u8] = b"oe/";
 /// Before all other keys.
@@ -100,6 +102,10 @@ pub fn key_uses_of_user(user: UserId) -> Vec<u8> {
 
 pub fn key_use(user: UserId, id: CredentialId) -> Vec<u8> {
     [key_uses_of_user(user), id.0.to_be_bytes().to_vec()].concat()
+}
+
+pub fn quota_of_address(mac: &SecretMac) -> Vec<u8> {
+    [ADDRESS_QUOTAS, &mac.0].concat()
 }
 
 pub fn session(mac: &SecretMac) -> Vec<u8> {

@@ -99,6 +99,7 @@ impl From<&Reject> for Outcome {
     fn from(reject: &Reject) -> Self {
         match reject {
             Reject::Unauthenticated
+            | Reject::SessionNeeded
             | Reject::Replayed { .. }
             | Reject::CodeRequired
             | Reject::WrongCode
@@ -117,6 +118,7 @@ impl From<&Reject> for Outcome {
             | Reject::WrongPassword
             | Reject::FactorRequired
             | Reject::PasswordChangeRequired
+            | Reject::OwnerProofRequired
             | Reject::Locked { .. } => Self::Forbidden,
             Reject::NotFound | Reject::OnSidePort | Reject::MethodNotAllowed(_) => Self::NotFound,
             Reject::RateLimited { .. } => Self::RateLimited,

@@ -458,3 +458,49 @@ fn who_comes_by_the_mail_of_an_address_that_was_never_proved_shares_the_account_
     assert_eq!(public(&app, "POST", "/v1/users/reset-password", &[], Some(&body)).status, 200);
     assert_eq!(app.chat(key, json!({})).status, 200);
 }
+
+/// Attackers register with somebody else's address, and have us write to them in words of their own.
+#[test]
+fn a_name_is_no_letter_to_strangers() {
+    let mail = MailServer::start();
+    let app = start(&mail, "");
+    let victim = "victim@example.com";
+    let lure = "You have won visit www.evil.example now";
+    let body = json!({"username": "You-have-won", "name": lure, "email": victim, "password": PASSWORD});
+    assert_eq!(public(&app, "POST", "/v1/users/register", &[], Some(&body)).status, 200);
+    mail.letter(victim, VERIFY);
+    let agents = |agent: &str| {
+        let body = json!({"email": victim, "password": PASSWORD});
+        let from = [("user-agent", agent), ("x-forwarded-for", "10.9.8.7")];
+        public(&app, "POST", "/v1/users/login", &from, Some(&body)).json()
+    };
+    let token = agents("see http://evil.example/")["session"]["session_token"].as_str().unwrap().to_owned();
+    let named = json!({"name": "http://evil.example/ you won"});
+    assert_eq!(app.call("POST", "/v1/users/keys", &token, Some(&named)).status, 200);
+    mail.letter(victim, "API key was made");
+    let moved = json!({"new_email": "won@www.evil.example", "password": PASSWORD});
+    assert_eq!(app.call("PUT", "/v1/users/email", &token, Some(&moved)).status, 200);
+    mail.letter(victim, "about to change");
+    mail.letter("won@www.evil.example", "confirm your new");
+    public(&app, "POST", "/v1/users/forgot-password", &[], Some(&json!({"email": victim})));
+    mail.letter(victim, RESET);
+    for _ in 0..5 {
+        login(&app, victim, "WrongPass1");
+    }
+    mail.letter(victim, "locked");
+    for letter in mail.letters() {
+        // The address itself is the recipient's.
+        let text = letter.text().replace(&letter.to, "");
+        for lure in ["evil", "won", "visit", "You-have"] {
+            assert!(!text.contains(lure) && !letter.header("subject").contains(lure), "{lure}: {}", letter.raw);
+        }
+        assert!(text.contains("Hello,"), "{text}");
+    }
+    // Their own letters call people by their name.
+    let user = app.register("alice");
+    let proof = json!({"token": mail.letter(&user.email, VERIFY).token()});
+    assert_eq!(public(&app, "POST", "/v1/users/verify-email", &[], Some(&proof)).status, 200);
+    public(&app, "POST", "/v1/users/forgot-password", &[], Some(&json!({"email": user.email})));
+    let letter = mail.letter(&user.email, RESET).text();
+    assert!(letter.contains("Hello Test User,") && letter.contains("your account alice"), "{letter}");
+}

@@ -57,7 +57,16 @@ impl Site {
 
     /// As [`Site::serve`], with the access log going there.
     pub fn serve_to(&self, output: Stdio) -> Server {
-        let mut child = self.command(&["serve"]).stdout(output).stderr(Stdio::piped()).spawn().unwrap();
+        self.start(self.command(&["serve"]), output)
+    }
+
+    /// As [`Site::serve`], by a command of the test's own.
+    pub fn serve_as(&self, command: Command) -> Server {
+        self.start(command, Stdio::null())
+    }
+
+    fn start(&self, mut command: Command, output: Stdio) -> Server {
+        let mut child = command.stdout(output).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (stderr, copy) = (child.stderr.take().unwrap(), log.clone());
         std::thread::spawn(move || {

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use super::Accounts;
+use super::fields::same_address;
 use crate::config::MailTransport;
 use crate::domain::ids::SecretMac;
 use crate::domain::user::User;
@@ -31,6 +32,7 @@ pub use outbox::Posted;
 #[serde(rename_all = "snake_case")]
 pub enum LetterKind {
     VerifyEmail,
+    ProveOwner,
     ResetPassword,
     ConfirmEmail,
     EmailChanging,
@@ -54,6 +56,7 @@ pub enum LetterKind {
 impl LetterKind {
     pub const ALL: &[Self] = &[
         Self::VerifyEmail,
+        Self::ProveOwner,
         Self::ResetPassword,
         Self::ConfirmEmail,
         Self::EmailChanging,
@@ -80,6 +83,7 @@ impl LetterKind {
         matches!(
             self,
             Self::VerifyEmail
+                | Self::ProveOwner
                 | Self::ResetPassword
                 | Self::ConfirmEmail
                 | Self::AccountLocked
@@ -99,6 +103,7 @@ impl LetterKind {
     fn parts(self) -> (&'static str, &'static str) {
         match self {
             Self::VerifyEmail => ("verify_email", include_str!("letters/verify_email.txt")),
+            Self::ProveOwner => ("prove_owner", include_str!("letters/prove_owner.txt")),
             Self::ResetPassword => ("reset_password", include_str!("letters/reset_password.txt")),
             Self::ConfirmEmail => ("confirm_email", include_str!("letters/confirm_email.txt")),
             Self::EmailChanging => ("email_changing", include_str!("letters/email_changing.txt")),
@@ -139,6 +144,10 @@ impl Letter {
         self
     }
 }
+
+/// Facts whose words a user chooses. They are left out of letters to an address that is not proved to be theirs: a name can be
+/// a sentence, and any word with a dot in it is a link to a mail program.
+const WRITTEN_BY_USERS: [&str; 5] = ["name", "username", "agent", "key", "new_email"];
 
 /// How long letters to one address count against its bound.
 const BOUND_WINDOW: Duration = Duration::from_secs(3600);
@@ -242,6 +251,13 @@ impl Accounts {
         let mut facts: BTreeMap<String, String> = letter.facts.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
         facts.insert("name".into(), user.name.clone());
         facts.insert("username".into(), user.username.to_string());
+        // Where nobody has shown that the address is the user's, it may be a stranger's, to whom somebody else speaks by us.
+        if !user.proved_address().is_some_and(|proved| same_address(proved, to)) {
+            facts
+                .iter_mut()
+                .filter(|(fact, _)| WRITTEN_BY_USERS.contains(&fact.as_str()))
+                .for_each(|(_, text)| text.clear());
+        }
         facts.insert("email".into(), to.to_owned());
         let posted = Posted { to: to.to_owned(), kind: letter.kind, facts, at: self.clock.now(), tries: 0 };
         self.put_letter(&posted, batch)?;

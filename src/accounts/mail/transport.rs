@@ -2,6 +2,7 @@
 //!
 //! Owns what a letter looks like on the wire (RFC 5322, multipart/alternative) and which failures are for ever. Never retries.
 
+use std::io::Write;
 use std::time::Duration;
 
 use lettre::message::{Mailbox, MultiPart};
@@ -73,9 +74,11 @@ impl Transport {
                 let wrote = tokio::task::spawn_blocking(move || {
                     // Whole or not there at all, for whoever watches the folder.
                     let unfinished = file.with_extension("tmp");
-                    std::fs::write(&unfinished, bytes)?;
+                    // It carries tokens: its owner's alone to read.
+                    let mut out = folder::create_anew(&unfinished)?;
+                    out.write_all(&bytes)?;
                     // On disk before the outbox forgets it.
-                    std::fs::File::open(&unfinished)?.sync_all()?;
+                    out.sync_all()?;
                     std::fs::rename(&unfinished, &file)?;
                     failpoint::hit("mail.after_rename");
                     folder::sync_name(&file)

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::fields::{email_fault, normalized, username_fault};
 use super::mail::{Letter, LetterKind};
 use super::own::Proof;
+use super::proof::{answered_from, refuse_waiting};
 use super::registration::Entrance;
 use super::secrets;
 use super::sessions::{SessionView, may_enter};
@@ -393,6 +394,7 @@ impl Accounts {
         let LinkTo { user, session } = link_to;
         let edit = |row: &mut User, batch: &mut Batch| {
             may_enter(row)?;
+            refuse_waiting(row)?;
             let asking = self.load::<String>(tables::session_of_user(user, session))?.ok_or_else(bad_state)?;
             batch.require_equal(asking.key, asking.raw);
             self.refuse_double(user, provider, claims)?;
@@ -408,6 +410,9 @@ impl Accounts {
             if row.status == Status::Deleted || !row.email_verified {
                 return Err(Reject::Conflict("changed".into()));
             }
+            // The provider has had an answer from the address, which may be what the account waits for.
+            answered_from(&row.email.clone(), row);
+            refuse_waiting(row)?;
             self.refuse_double(user, provider, claims)?;
             self.add_identity(row, provider, claims, batch)?;
             self.post(row, Letter::new(LetterKind::LoginLinked).with("provider", provider), batch)
@@ -422,12 +427,14 @@ impl Accounts {
             if user.status == Status::Deleted || user.email_verified {
                 return Err(Reject::Conflict("changed".into()));
             }
+            // An address that staff wrote is not one that nobody came for: it must not end the owner's second factor.
+            refuse_waiting(user)?;
             self.close_credentials(id, batch)?;
             self.make_his_own(user, batch)?;
             user.mfa_enabled = false;
             user.password_hash = None;
             user.must_change_password = false;
-            user.email_verified = true;
+            user.prove_email();
             if user.status == Status::Pending {
                 user.status = Status::Active;
             }
@@ -548,6 +555,7 @@ impl Accounts {
     ) -> Result<Departure, Reject> {
         let (session, _) = self.session_of_token(&proof.token)?;
         self.step_up(user.id, proof, address).await?;
+        self.refuse_waiting_principal(Principal::User(user.id))?;
         let link_to = LinkTo { user: user.id, session: session.value.id };
         self.begin_login(provider, redirect, Some(link_to), CallbackPath::Canonical).await
     }

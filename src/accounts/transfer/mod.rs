@@ -25,7 +25,7 @@ use crate::actors::user::ledger::{self, Account, AccountRow, Command, Recovery, 
 use crate::clock::UnixMillis;
 use crate::config::Plan;
 use crate::domain::csv;
-use crate::domain::ids::UserId;
+use crate::domain::ids::{StaffId, UserId};
 use crate::domain::meters::MeterName;
 use crate::domain::user::{Profile, Status, User};
 use crate::error::Reject;
@@ -44,6 +44,8 @@ pub struct ImportHow {
     pub dry_run: bool,
     /// Changes who is there already, instead of leaving him alone.
     pub update: bool,
+    /// Who of the staff imports; without a number, the operator.
+    pub by: Option<StaffId>,
 }
 
 /// What came of an import.
@@ -124,7 +126,7 @@ impl Accounts {
                 continue;
             }
             let one = &ready[at];
-            match if how.dry_run { Ok(()) } else { self.update_from(id, &one.incoming).await } {
+            match if how.dry_run { Ok(()) } else { self.update_from(id, &one.incoming, how.by).await } {
                 Ok(()) => report.updated += 1,
                 Err(Reject::Invalid(faults)) => report.fail(one.line, faults),
                 Err(Reject::Conflict(why)) => report.fail(one.line, vec![why]),
@@ -151,7 +153,7 @@ impl Accounts {
         }
         if faults.is_empty()
             && let Err(Reject::Invalid(more)) = self.row_of(&incoming).and_then(|(user, plan)| {
-                self.account_of(&incoming, &plan)?;
+                self.account_from(self.fresh_account(&plan), &incoming)?;
                 super::encode_bounded(&user)
             })
         {
@@ -211,7 +213,8 @@ impl Accounts {
             user.id = UserId(number);
             let (by_name, by_email) = (tables::user_by_name(&user.username), tables::user_by_email(&user.email));
             batch.require_absent(by_name.clone()).require_absent(by_email.clone());
-            let meters = self.account_of(incoming, &plan)?.to_row();
+            let begun = self.less_what_was_used(&self.fresh_account(&plan), &user.email, &mut batch)?;
+            let meters = self.account_from(begun, incoming)?.to_row();
             let encoded = (|| Ok((tables::encode(&user.id)?, tables::encode(&meters)?)))();
             let (id, account) = encoded.map_err(|error: StoreError| self.failed(&error))?;
             batch.put(tables::user(user.id), super::encode_bounded(&user)?).put(by_name, id.clone()).put(by_email, id);
@@ -227,10 +230,12 @@ impl Accounts {
         // Before anybody can tell by the time of an answer that there is such a hash.
         self.passwords.expect_bcrypt(bcrypt);
         self.remember_bcrypt().await;
-        let (committer, in_force) = (self.committer.clone(), self.in_force.clone());
+        let (committer, in_force, users) = (self.committer.clone(), self.in_force.clone(), self.users.clone());
         // Goes on to the end when the caller is dropped.
         let task = tokio::spawn(async move {
             committer.commit(batch).await?;
+            // Their clients may have shown these keys while they were unknown here.
+            users.credentials_came();
             ids.into_iter().try_for_each(|id| in_force.apply(id, Forget::Nothing))
         });
         match task.await.unwrap_or_else(|_| Err(StoreError::Failed("a commit was given up".into()))) {
@@ -275,11 +280,13 @@ impl Accounts {
             ..User::new(names.0, name, names.1, plan.name.clone(), created_at)
         };
         apply_update(&mut user, &incoming.update, None, &mut Batch::default())?;
+        // The other system has asked the address.
+        user.email_vouched = false;
         Ok((user, plan))
     }
 
-    fn account_of(&self, incoming: &Incoming, plan: &Plan) -> Result<Account, Reject> {
-        let mut account = self.fresh_account(plan);
+    /// An account with the amounts that a line names.
+    fn account_from(&self, mut account: Account, incoming: &Incoming) -> Result<Account, Reject> {
         for (meter, update) in meters_of(incoming) {
             let set = Command::Set { meter: &meter, balance: update.balance, reset: update.reset, period: None };
             // As in `fresh_account`: nobody has an actor yet.
@@ -292,9 +299,9 @@ impl Accounts {
         Ok(account)
     }
 
-    async fn update_from(&self, id: UserId, incoming: &Incoming) -> Result<(), Reject> {
+    async fn update_from(&self, id: UserId, incoming: &Incoming, by: Option<StaffId>) -> Result<(), Reject> {
         let update = AdminUpdate { credits: None, conversations: None, ..incoming.update.clone() };
-        self.update_user(id, update).await?;
+        self.update_user_telling(id, update, by).await?;
         let edit = |user: &mut User, batch: &mut Batch| {
             super::users::refuse_deleted(user)?;
             user.status = incoming.status.unwrap_or(user.status);
@@ -302,6 +309,9 @@ impl Accounts {
             user.last_login = user.last_login.max(incoming.last_login);
             user.must_change_password = incoming.must_change_password.unwrap_or(user.must_change_password);
             if let Some(hash) = &incoming.password_hash {
+                if user.password_hash.as_ref() != Some(hash) {
+                    user.wait_for_proof(by, user.proved_address().map(str::to_owned), self.clock.now());
+                }
                 user.password_hash = Some(hash.clone());
                 forget_links(id, batch);
                 for (mac, session) in self.load_sessions(id)? {

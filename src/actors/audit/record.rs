@@ -93,6 +93,8 @@ acts! {
     UserBanned = "user.banned", Warning;
     UserDeleted = "user.deleted", Warning;
     UserRestored = "user.restored", Warning;
+    /// Staff has let an account go on that waited for its owner's proof.
+    ProofWaitLifted = "user.proof_wait_lifted", Warning;
     ProfileUpdated = "profile.updated", Info;
     PlanChanged = "plan.changed", Info;
     CreditsAdjusted = "credits.adjusted", Info;

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -55,12 +55,15 @@ pub struct Registry {
     max_live: usize,
     idle_ms: u64,
     audit: OnceLock<Audit>,
+    /// Times at which credentials came to be whose text was made elsewhere.
+    arrivals: AtomicU64,
 }
 
 impl Registry {
     pub fn new(around: Arc<Surroundings>, max_live: usize, idle_ms: u64) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Self { shards, around, live: AtomicUsize::new(0), max_live, idle_ms, audit: OnceLock::new() }
+        let (live, arrivals) = (AtomicUsize::new(0), AtomicU64::new(0));
+        Self { shards, around, live, max_live, idle_ms, audit: OnceLock::new(), arrivals }
     }
 
     /// From now on, what becomes of holds that a crash left open is written to this trail. The first one given stays.
@@ -161,6 +164,16 @@ impl Registry {
         if let Some(actor) = self.shard(user.id).lock().get(&user.id) {
             actor.set_standing(Standing::from(user));
         }
+    }
+
+    /// Notes that there are credentials by now that may have been asked for before, and were unknown then.
+    pub fn credentials_came(&self) {
+        self.arrivals.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How often [`Registry::credentials_came`] was said: whoever keeps in mind what is unknown keeps this beside it.
+    pub fn arrivals(&self) -> u64 {
+        self.arrivals.load(Ordering::Acquire)
     }
 
     /// Makes every credential of the user be read again. The change must be on disk already.

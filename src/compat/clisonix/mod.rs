@@ -98,7 +98,7 @@ async fn validate_api_key(State(accounts): Api, call: Call) -> Answer {
 fn caller(accounts: &Accounts, call: &Call) -> Result<User, Reject> {
     let token = call.token()?;
     match accounts.user_of_session(token) {
-        Err(Reject::Unauthenticated) => accounts.user_of_key(token, call.address),
+        Err(Reject::Unauthenticated | Reject::SessionNeeded) => accounts.user_of_key(token, call.address),
         found => found,
     }
 }

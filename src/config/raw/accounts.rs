@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{SecretSource, Span};
 use crate::config::login_check::LoginCheck;
+use crate::config::masked;
 use crate::config::sessions::{Passwords, Tokens};
 use crate::domain::codes::CodeLength;
 use crate::domain::meters::ResetPeriod;
@@ -224,11 +225,11 @@ pub struct RawOauth {
     /// It runs in the operator's own network, perhaps without TLS.
     #[serde(default)]
     pub private_network: bool,
-    #[serde(default)]
+    #[serde(default, serialize_with = "masked::one")]
     pub authorize_url: Option<String>,
-    #[serde(default)]
+    #[serde(default, serialize_with = "masked::one")]
     pub token_url: Option<String>,
-    #[serde(default)]
+    #[serde(default, serialize_with = "masked::one")]
     pub api_url: Option<String>,
 }
 

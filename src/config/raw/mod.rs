@@ -15,6 +15,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::compat::Compat;
+use super::masked;
 
 pub use accounts::*;
 pub use records::*;
@@ -67,12 +68,45 @@ impl Serialize for Span {
 }
 
 /// A secret in the config: the text itself, `{ env = "NAME" }` or `{ file = "path" }`. Never printed.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum SecretSource {
     Plain(String),
     Env { env: String },
     File { file: PathBuf },
+}
+
+impl<'de> Deserialize<'de> for SecretSource {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visit;
+        impl<'de> serde::de::Visitor<'de> for Visit {
+            type Value = SecretSource;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a secret: its text, { env = \"NAME\" } or { file = \"path\" }")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<SecretSource, E> {
+                Ok(SecretSource::Plain(text.to_owned()))
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<SecretSource, A::Error> {
+                use serde::de::Error;
+                let mut found = None;
+                while let Some(key) = map.next_key::<String>()? {
+                    let source = match key.as_str() {
+                        "env" => SecretSource::Env { env: map.next_value()? },
+                        "file" => SecretSource::File { file: map.next_value()? },
+                        other => return Err(A::Error::unknown_field(other, &["env", "file"])),
+                    };
+                    if found.replace(source).is_some() {
+                        return Err(A::Error::custom("a secret is { env = … } or { file = … }, not both"));
+                    }
+                }
+                found.ok_or_else(|| A::Error::custom("a secret is { env = \"NAME\" } or { file = \"path\" }"))
+            }
+        }
+        deserializer.deserialize_any(Visit)
+    }
 }
 
 impl SecretSource {
@@ -111,7 +145,10 @@ impl Serialize for SecretSource {
 #[serde(deny_unknown_fields, default)]
 pub struct RawConfig {
     pub data_dir: PathBuf,
+    /// A group, by name or number, that may read what is in `data_dir`; left out: nobody but the process's own user.
+    pub data_dir_group: Option<String>,
     /// Where users reach this service; links in mails are built from it and from nothing else.
+    #[serde(serialize_with = "masked::one")]
     pub public_base_url: Option<String>,
     pub listen: Listen,
     pub upstreams: Vec<RawUpstream>,
@@ -137,6 +174,7 @@ impl Default for RawConfig {
     fn default() -> Self {
         Self {
             data_dir: PathBuf::from("data"),
+            data_dir_group: None,
             public_base_url: None,
             listen: Listen::default(),
             upstreams: Vec::new(),

@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{SecretSource, Span};
+use crate::config::masked;
 use crate::domain::user::Role;
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -13,9 +14,10 @@ use crate::domain::user::Role;
 pub struct RawUpstream {
     pub name: String,
     /// `http://host:port`, several: balanced.
+    #[serde(serialize_with = "masked::several")]
     pub endpoints: Vec<String>,
     /// Put into each call instead of the client's own credential.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "credential")]
     pub credential: Option<RawCredential>,
     #[serde(default = "defaults::connect_timeout")]
     pub connect_timeout: Span,
@@ -73,6 +75,23 @@ pub enum PathReading {
 pub struct RawCredential {
     pub header: String,
     pub value: SecretSource,
+}
+
+/// Whoever writes the secret alone is told the whole form, and not their secret.
+fn credential<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<RawCredential>, D::Error> {
+    struct Visit;
+    impl<'de> serde::de::Visitor<'de> for Visit {
+        type Value = Option<RawCredential>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("the header and the secret: credential = { header = \"authorization\", value = \"Bearer …\" }")
+        }
+
+        fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+            RawCredential::deserialize(serde::de::value::MapAccessDeserializer::new(map)).map(Some)
+        }
+    }
+    deserializer.deserialize_any(Visit)
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]

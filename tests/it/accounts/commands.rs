@@ -229,7 +229,7 @@ fn check_config_refuses_with_file_line_and_reason() {
     // Appended or put in as the given line; the line and a word that must be in the reason.
     for (from, to, line, reason) in [
         ("workers = 1", "wokers = 1", 5, "workers"),
-        ("workers = 1", "workers = \"many\"", 5, "many"),
+        ("workers = 1", "workers = \"many\"", 5, "a text"),
         ("workers = 1", "workers = = 1", 5, ""),
         ("conversations = 1", "conversations = -1", 15, "conversations"),
         ("upstream = \"ai\"", "upstream = \"io\"", 14, "io"),
@@ -246,4 +246,56 @@ fn check_config_refuses_with_file_line_and_reason() {
     let ended = site.run(&["check-config"], &[]);
     assert_eq!(ended.code, Some(2), "no such file: {ended:?}");
     assert_eq!(site.run(&["no-such-command"], &[]).code, Some(2));
+}
+
+#[test]
+fn a_reader_who_has_seen_enough_ends_a_command_quietly() {
+    let mock = upstream();
+    let site = Site::new(mock.upstream.addr());
+    let server = site.serve(&[]);
+    assert_eq!(server.terminate(), Some(0));
+    let ended = |command: &mut std::process::Command, what: &str| {
+        // Nobody reads it from the beginning: the first line that is printed finds that out.
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = command.stdout(writer).stderr(std::process::Stdio::piped()).output().unwrap();
+        assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""), "{what}");
+    };
+    for words in [
+        vec!["check-config"],
+        vec!["codes", "stats"],
+        vec!["users", "export"],
+        vec!["audit", "show"],
+        vec!["audit", "verify"],
+        vec!["ledger", "verify"],
+        vec!["logs", "verify"],
+        vec!["logs", "export"],
+    ] {
+        ended(&mut site.command(&words), &words.join(" "));
+    }
+    for port in ["public", "admin"] {
+        ended(std::process::Command::new(env!("CARGO_BIN_EXE_tollgate")).args(["openapi", port]), port);
+    }
+    // A backup that nobody has read to its end is none.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = site.command(&["backup", "-"]).stdout(writer).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn codes_for_nobody_say_that_there_is_no_such_user() {
+    let mock = upstream();
+    let site = Site::new(mock.upstream.addr());
+    let server = site.serve(&[]);
+    let all_say_so = |how: &str| {
+        for words in [["codes", "generate", "NOBODY"], ["codes", "stats", "NOBODY"], ["codes", "export", "NOBODY"]] {
+            let ended = site.run(&words, &[]);
+            assert_eq!(ended.code, Some(1), "{words:?} {how}: {ended:?}");
+            assert!(ended.err.contains("there is no user \"NOBODY\""), "{words:?} {how}: {ended:?}");
+        }
+    };
+    all_say_so("through the server");
+    assert_eq!(server.terminate(), Some(0));
+    all_say_so("on the files");
 }

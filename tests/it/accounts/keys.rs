@@ -123,7 +123,13 @@ fn what_does_not_fit_is_named_and_strangers_keys_are_not_there() {
         let error = answer.json()["errors"][0].as_str().unwrap().to_owned();
         assert!(error.starts_with(field), "{body}: {error}");
     }
-    let (id, _) = make(&app, &mine, json!({"name": "one", "user_id": bobby.id, "id": 7, "created_at": "x"}));
+    let more = json!({"name": "one", "user_id": bobby.id, "id": 7, "created_at": "x"});
+    assert_eq!(
+        app.call("POST", "/v1/users/keys", &mine, Some(&more)).status,
+        400,
+        "nothing is taken that is not known"
+    );
+    let (id, _) = make(&app, &mine, json!({"name": "one"}));
     assert_eq!(app.call("POST", "/v1/users/keys", &mine, Some(&json!({"name": "one"}))).status, 409);
     make(&app, &mine, json!({"name": "two"}));
     assert_eq!(

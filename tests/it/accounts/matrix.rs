@@ -77,6 +77,7 @@ const PUBLIC: &[(Least, &str)] = &[
     (Anybody, "GET /v1/users/check-email/{email}"),
     (Anybody, "GET /v1/users/check-username/{username}"),
     (Anybody, "GET /.well-known/jwks.json"),
+    (KeyOrUser, "GET /v1/usage"),
     (KeyOrUser, "GET /v1/auth/forward"),
     (Key, "POST /v1/auth/verify-key"),
     (Key, "POST /v1/auth/log-message"),
@@ -217,6 +218,7 @@ const SIDE: &[(Least, &str)] = &[
     (Advanced, "GET /v1/support/users/{id}/keys"),
     (Advanced, "POST /v1/support/users/{id}/keys/regenerate"),
     (Advanced, "DELETE /v1/support/users/{id}/keys/{key}"),
+    (Advanced, "POST /v1/support/users/{id}/lift-proof-wait"),
     (Advanced, "GET /v1/support/message-logs/{user_id}"),
 ];
 
@@ -350,7 +352,11 @@ fn every_route_lets_in_whom_it_should_and_nobody_else() {
     for (_, method, path) in table(&documents().public, PUBLIC).into_iter().filter(|(_, _, path)| path.contains("{id}"))
     {
         let id = if path.contains("sessions") { open_session } else { key };
-        let body = json!({"password": PASSWORD, "name": "mine"});
+        let body = match (method.as_str(), path.ends_with("/reveal")) {
+            (_, true) => json!({"password": PASSWORD}),
+            ("PUT", _) => json!({"name": "mine"}),
+            _ => json!({}),
+        };
         let answer = app.call(&method, &path.replace("{id}", &id.to_string()), &session, Some(&body));
         assert_eq!(answer.status, 404, "{method} {path}: {}", answer.text());
     }

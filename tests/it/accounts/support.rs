@@ -111,7 +111,7 @@ fn each_level_changes_its_own_fields_and_no_other() {
 #[test]
 fn permissions_answers_what_the_calls_do() {
     let desk = Desk::open();
-    for (level, count) in [("new", 1), ("support", 6), ("advanced", 10)] {
+    for (level, count) in [("new", 1), ("support", 6), ("advanced", 11)] {
         let (_, token) = desk.hire(level);
         let (status, body) = desk.call(&token, "GET", "/v1/support/permissions", json!({}));
         assert_eq!((status, &body["staff_level"]), (200, &json!(level)));

@@ -60,7 +60,7 @@ fn a_deleted_user_s_address_can_register_again_and_inherits_nothing() {
 
     let again = app.register("alice");
     assert_ne!(again.id, user.id);
-    assert_eq!(app.balance(&root, again.id, "conversations"), 10.0);
+    assert_eq!(app.balance(&root, again.id, "conversations"), 6.0, "but what its address has used today is used");
     let seen = app.call("GET", "/v1/users/profile", &session(&app, &again.email), None).text();
     assert!(!seen.contains("Secretive"), "{seen}");
     assert_eq!(app.chat(&user.key, json!({})).status, 401);

@@ -9,5 +9,7 @@ mod jwt;
 mod links;
 mod oauth;
 mod passwords;
+mod quotas;
 mod sessions;
+mod staff;
 mod table;
