@@ -121,8 +121,9 @@ fn one_cut(life: &mut Life<'_>, figures: &mut Figures, disk: &mut Disk, switches
         false if figures.kills % CUTS_PER_FOLDER == CUTS_PER_FOLDER / 2 => Renames,
         false => all[life.random.usize(0..all.len())],
     };
-    if life.is_fresh() && matches!(before, TwoLoads | Restore | Renames) {
-        // The first life may end at a point, and what has been registered must not hang on that.
+    // The first life may end at a point, and what has been registered must not hang on that. And what was just restored has no
+    // log whose files could be renamed.
+    if before == Renames || life.is_fresh() && matches!(before, TwoLoads | Restore) {
         look(life, figures, switches)?;
     }
     if before == TwoLoads {
