@@ -308,7 +308,7 @@ mod tests {
         };
         let named = made(&world, user, "one").await;
         assert_eq!(used().await, 2);
-        accounts.regenerate_key(user).await.unwrap();
+        accounts.regenerate_key(user, crate::accounts::proof::Word::Owner).await.unwrap();
         assert_eq!(uses(&world).len(), 1);
         assert_eq!(used().await, 2);
         let hour = std::time::Duration::from_secs(3600);

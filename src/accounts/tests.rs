@@ -200,7 +200,7 @@ async fn a_key_and_a_session_are_found_until_they_end() {
     assert_eq!(world.finds(&session), None);
     assert!(unauthenticated(&world.accounts.user_of_session(&session)));
     let before = world.generation(id);
-    let fresh = world.accounts.regenerate_key(id).await.unwrap();
+    let fresh = world.accounts.regenerate_key(id, super::proof::Word::Owner).await.unwrap();
     assert!(world.finds(made.api_key.expose()).is_none() && world.finds(fresh.expose()).is_some());
     assert_ne!(world.generation(id), before, "workers must read credentials again");
     assert_eq!(world.accounts.keys(id).unwrap().len(), 1);
@@ -377,7 +377,10 @@ async fn a_deleted_user_leaves_nothing_that_opens_and_frees_his_names() {
     world.accounts.delete_user(made.user.id, Some("asked".into())).await.unwrap();
     assert!(world.finds(made.api_key.expose()).is_none() && world.finds(&session).is_none());
     assert!(unauthenticated(&world.login("johndoe", PASSWORD).await));
-    assert!(matches!(world.accounts.regenerate_key(made.user.id).await, Err(Reject::NotFound)));
+    assert!(matches!(
+        world.accounts.regenerate_key(made.user.id, super::proof::Word::Owner).await,
+        Err(Reject::NotFound)
+    ));
     assert!(matches!(world.accounts.activate(made.user.id).await, Err(Reject::NotFound)));
     assert_eq!(world.standing(made.user.id), Status::Deleted);
     let again = world.register("JohnDoe").await;

@@ -119,6 +119,8 @@ fn what_happens_to_an_account_is_told_to_its_owner() {
     let mail = MailServer::start();
     let app = start(&mail, "");
     let user = app.register("alice");
+    let proof = json!({"token": mail.letter(&user.email, VERIFY).token()});
+    assert_eq!(public(&app, "POST", "/v1/users/verify-email", &[], Some(&proof)).status, 200);
     let token = session(&app, &user.email);
     assert_eq!(app.call("POST", "/v1/users/keys", &token, Some(&json!({"name": "laptop"}))).status, 200);
     assert!(mail.letter(&user.email, "API key was made").text().contains("laptop"));
@@ -348,7 +350,7 @@ fn a_relay_that_does_not_know_us_loses_no_letter_and_a_reload_tells_it_who_we_ar
 #[test]
 fn letters_go_into_files_and_take_an_operator_s_words() {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("verify_email.txt"), "Willkommen, {{ name }}\n\nBitte hier: {{ link }}\n").unwrap();
+    std::fs::write(dir.path().join("verify_email.txt"), "Willkommen, {{ email }}\n\nBitte hier: {{ link }}\n").unwrap();
     let toml = format!(
         "public_base_url = \"http://localhost:8080\"\n[mail]\ntransport = \"file\"\nfrom = \"a@example.com\"\nfolder = \
          {:?}\ntemplates = {:?}\n",
@@ -363,7 +365,7 @@ fn letters_go_into_files_and_take_an_operator_s_words() {
     wait_until("a file", || out.exists() && !letters().is_empty());
     let text = std::fs::read_to_string(&letters()[0]).unwrap();
     assert!(
-        text.contains("Subject: Willkommen, Test User") && text.contains("http://localhost:8080/v1/users/"),
+        text.contains("Subject: Willkommen, alice@example.com") && text.contains("http://localhost:8080/v1/users/"),
         "{text}"
     );
 }
