@@ -50,6 +50,10 @@ pub enum Reject {
     /// As [`Reject::BadRequest`], with one line per field.
     Invalid(Vec<String>),
     AddressDenied,
+    /// Too many wrong credentials came from the address.
+    AddressBlocked {
+        retry_after: Duration,
+    },
     Forbidden(&'static str),
     NotFound,
     /// A call of administrators, on the public listener.
@@ -99,6 +103,10 @@ pub enum Reject {
     Internal,
 }
 
+/// On an answer of the local API: the refusal in it [counts](Reject::counts_as_refusal).
+#[derive(Clone, Copy, Debug)]
+pub struct CountsAsRefusal;
+
 /// Which meter was short, and when it will have more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shortage {
@@ -125,21 +133,52 @@ pub enum RateScope {
     Address,
     Key,
     User,
+    /// What an address was refused for its credential, its path or its method.
+    Refusals,
 }
 
 impl RateScope {
-    pub const ALL: [Self; 3] = [Self::Address, Self::Key, Self::User];
+    pub const ALL: [Self; 4] = [Self::Address, Self::Key, Self::User, Self::Refusals];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Address => "address",
             Self::Key => "key",
             Self::User => "user",
+            Self::Refusals => "refusals",
         }
     }
 }
 
 impl Reject {
+    /// Whether it draws on the address's rate of refusals: what callers without a credential, and callers that look for
+    /// paths, are answered again and again. A login that lacks its second part is none.
+    pub fn counts_as_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::Unauthenticated
+                | Self::Replayed { .. }
+                | Self::WrongCode
+                | Self::LoginFactorRefused { .. }
+                | Self::NotFound
+                | Self::OnSidePort
+                | Self::MethodNotAllowed(_)
+        )
+    }
+
+    /// Whether a client that sends the call again as it is would only be refused again. Official SDKs repeat 409, 429 and
+    /// whatever is 500 or above, unless they are told not to.
+    fn is_final(&self) -> bool {
+        matches!(
+            self,
+            Self::CreditsExhausted(_)
+                | Self::CreditsRanOut
+                | Self::Conflict(_)
+                | Self::VersionNotSupported
+                | Self::RateLimited { scope: RateScope::Refusals, .. }
+        )
+    }
+
     pub fn status(&self) -> u16 {
         match self {
             Self::BadRequest(_) | Self::Invalid(_) => 400,
@@ -152,7 +191,7 @@ impl Reject {
             | Self::LoginFactorsMissing(_)
             | Self::LoginFactorRefused { .. } => 401,
             Self::WrongPassword | Self::FactorRequired | Self::PasswordChangeRequired | Self::OwnerProofRequired => 403,
-            Self::AddressDenied | Self::Forbidden(_) => 403,
+            Self::AddressDenied | Self::AddressBlocked { .. } | Self::Forbidden(_) => 403,
             Self::NotFound | Self::OnSidePort => 404,
             Self::MethodNotAllowed(_) => 405,
             Self::RequestTimeout => 408,
@@ -190,6 +229,7 @@ impl Reject {
             Self::OwnerProofRequired => "OWNER_PROOF_REQUIRED",
             Self::BadRequest(_) | Self::Invalid(_) => "BAD_REQUEST",
             Self::AddressDenied => "ADDRESS_DENIED",
+            Self::AddressBlocked { .. } => "ADDRESS_BLOCKED",
             Self::Forbidden(_) => "FORBIDDEN",
             Self::NotFound | Self::OnSidePort => "NOT_FOUND",
             Self::MethodNotAllowed(_) => "METHOD_NOT_ALLOWED",
@@ -252,12 +292,18 @@ impl Reject {
             Self::BadRequest(why) | Self::Conflict(why) => why.clone(),
             Self::Invalid(errors) => errors.first().cloned().unwrap_or_else(|| "Invalid request".into()),
             Self::AddressDenied => "Access from this address is not allowed".into(),
+            Self::AddressBlocked { .. } => {
+                "This address is blocked for guessing: too many wrong credentials came from it".into()
+            }
             Self::Forbidden(why) => (*why).into(),
             Self::NotFound => "Nothing is here".into(),
             Self::OnSidePort => "Nothing is here: administrators and staff call on the side port (listen.admin)".into(),
             Self::MethodNotAllowed(allowed) if allowed.is_empty() => "This method is not allowed here".into(),
             Self::MethodNotAllowed(allowed) => {
                 format!("This method is not allowed here; use {}", allowed.replace(", ", " or "))
+            }
+            Self::RateLimited { scope: RateScope::Refusals, limit, .. } => {
+                format!("More than {limit} refused requests a minute from this address")
             }
             Self::RateLimited { limit, .. } => format!("Rate limit of {limit} requests a minute exceeded"),
             Self::TooManyInFlight { limit } => format!("More than {limit} calls in flight"),
@@ -298,6 +344,13 @@ impl Reject {
             Self::CreditsExhausted(short) => {
                 vec![format!("{}: {} left, {} needed", short.meter, short.left, short.needed)]
             }
+            Self::AddressBlocked { retry_after } => vec![format!(
+                "address: blocked for guessing; try again in {} s, or ask an administrator to lift the block",
+                whole_seconds(*retry_after)
+            )],
+            Self::RateLimited { scope: RateScope::Refusals, retry_after, .. } => {
+                vec![format!("limit of refusals: try again in {} s", whole_seconds(*retry_after))]
+            }
             Self::RateLimited { scope, retry_after, .. } => {
                 vec![format!("limit per {}: try again in {} s", scope.as_str(), whole_seconds(*retry_after))]
             }
@@ -326,6 +379,7 @@ impl Reject {
     pub fn retry_after(&self) -> Option<u64> {
         match self {
             Self::RateLimited { retry_after, .. }
+            | Self::AddressBlocked { retry_after }
             | Self::NoPlace { retry_after, .. }
             | Self::Locked { retry_after } => Some(whole_seconds(*retry_after)),
             Self::TooManyInFlight { .. } | Self::Overloaded(_) | Self::Repeated(Repeat::Running) => Some(1),
@@ -348,6 +402,9 @@ impl Reject {
         }
         if let Some(seconds) = self.retry_after() {
             headers.push(("retry-after", seconds.to_string()));
+        }
+        if self.is_final() {
+            headers.push(("x-should-retry", "false".to_owned()));
         }
         headers
     }
@@ -418,6 +475,33 @@ mod tests {
         assert_eq!(body["error"]["type"], "insufficient_quota");
         assert_eq!(body["details"]["timestamp"], "2026-01-15T12:00:00Z");
         assert_eq!(reject.status(), 429);
+        assert_eq!(reject.headers(), [("x-should-retry", "false".to_owned())]);
+    }
+
+    #[test]
+    fn clients_are_told_what_not_to_repeat() {
+        let told = |reject: Reject| reject.headers().contains(&("x-should-retry", "false".to_owned()));
+        let limited = |scope| Reject::RateLimited { scope, retry_after: Duration::from_secs(1), limit: 60 };
+        for reject in [
+            Reject::CreditsRanOut,
+            Reject::Conflict("taken".into()),
+            Reject::VersionNotSupported,
+            limited(RateScope::Refusals),
+        ] {
+            assert!(told(reject.clone()), "{reject:?}");
+        }
+        for reject in [
+            limited(RateScope::Address),
+            limited(RateScope::Key),
+            Reject::TooManyInFlight { limit: 1 },
+            Reject::Repeated(Repeat::Running),
+            Reject::Overloaded("busy"),
+            Reject::StoreUnavailable,
+            Reject::UpstreamUnreachable,
+            Reject::UpstreamTimeout,
+        ] {
+            assert!(!told(reject.clone()), "{reject:?}");
+        }
     }
 
     #[test]

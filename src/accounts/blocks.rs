@@ -7,15 +7,16 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use crate::actors::audit::{self, Action, Audit, Origin, Target};
-use crate::clock::Monotonic;
-use crate::config::Access;
+use crate::clock::{Clock, Monotonic};
+use crate::config::{Access, Block};
 use crate::domain::addresses::customer_network;
+use crate::domain::session::Principal;
 
 const SHARDS: usize = 16;
 
@@ -39,9 +40,21 @@ struct Shard<K> {
     ends: VecDeque<(Monotonic, K)>,
 }
 
+/// What became of a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    Noted,
+    /// It was the one too many.
+    Blocks,
+    /// The subject was blocked already.
+    TooLate,
+}
+
 #[derive(Clone, Copy)]
 struct Record {
     failures: u32,
+    /// What failed, a bit each.
+    kinds: u8,
     blocked: bool,
     ends: Monotonic,
 }
@@ -85,9 +98,14 @@ impl<K: Copy + Eq + Hash> Failures<K> {
 
     /// Counts a failure and says whether it was the one too many.
     pub fn failed(&self, subject: K, now: Monotonic) -> bool {
+        self.failed_at(subject, 0, now) == Counted::Blocks
+    }
+
+    /// As [`Failures::failed`], with what failed.
+    fn failed_at(&self, subject: K, kind: u8, now: Monotonic) -> Counted {
         let limit = self.limit.load(Ordering::Relaxed);
         if limit == 0 {
-            return false;
+            return Counted::Noted;
         }
         let ends = now.plus(Duration::from_nanos(self.window_ns.load(Ordering::Relaxed)));
         let mut guard = self.shard(&subject).lock();
@@ -97,12 +115,13 @@ impl<K: Copy + Eq + Hash> Failures<K> {
         let mut record = known.unwrap_or_else(|| {
             self.make_room(shard, &subject);
             shard.ends.push_back((ends, subject));
-            Record { failures: 0, blocked: false, ends }
+            Record { failures: 0, kinds: 0, blocked: false, ends }
         });
         if record.blocked {
-            return false;
+            return Counted::TooLate;
         }
         record.failures += 1;
+        record.kinds |= kind;
         if record.failures >= limit {
             // The block is counted from the failure that brought it.
             record = Record { blocked: true, ends, ..record };
@@ -112,7 +131,7 @@ impl<K: Copy + Eq + Hash> Failures<K> {
         if shard.subjects.insert(subject, record).is_none() {
             self.tracked.fetch_add(1, Ordering::Release);
         }
-        record.blocked
+        if record.blocked { Counted::Blocks } else { Counted::Noted }
     }
 
     /// Forgets the failures of a subject, unless they have already led to a block.
@@ -141,6 +160,24 @@ impl<K: Copy + Eq + Hash> Failures<K> {
         for shard in &self.shards {
             self.remove_ended(&mut shard.lock(), now);
         }
+    }
+
+    fn record(&self, subject: &K) -> Option<Record> {
+        self.shard(subject).lock().subjects.get(subject).copied()
+    }
+
+    /// Those that are blocked now.
+    fn blocked_ones(&self, now: Monotonic) -> Vec<(K, Record)> {
+        if self.blocked() == 0 || self.limit.load(Ordering::Relaxed) == 0 {
+            return Vec::new();
+        }
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            let blocked = shard.subjects.iter().filter(|(_, record)| record.blocked && now < record.ends);
+            found.extend(blocked.map(|(subject, record)| (*subject, *record)));
+        }
+        found
     }
 
     pub fn tracked(&self) -> usize {
@@ -182,59 +219,255 @@ impl<K: Copy + Eq + Hash> Failures<K> {
     }
 }
 
-/// Addresses (IPv6 by /64) that sent wrong credentials.
-pub struct AddressBlocks(Failures<IpAddr>, Option<Audit>);
+/// Which listener somebody came to. What they do wrong at one does not count at the other: else a stranger on the public one
+/// would lock the administrators of the same network out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    Public,
+    Side,
+}
+
+impl Port {
+    pub const ALL: [Self; 2] = [Self::Public, Self::Side];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Public => "public",
+            Self::Side => "side",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|port| port.as_str() == text)
+    }
+}
+
+impl From<Principal> for Port {
+    /// Staff comes to the side port, and nobody else does.
+    fn from(whose: Principal) -> Self {
+        match whose {
+            Principal::User(_) => Self::Public,
+            Principal::Staff(_) => Self::Side,
+        }
+    }
+}
+
+/// What was guessed at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guess {
+    /// A key or a token that nobody has.
+    Credential,
+    Password,
+    /// A one-time code, or one of a second factor.
+    Code,
+    /// A token of a mailed link.
+    Link,
+    /// What a login brings besides, which the operator's verifier did not believe.
+    Factor,
+}
+
+impl Guess {
+    const ALL: [(Self, &'static str); 5] = [
+        (Self::Credential, "credentials"),
+        (Self::Password, "passwords"),
+        (Self::Code, "codes"),
+        (Self::Link, "mailed links"),
+        (Self::Factor, "login factors"),
+    ];
+
+    fn bit(self) -> u8 {
+        1 << self as u8
+    }
+}
+
+/// A blocked address, as administrators see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockedAddress {
+    /// An IPv6 address stands for its /64.
+    pub address: IpAddr,
+    pub port: Port,
+    pub failures: u32,
+    pub guesses: Vec<&'static str>,
+    pub ends: Monotonic,
+}
+
+/// An address as people read it: the network that counts as one.
+pub fn shown(address: IpAddr) -> String {
+    match customer_network(address) {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => format!("{v6}/64"),
+    }
+}
+
+/// Addresses (IPv6 by /64) that sent wrong credentials, at each port.
+pub struct AddressBlocks {
+    public: Failures<IpAddr>,
+    side: Failures<IpAddr>,
+    /// Whether a blocked address is refused everything on the public listener.
+    all: AtomicBool,
+    /// Who hears of every address that is blocked, and the clock that says until when.
+    heard_by: Option<(Audit, Clock)>,
+    told: Mutex<Told>,
+}
+
+/// How many blocks the program's log has named in the present minute.
+#[derive(Default)]
+struct Told {
+    ends: Monotonic,
+    named: u32,
+    unnamed: u32,
+}
+
+/// Blocks that the program's log names in a minute; strangers cause them.
+const MAX_NAMED: u32 = 60;
+const MINUTE: Duration = Duration::from_secs(60);
 
 impl AddressBlocks {
     pub fn new(access: &Access) -> Self {
-        Self(Failures::new(access.block_after_failures, window(access), access.max_tracked_addresses), None)
+        let failures = || Failures::new(access.block_after_failures, window(access), access.max_tracked_addresses);
+        let new = Self {
+            public: failures(),
+            side: failures(),
+            all: AtomicBool::new(false),
+            heard_by: None,
+            told: Mutex::default(),
+        };
+        new.reconfigure(access);
+        new
     }
 
     /// With a trail that hears of every address that is blocked.
     #[must_use]
-    pub fn audited(self, audit: Audit) -> Self {
-        Self(self.0, Some(audit))
+    pub fn audited(self, audit: Audit, clock: Clock) -> Self {
+        Self { heard_by: Some((audit, clock)), ..self }
     }
 
     pub fn reconfigure(&self, access: &Access) {
-        self.0.reconfigure(access.block_after_failures, window(access), access.max_tracked_addresses);
-    }
-
-    /// One load of a counter while nobody is blocked.
-    pub fn is_blocked(&self, addr: IpAddr, now: Monotonic) -> bool {
-        self.0.blocked() != 0 && self.0.blocked_for(&customer_network(addr), now).is_some()
-    }
-
-    /// Counts a wrong credential and says whether the address is blocked from now on.
-    pub fn failed(&self, addr: IpAddr, now: Monotonic) -> bool {
-        let blocked = self.0.failed(customer_network(addr), now);
-        if let Some(audit) = self.1.as_ref().filter(|_| blocked) {
-            let network = customer_network(addr).to_string();
-            let origin = Origin { address: Some(addr), request: None };
-            let target = Target::new("address", None, Some(&network));
-            audit.note_folded(audit::Record::of(Action::AddressBlocked).from(origin).on(target));
+        for port in Port::ALL {
+            self.at(port).reconfigure(access.block_after_failures, window(access), access.max_tracked_addresses);
         }
-        blocked
+        self.all.store(access.block == Block::All, Ordering::Relaxed);
     }
 
-    /// Forgets the failures of an address that showed a right credential.
-    pub fn succeeded(&self, addr: IpAddr) {
-        if self.0.tracked() != 0 {
-            self.0.succeeded(&customer_network(addr));
+    fn at(&self, port: Port) -> &Failures<IpAddr> {
+        match port {
+            Port::Public => &self.public,
+            Port::Side => &self.side,
         }
+    }
+
+    /// Whether anything counts.
+    pub fn counts(&self) -> bool {
+        self.public.limit.load(Ordering::Relaxed) != 0
+    }
+
+    /// How much longer an address may not guess. One load of a counter while nobody is blocked.
+    pub fn blocked_for(&self, addr: IpAddr, port: Port, now: Monotonic) -> Option<Duration> {
+        let failures = self.at(port);
+        if failures.blocked() == 0 { None } else { failures.blocked_for(&customer_network(addr), now) }
+    }
+
+    /// How much longer the public listener is shut to an address, good credentials or not.
+    pub fn shuts_out(&self, addr: IpAddr, now: Monotonic) -> Option<Duration> {
+        if self.all.load(Ordering::Relaxed) { self.blocked_for(addr, Port::Public, now) } else { None }
+    }
+
+    /// Counts a wrong credential. Nothing takes it back before its time: people with one account of their own must not buy
+    /// guesses at others with it.
+    pub fn failed(&self, addr: IpAddr, port: Port, guess: Guess, now: Monotonic) -> Counted {
+        let network = customer_network(addr);
+        let counted = self.at(port).failed_at(network, guess.bit(), now);
+        if counted == Counted::Blocks {
+            self.tell(network, port, now);
+            if let Some((audit, _)) = &self.heard_by {
+                let origin = Origin { address: Some(addr), request: None };
+                let target = Target::new("address", None, Some(&network.to_string()));
+                let record = audit::Record::of(Action::AddressBlocked).from(origin).on(target);
+                audit.note_folded(record.with("port", port.as_str()));
+            }
+        }
+        counted
+    }
+
+    /// Names a blocked address in the program's log, as long as it does not fill it.
+    fn tell(&self, network: IpAddr, port: Port, now: Monotonic) {
+        let mut told = self.told.lock();
+        if told.ends <= now {
+            tell_unnamed(&mut told);
+            told.ends = now.plus(MINUTE);
+            told.named = 0;
+        }
+        if told.named >= MAX_NAMED {
+            told.unnamed += 1;
+            return;
+        }
+        told.named += 1;
+        drop(told);
+        let at = self.at(port);
+        let Some(record) = at.record(&network) else { return };
+        let ends = self.heard_by.as_ref().map(|(_, clock)| clock.now().plus(record.ends.since(now)).rfc3339());
+        tracing::warn!(
+            address = shown(network),
+            port = port.as_str(),
+            failures = record.failures,
+            guesses = kinds_of(record.kinds).join(", "),
+            until = ends.unwrap_or_default(),
+            "an address is blocked for guessing"
+        );
+    }
+
+    /// The blocked addresses, those whose block ends last first.
+    pub fn list(&self, now: Monotonic) -> Vec<BlockedAddress> {
+        let one = |port: Port| {
+            let blocked = self.at(port).blocked_ones(now).into_iter();
+            blocked.map(move |(address, record)| BlockedAddress {
+                address,
+                port,
+                failures: record.failures,
+                guesses: kinds_of(record.kinds),
+                ends: record.ends,
+            })
+        };
+        let mut all: Vec<_> = Port::ALL.into_iter().flat_map(one).collect();
+        all.sort_unstable_by_key(|block| (std::cmp::Reverse(block.ends), block.address, block.port.as_str()));
+        all
+    }
+
+    /// Lifts the blocks of an address, at one port or at both; answers those that there were. Its count begins anew.
+    pub fn lift(&self, addr: IpAddr, port: Option<Port>, now: Monotonic) -> Vec<BlockedAddress> {
+        let network = customer_network(addr);
+        let fits = |block: &BlockedAddress| block.address == network && port.is_none_or(|port| port == block.port);
+        let lifted: Vec<_> = self.list(now).into_iter().filter(fits).collect();
+        lifted.iter().for_each(|block| self.at(block.port).forgive(&network));
+        lifted
     }
 
     pub fn sweep(&self, now: Monotonic) {
-        self.0.sweep(now);
+        Port::ALL.into_iter().for_each(|port| self.at(port).sweep(now));
+        let mut told = self.told.lock();
+        if told.ends <= now {
+            tell_unnamed(&mut told);
+        }
     }
 
     pub fn tracked(&self) -> usize {
-        self.0.tracked()
+        Port::ALL.into_iter().map(|port| self.at(port).tracked()).sum()
     }
 
     pub fn blocked(&self) -> usize {
-        self.0.blocked()
+        Port::ALL.into_iter().map(|port| self.at(port).blocked()).sum()
     }
+}
+
+fn tell_unnamed(told: &mut Told) {
+    if told.unnamed > 0 {
+        tracing::warn!(addresses = told.unnamed, "more addresses were blocked for guessing within a minute");
+        told.unnamed = 0;
+    }
+}
+
+fn kinds_of(kinds: u8) -> Vec<&'static str> {
+    Guess::ALL.into_iter().filter(|(guess, _)| kinds & guess.bit() != 0).map(|(_, name)| name).collect()
 }
 
 fn window(access: &Access) -> Duration {
@@ -245,10 +478,8 @@ fn window(access: &Access) -> Duration {
 mod tests {
     use super::*;
 
-    const MINUTE: u64 = 60_000_000_000;
-
     fn at(minutes: u64) -> Monotonic {
-        Monotonic(minutes * MINUTE + 1)
+        Monotonic(minutes * 60_000_000_000 + 1)
     }
 
     fn blocks(limit: u32, max: usize) -> AddressBlocks {
@@ -261,67 +492,139 @@ mod tests {
         text.parse().unwrap()
     }
 
+    fn fail(blocks: &AddressBlocks, addr: &str, at: Monotonic) -> bool {
+        blocks.failed(ip(addr), Port::Public, Guess::Password, at) == Counted::Blocks
+    }
+
+    fn is_blocked(blocks: &AddressBlocks, addr: &str, at: Monotonic) -> bool {
+        blocks.blocked_for(ip(addr), Port::Public, at).is_some()
+    }
+
     #[test]
     fn five_failures_within_the_window_block_for_its_length() {
         let blocks = blocks(5, 1000);
-        let bad = ip("192.0.2.1");
+        let bad = "192.0.2.1";
         for minute in 0..4 {
-            assert!(!blocks.failed(bad, at(minute)));
-            assert!(!blocks.is_blocked(bad, at(minute)));
+            assert!(!fail(&blocks, bad, at(minute)) && !is_blocked(&blocks, bad, at(minute)));
         }
-        assert!(blocks.failed(bad, at(4)));
-        assert!(blocks.is_blocked(bad, at(4)) && blocks.is_blocked(bad, at(18)) && !blocks.is_blocked(bad, at(19)));
-        assert!(!blocks.is_blocked(ip("192.0.2.2"), at(5)));
-        blocks.succeeded(bad);
-        assert!(blocks.is_blocked(bad, at(5)), "a block is not talked away");
+        assert!(fail(&blocks, bad, at(4)));
+        assert_eq!(blocks.blocked_for(ip(bad), Port::Public, at(4)), Some(Duration::from_secs(15 * 60)));
+        assert!(is_blocked(&blocks, bad, at(18)) && !is_blocked(&blocks, bad, at(19)));
+        assert!(!is_blocked(&blocks, "192.0.2.2", at(5)));
         blocks.sweep(at(20));
         assert_eq!((blocks.tracked(), blocks.blocked()), (0, 0));
     }
 
     #[test]
-    fn failures_far_apart_or_forgiven_do_not_add_up() {
+    fn failures_far_apart_do_not_add_up() {
         let blocks = blocks(2, 1000);
-        let addr = ip("192.0.2.1");
-        assert!(!blocks.failed(addr, at(0)) && !blocks.failed(addr, at(16)));
-        blocks.succeeded(addr);
-        assert!(!blocks.failed(addr, at(17)) && blocks.failed(addr, at(18)));
+        assert!(!fail(&blocks, "192.0.2.1", at(0)) && !fail(&blocks, "192.0.2.1", at(16)));
+        assert!(fail(&blocks, "192.0.2.1", at(17)));
+    }
+
+    #[test]
+    fn the_ports_count_apart() {
+        let blocks = blocks(1, 1000);
+        let (addr, now) = (ip("192.0.2.1"), at(0));
+        assert_eq!(blocks.failed(addr, Port::Side, Guess::Password, now), Counted::Blocks);
+        assert_eq!(blocks.failed(addr, Port::Side, Guess::Password, now), Counted::TooLate);
+        assert!(
+            blocks.blocked_for(addr, Port::Side, now).is_some()
+                && blocks.blocked_for(addr, Port::Public, now).is_none()
+        );
+        assert_eq!(blocks.failed(addr, Port::Public, Guess::Credential, now), Counted::Blocks);
+        assert_eq!((blocks.tracked(), blocks.blocked()), (2, 2));
+        assert_eq!(blocks.lift(addr, Some(Port::Side), now).len(), 1);
+        assert!(
+            blocks.blocked_for(addr, Port::Side, now).is_none()
+                && blocks.blocked_for(addr, Port::Public, now).is_some()
+        );
+    }
+
+    #[test]
+    fn blocks_are_listed_with_what_was_guessed_and_lifted() {
+        let blocks = blocks(2, 1000);
+        for (guess, minute) in [(Guess::Credential, 0), (Guess::Code, 1)] {
+            blocks.failed(ip("2001:db8::7"), Port::Public, guess, at(minute));
+            fail(&blocks, "192.0.2.1", at(minute + 1));
+        }
+        fail(&blocks, "192.0.2.9", at(2));
+        let listed = blocks.list(at(3));
+        let seen: Vec<_> =
+            listed.iter().map(|block| (shown(block.address), block.failures, block.guesses.clone())).collect();
+        let of_network = ("2001:db8::/64".to_owned(), 2, vec!["credentials", "codes"]);
+        assert_eq!(seen, [("192.0.2.1".to_owned(), 2, vec!["passwords"]), of_network]);
+        assert_eq!(blocks.list(at(16)).len(), 1, "the other is over");
+        assert!(blocks.lift(ip("192.0.2.9"), None, at(3)).is_empty(), "is not blocked");
+        assert_eq!(blocks.lift(ip("2001:db8::1"), None, at(3)).len(), 1);
+        assert!(!is_blocked(&blocks, "2001:db8::7", at(3)));
+        assert!(!fail(&blocks, "2001:db8::7", at(3)), "it counts anew");
+        blocks.reconfigure(&Access { block_after_failures: 0, ..Access::default() });
+        assert!(blocks.list(at(3)).is_empty());
     }
 
     #[test]
     fn all_of_a_64_counts_as_one() {
         let blocks = blocks(2, 1000);
-        blocks.failed(ip("2001:db8::1"), at(0));
-        assert!(blocks.failed(ip("2001:db8::2"), at(0)));
-        assert!(blocks.is_blocked(ip("2001:db8:0:0:ffff::"), at(1)) && !blocks.is_blocked(ip("2001:db8:0:1::"), at(1)));
+        fail(&blocks, "2001:db8::1", at(0));
+        assert!(fail(&blocks, "2001:db8::2", at(0)));
+        assert!(is_blocked(&blocks, "2001:db8:0:0:ffff::", at(1)) && !is_blocked(&blocks, "2001:db8:0:1::", at(1)));
     }
 
     #[test]
     fn memory_is_bounded_whatever_comes() {
-        let blocks = blocks(3, 160);
+        let failures = Failures::new(3, Duration::from_secs(900), 160);
         for n in 0..100_000u32 {
-            blocks.failed(IpAddr::V4(n.into()), at(0));
+            failures.failed(n, at(0));
             if n % 3 == 0 {
-                blocks.succeeded(IpAddr::V4(n.into()));
+                failures.succeeded(&n);
             }
         }
-        assert!(blocks.tracked() <= 160, "{}", blocks.tracked());
-        let queued: usize = blocks.0.shards.iter().map(|s| s.lock().ends.len()).sum();
-        assert!(queued <= 2 * 160 + SHARDS * 65, "{queued}");
+        assert!(failures.tracked() <= 160, "{}", failures.tracked());
+        let queued = || -> usize { failures.shards.iter().map(|s| s.lock().ends.len()).sum() };
+        assert!(queued() <= 2 * 160 + SHARDS * 65, "{}", queued());
         for _ in 0..10_000 {
-            blocks.failed(ip("192.0.2.1"), at(1));
-            blocks.succeeded(ip("192.0.2.1"));
+            failures.failed(1, at(1));
+            failures.succeeded(&1);
         }
-        let queued: usize = blocks.0.shards.iter().map(|s| s.lock().ends.len()).sum();
-        assert!(queued <= 2 * 160 + SHARDS * 65, "{queued}");
+        assert!(queued() <= 2 * 160 + SHARDS * 65, "{}", queued());
     }
 
     #[test]
     fn zero_never_blocks_and_a_reload_applies() {
         let blocks = blocks(0, 100);
         for _ in 0..100 {
-            assert!(!blocks.failed(ip("192.0.2.1"), at(0)));
+            assert!(!fail(&blocks, "192.0.2.1", at(0)));
         }
         blocks.reconfigure(&Access { block_after_failures: 1, ..Access::default() });
-        assert!(blocks.failed(ip("192.0.2.1"), at(0)) && blocks.is_blocked(ip("192.0.2.1"), at(1)));
+        assert!(fail(&blocks, "192.0.2.1", at(0)) && is_blocked(&blocks, "192.0.2.1", at(1)));
+    }
+
+    #[test]
+    fn only_all_shuts_out_who_is_good() {
+        let blocks = blocks(1, 100);
+        fail(&blocks, "192.0.2.1", at(0));
+        assert!(blocks.shuts_out(ip("192.0.2.1"), at(0)).is_none());
+        blocks.reconfigure(&Access { block_after_failures: 1, block: Block::All, ..Access::default() });
+        assert!(
+            blocks.shuts_out(ip("192.0.2.1"), at(0)).is_some() && blocks.shuts_out(ip("192.0.2.2"), at(0)).is_none()
+        );
+    }
+
+    #[test]
+    fn the_log_names_so_many_a_minute() {
+        let blocks = blocks(1, 1000);
+        for n in 0..100u32 {
+            blocks.failed(IpAddr::V4(n.into()), Port::Public, Guess::Password, at(0));
+        }
+        let counts = |blocks: &AddressBlocks| {
+            let told = blocks.told.lock();
+            (told.named, told.unnamed)
+        };
+        assert_eq!(counts(&blocks), (MAX_NAMED, 40));
+        blocks.sweep(at(2));
+        assert_eq!(counts(&blocks), (MAX_NAMED, 0));
+        fail(&blocks, "192.0.2.1", at(3));
+        assert_eq!(counts(&blocks), (1, 0));
     }
 }

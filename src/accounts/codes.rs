@@ -7,11 +7,12 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::MutexGuard;
 
+use super::blocks::Guess;
+use super::guesses::Door;
 use super::secrets::Prf;
 use super::users::refuse_deleted;
 use super::{Accounts, ExportTrouble, Forget, LOGIN_TURNS, Loaded, MAX_TRIES, too_busy};
@@ -369,18 +370,24 @@ impl Accounts {
     /// cannot outrun their count. `None` for a login without a code, where that is allowed.
     ///
     /// # Errors
-    /// [`Reject::UniqueCodeRequired`], [`Reject::Locked`] after too many wrong ones.
-    pub(super) async fn code_turn(&self, user: UserId, text: Option<&str>) -> Result<Option<CodeTurn<'_>>, Reject> {
+    /// [`Reject::UniqueCodeRequired`], [`Reject::Locked`] after too many wrong ones, [`Reject::AddressBlocked`].
+    pub(super) async fn code_turn(
+        &self,
+        user: UserId,
+        text: Option<&str>,
+        door: Door,
+    ) -> Result<Option<CodeTurn<'_>>, Reject> {
         let Some(text) = text.map(str::trim).filter(|text| !text.is_empty()) else {
             return if self.wants_code(user)? { Err(Reject::UniqueCodeRequired) } else { Ok(None) };
         };
         let subject = self.pepper.mac_in("login code of", &user.0.to_be_bytes());
         let turn = self.factor_turns[usize::from(subject.0[0]) % LOGIN_TURNS].lock().await;
+        self.refuse_blocked(door)?;
         if let Some(retry_after) = self.factor_failures.blocked_for(&subject, self.clock.monotonic()) {
             self.metrics.login(Login::Locked);
             return Err(Reject::Locked { retry_after });
         }
-        Ok(Some(CodeTurn { code: UniqueCode::parse(text), subject, _turn: turn }))
+        Ok(Some(CodeTurn { code: UniqueCode::parse(text), subject, door, _turn: turn }))
     }
 
     /// Marks a code as used in the batch that opens a session.
@@ -391,7 +398,6 @@ impl Accounts {
         &self,
         user: UserId,
         turn: &CodeTurn<'_>,
-        address: IpAddr,
         batch: &mut Batch,
     ) -> Result<UsedCode, Reject> {
         let lists = self.code_lists(user)?;
@@ -402,9 +408,8 @@ impl Accounts {
             fitting.find_map(|list| Some((list, list.value.place_of(number)?)))
         });
         let Some((list, place)) = found else {
-            let now = self.clock.monotonic();
-            self.factor_failures.failed(turn.subject, now);
-            self.blocks.failed(address, now);
+            self.factor_failures.failed(turn.subject, self.clock.monotonic());
+            self.count_guess(turn.door, Guess::Code)?;
             self.metrics.login(Login::Failed);
             return Err(Reject::WrongCode);
         };
@@ -509,6 +514,7 @@ pub(super) struct CodeTurn<'a> {
     /// `None` when what was sent cannot be a code.
     code: Option<UniqueCode>,
     subject: SecretMac,
+    door: Door,
     _turn: MutexGuard<'a, ()>,
 }
 

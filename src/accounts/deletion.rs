@@ -63,7 +63,7 @@ impl Accounts {
             self.post(user, Letter::new(LetterKind::AccountDeleted).with("days", days), batch)?;
             batch.delete(tables::user_by_name(&user.username)).delete(tables::user_by_email(&user.email));
             for kind in TokenKind::ALL {
-                batch.delete(tables::one_time(id, kind.byte()));
+                self.drop_link(id, kind, batch)?;
             }
             if !lasts.is_zero() {
                 let purge_at = now.plus(lasts);

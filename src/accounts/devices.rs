@@ -1,9 +1,9 @@
 //! Known devices: proof that somebody has been let in from here before.
 //!
-//! Owns the text that a login leaves on a device, and its checking. With it the owner of an account may try his password
-//! while guesses of others have locked it; its own wrong tries are counted apart and lock it alone. It opens nothing by
-//! itself. It is bound to the user and his password (a new password makes strangers of all devices), and nothing of it is
-//! kept here: a MAC over what it says is all there is.
+//! Owns the text that a login leaves on a device, and its checking. With it the owner of an account may try their password
+//! while guesses of others have locked it, or blocked the address; its own wrong tries are counted apart and lock it alone. It
+//! opens nothing by itself. It is bound to the user and their password (a new password makes strangers of all devices), and
+//! nothing of it is kept here: a MAC over what it says is all there is.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

@@ -3,9 +3,10 @@
 //! Owns the rows of keys. A key's text is shown to the one who makes it; in vault mode it is also kept sealed, under a key
 //! that is not in the store, for its owner to see again. It is never kept in the clear.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
+use super::blocks::Port;
+use super::guesses::{Shown, retire};
 use super::jwt::{TokenMint, TokenUse};
 use super::mail::{Letter, LetterKind};
 use super::proof::{Word, refuse_waiting};
@@ -164,6 +165,9 @@ fn is_over(key: &ApiKey, now: UnixMillis) -> bool {
 pub(super) fn drop_key(row: &Loaded<ApiKey>, batch: &mut Batch) {
     let (user, id) = (row.value.user, row.value.id);
     batch.delete(row.key.clone()).delete(tables::key_of_user(user, id)).delete(tables::key_use(user, id));
+    if let Some(mac) = tables::parse_api_key(&row.key) {
+        retire(&mac, batch);
+    }
 }
 
 /// Removes the rows of keys that have run out.
@@ -221,16 +225,13 @@ impl Accounts {
     /// # Errors
     /// [`Reject::Unauthenticated`] for what opens nothing, which counts against the address; [`Reject::AddressDenied`] from
     /// outside the key's networks; [`Reject::Forbidden`] for a suspended account.
-    pub fn user_of_key(&self, key: &str, address: IpAddr) -> Result<User, Reject> {
-        let unknown = || {
-            self.blocks.failed(address, self.clock.monotonic());
-            Reject::Unauthenticated
-        };
-        let mac = self.credential_mac(key).map_err(|_| unknown())?;
-        let found = find_credential(self.store(), &self.tokens, key.as_bytes(), &mac, self.clock.now());
+    pub fn user_of_key(&self, key: Shown<'_>) -> Result<User, Reject> {
+        let unknown = || self.unknown_credential(key, Port::Public);
+        let mac = self.credential_mac(key.text)?;
+        let found = find_credential(self.store(), &self.tokens, key.text.as_bytes(), &mac, self.clock.now());
         let found = found.map_err(|error| self.failed(&error))?.ok_or_else(unknown)?;
         let CredentialKind::ApiKey { limits, .. } = found.kind else { return Err(unknown()) };
-        if !limits.allows_address(address) {
+        if !limits.allows_address(key.from) {
             return Err(Reject::AddressDenied);
         }
         let user = self.live_user(Some(found.user))?.ok_or(Reject::Unauthenticated)?.value;
@@ -240,6 +241,18 @@ impl Accounts {
             return Err(Reject::Forbidden("This account is not active yet"));
         }
         Ok(user)
+    }
+
+    /// The user whose session or API key this is.
+    ///
+    /// # Errors
+    /// Those of [`Accounts::user_of_session`] and [`Accounts::user_of_key`].
+    pub fn user_of_either(&self, credential: Shown<'_>) -> Result<User, Reject> {
+        // Judged as a guess once, and only if it is neither.
+        match self.user_of_session(Shown { counts: false, ..credential }) {
+            Err(Reject::Unauthenticated | Reject::SessionNeeded) => self.user_of_key(credential),
+            found => found,
+        }
     }
 
     /// Makes a named key. It opens at once on every worker; its text is shown here.

@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::blocks::Guess;
+use super::guesses::Door;
 use super::oauth::http::HttpClient;
 use super::sessions::{Proven, may_enter};
 use super::{Accounts, Forget};
@@ -317,13 +319,13 @@ impl Accounts {
         id: UserId,
         proven: Proven<'a>,
         unique_code: Option<&str>,
-        address: IpAddr,
+        door: Door,
         request: Option<RequestId>,
     ) -> Result<Proven<'a>, Reject> {
         let proven = self.replace_hash(id, proven).await?;
         // Nobody is to be asked in vain: not for who brings a code that is missing, wrong or used.
-        if let Some(turn) = self.code_turn(id, unique_code).await? {
-            self.use_unique_code(id, &turn, address, &mut Batch::default())?;
+        if let Some(turn) = self.code_turn(id, unique_code, door).await? {
+            self.use_unique_code(id, &turn, &mut Batch::default())?;
         }
         let subject = self.pepper.mac_in("login check of", &id.0.to_be_bytes());
         let busy = |()| {
@@ -333,6 +335,7 @@ impl Accounts {
         let limit = checker.rules.timeout.0;
         let line = checker.line_up(id).ok_or(()).map_err(busy)?;
         let _turn = timeout(limit, line.gate.lock()).await.map_err(|_| busy(()))?;
+        self.refuse_blocked(door)?;
         if let Some(retry_after) = self.factor_failures.blocked_for(&subject, self.clock.monotonic()) {
             self.metrics.login(Login::Locked);
             return Err(Reject::Locked { retry_after });
@@ -344,7 +347,7 @@ impl Accounts {
             user_id: id.0,
             username: user.username.to_string(),
             email: user.email.to_string(),
-            address,
+            address: door.address,
             request_id: request.map(|id| id.as_str().to_owned()),
             factors,
         };
@@ -358,13 +361,12 @@ impl Accounts {
             Ok(Verdict::Refuse { reason }) => {
                 self.metrics.login_checked(LoginChecked::Refused);
                 self.metrics.login(Login::Failed);
-                let now = self.clock.monotonic();
-                self.factor_failures.failed(subject, now);
-                self.blocks.failed(address, now);
+                self.factor_failures.failed(subject, self.clock.monotonic());
+                self.count_guess(door, Guess::Factor)?;
                 let reason = reason.and_then(|reason| question.factors.tellable(reason));
                 let reject = Reject::LoginFactorRefused { reason };
                 let record = Record::of(Action::LoginCheckRefused).by(Actor::anonymous());
-                let from = Origin { address: Some(address), request };
+                let from = Origin { address: Some(door.address), request };
                 self.note_denial(record.from(from).on(&user), &reject);
                 Err(reject)
             }
@@ -451,7 +453,8 @@ mod tests {
     }
 
     async fn judged_by(verdict: Result<Verdict, Unanswered>) -> (World, Arc<Scripted>) {
-        let world = world("[accounts.login_check]\nurl = \"http://127.0.0.1:1/\"\n");
+        let toml = "[access]\nblock_after_failures = 0\n[accounts.login_check]\nurl = \"http://127.0.0.1:1/\"\n";
+        let world = world(toml);
         let zero = AtomicUsize::default;
         let verifier = Arc::new(Scripted { verdict, asked: zero(), inside: zero(), most: zero() });
         world.accounts.login_checks.ask_instead(verifier.clone());

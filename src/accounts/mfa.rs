@@ -12,6 +12,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use totp_rs::{Algorithm, Builder, Secret, Totp};
 
+use super::blocks::Guess;
+use super::guesses::{Door, retire};
 use super::mail::{Letter, LetterKind};
 use super::proof::refuse_waiting;
 use super::seal::Purpose;
@@ -79,6 +81,26 @@ fn purpose(whose: Principal) -> Purpose<'static> {
     }
 }
 
+/// Which of an authenticator's codes a text is.
+enum Step {
+    Fresh(u64),
+    /// Right, but it or a later one has been used.
+    Used,
+    None,
+}
+
+/// What a code comes to.
+enum Shot {
+    /// `factor`: as it is afterwards; `recovery`: the recovery code that is used up by it.
+    Opens {
+        factor: Factor,
+        recovery: Option<SecretMac>,
+    },
+    /// Right, but not any more.
+    Used,
+    Misses,
+}
+
 fn already_on() -> Reject {
     Reject::Conflict("A second factor is on already; switch it off first".into())
 }
@@ -140,14 +162,15 @@ impl Accounts {
     /// [`Reject::Locked`]; [`Reject::OwnerProofRequired`].
     pub async fn enable_factor(&self, whose: Principal, code: &str, address: IpAddr) -> Result<Vec<Minted>, Reject> {
         self.refuse_waiting_principal(whose)?;
-        let (subject, _turn) = self.factor_turn(whose).await?;
+        let door = Door::of(whose, address);
+        let (subject, _turn) = self.factor_turn(whose, door).await?;
         for _ in 0..MAX_TRIES {
             let row = self.load::<Factor>(tables::factor(whose))?.ok_or(Reject::NotFound)?;
             if row.value.enabled {
                 return Err(already_on());
             }
-            let Some(step) = self.step_of(whose, &row.value, code)? else {
-                return Err(self.wrong_code(subject, address, Reject::WrongCode));
+            let Step::Fresh(step) = self.step_of(whose, &row.value, code)? else {
+                return Err(self.wrong_code(subject, door));
             };
             let (codes, macs) = self.mint_recovery_codes(whose)?;
             let factor = Factor { enabled: true, last_step: step, recovery: macs, ..row.value.clone() };
@@ -191,6 +214,11 @@ impl Accounts {
             let row = row.ok_or(Reject::NotFound)?;
             let (codes, macs) = self.mint_recovery_codes(whose)?;
             let mut batch = row.unchanged();
+            row.value
+                .recovery
+                .iter()
+                .filter_map(|hex| secrets::mac_from_hex(hex))
+                .for_each(|mac| retire(&mac, &mut batch));
             batch.put(row.key, super::encode_bounded(&Factor { recovery: macs, ..row.value })?);
             match self.commit_for_factor(whose, batch).await {
                 Ok(()) => return Ok(codes),
@@ -203,27 +231,45 @@ impl Accounts {
     /// Asks for the second factor of somebody whose first was right. Who has none passes. A code is used up by it.
     ///
     /// # Errors
-    /// [`Reject::CodeRequired`] without a code, [`Reject::WrongCode`], [`Reject::Locked`] after too many of those.
+    /// [`Reject::CodeRequired`] without a code, [`Reject::WrongCode`], [`Reject::Locked`] after too many of those,
+    /// [`Reject::AddressBlocked`].
     pub(super) async fn second_factor(
         &self,
         whose: Principal,
         code: Option<&str>,
         address: IpAddr,
     ) -> Result<(), Reject> {
+        self.second_factor_at(Door::of(whose, address), whose, code).await
+    }
+
+    /// As [`Accounts::second_factor`], through this door.
+    pub(super) async fn second_factor_at(
+        &self,
+        door: Door,
+        whose: Principal,
+        code: Option<&str>,
+    ) -> Result<(), Reject> {
         if self.load::<Factor>(tables::factor(whose))?.is_none_or(|row| !row.value.enabled) {
             return Ok(());
         }
         let Some(code) = code.map(str::trim).filter(|code| !code.is_empty()) else { return Err(Reject::CodeRequired) };
-        let (subject, _turn) = self.factor_turn(whose).await?;
+        let (subject, _turn) = self.factor_turn(whose, door).await?;
         for _ in 0..MAX_TRIES {
             let Some(row) = self.load::<Factor>(tables::factor(whose))?.filter(|row| row.value.enabled) else {
                 return Ok(());
             };
-            let Some(factor) = self.use_code(whose, &row, code)? else {
-                return Err(self.wrong_code(subject, address, Reject::WrongCode));
+            let (factor, recovery) = match self.use_code(whose, &row, code)? {
+                Shot::Opens { factor, recovery } => (factor, recovery),
+                // One that was right once is no guess: a form is sent twice, two apps use one code.
+                Shot::Used => {
+                    self.metrics.login(Login::Failed);
+                    return Err(Reject::WrongCode);
+                }
+                Shot::Misses => return Err(self.wrong_code(subject, door)),
             };
             let mut batch = row.unchanged();
-            if factor.recovery.len() < row.value.recovery.len() {
+            if let Some(mac) = recovery {
+                retire(&mac, &mut batch);
                 self.tell_of_recovery(whose, &mut batch)?;
             }
             batch.put(row.key, super::encode_bounded(&factor)?);
@@ -250,31 +296,43 @@ impl Accounts {
         self.second_factor(whose, Some(code), address).await
     }
 
-    /// The factor after a code has been used; `None` for a code that is none of it, or has been used.
-    fn use_code(&self, whose: Principal, row: &Loaded<Factor>, code: &str) -> Result<Option<Factor>, Reject> {
-        if let Some(step) = self.step_of(whose, &row.value, code)? {
-            return Ok(Some(Factor { last_step: step, ..row.value.clone() }));
+    /// What a code does to a factor.
+    fn use_code(&self, whose: Principal, row: &Loaded<Factor>, code: &str) -> Result<Shot, Reject> {
+        match self.step_of(whose, &row.value, code)? {
+            Step::Fresh(step) => {
+                let factor = Factor { last_step: step, ..row.value.clone() };
+                return Ok(Shot::Opens { factor, recovery: None });
+            }
+            Step::Used => return Ok(Shot::Used),
+            Step::None => {}
         }
-        let mac = secrets::mac_to_hex(&self.recovery_mac(whose, code));
+        let mac = self.recovery_mac(whose, code);
+        let hex = secrets::mac_to_hex(&mac);
         let mut factor = row.value.clone();
         let before = factor.recovery.len();
-        factor.recovery.retain(|left| *left != mac);
-        Ok((factor.recovery.len() < before).then_some(factor))
+        factor.recovery.retain(|left| *left != hex);
+        if factor.recovery.len() < before {
+            return Ok(Shot::Opens { factor, recovery: Some(mac) });
+        }
+        Ok(if self.was_good(&mac)? { Shot::Used } else { Shot::Misses })
     }
 
-    /// The step that a code belongs to, if it is one of now and newer than all that were used.
-    fn step_of(&self, whose: Principal, factor: &Factor, code: &str) -> Result<Option<u64>, Reject> {
+    /// The step that a code belongs to, if it is one of now.
+    fn step_of(&self, whose: Principal, factor: &Factor, code: &str) -> Result<Step, Reject> {
         let digits: String = code.chars().filter(|c| !c.is_whitespace()).collect();
         if digits.len() != usize::from(DIGITS) || !digits.bytes().all(|b| b.is_ascii_digit()) {
-            return Ok(None);
+            return Ok(Step::None);
         }
         let Some(secret) = self.sealer.open(purpose(whose), &factor.secret) else {
             tracing::error!("a sealed second factor does not open: is the vault's key another one?");
             return Err(Reject::Internal);
         };
         let now = u64::try_from(self.clock.now().seconds()).unwrap_or(0);
-        let step = self.totp(&secret, None)?.check(&digits, now);
-        Ok(step.filter(|step| *step > factor.last_step))
+        Ok(match self.totp(&secret, None)?.check(&digits, now) {
+            Some(step) if step > factor.last_step => Step::Fresh(step),
+            Some(_) => Step::Used,
+            None => Step::None,
+        })
     }
 
     fn totp(&self, secret: &[u8], name: Option<&str>) -> Result<Totp, Reject> {
@@ -311,9 +369,14 @@ impl Accounts {
     }
 
     /// Codes of one person are checked one after the other, so that parallel guesses cannot outrun their count.
-    async fn factor_turn(&self, whose: Principal) -> Result<(SecretMac, tokio::sync::MutexGuard<'_, ()>), Reject> {
+    async fn factor_turn(
+        &self,
+        whose: Principal,
+        door: Door,
+    ) -> Result<(SecretMac, tokio::sync::MutexGuard<'_, ()>), Reject> {
         let subject = self.pepper.mac_in("second factor", &tables::factor(whose));
         let turn = self.factor_turns[usize::from(subject.0[0]) % LOGIN_TURNS].lock().await;
+        self.refuse_blocked(door)?;
         match self.factor_failures.blocked_for(&subject, self.clock.monotonic()) {
             None => Ok((subject, turn)),
             Some(retry_after) => {
@@ -323,12 +386,10 @@ impl Accounts {
         }
     }
 
-    fn wrong_code(&self, subject: SecretMac, address: IpAddr, reject: Reject) -> Reject {
-        let now = self.clock.monotonic();
-        self.factor_failures.failed(subject, now);
-        self.blocks.failed(address, now);
+    fn wrong_code(&self, subject: SecretMac, door: Door) -> Reject {
+        self.factor_failures.failed(subject, self.clock.monotonic());
         self.metrics.login(Login::Failed);
-        reject
+        self.count_guess(door, Guess::Code).err().unwrap_or(Reject::WrongCode)
     }
 
     /// Notes on a user's row whether he has a second factor.

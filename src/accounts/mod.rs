@@ -15,6 +15,7 @@ pub mod deletion;
 pub mod devices;
 pub mod directory;
 mod fields;
+pub mod guesses;
 pub mod jwt;
 pub mod key_use;
 pub mod keys;
@@ -61,6 +62,7 @@ use crate::config::{self, Access, Config, Plan};
 use crate::domain::cookies::CookieRule;
 use crate::domain::ids::{SecretMac, UserId};
 use crate::domain::meters::MeterName;
+use crate::domain::pages::Pages;
 use crate::domain::user::User;
 use crate::error::Reject;
 use crate::store::committer::{Committer, Rider};
@@ -87,6 +89,8 @@ pub struct Settings {
     pub compat: config::Compat,
     /// Where sessions in cookies count.
     pub cookies: Option<CookieRule>,
+    /// Whose pages may try passwords and make accounts.
+    pub pages: Pages,
     /// The whole config, masked, to be shown.
     pub effective: Arc<serde_json::Value>,
     /// Every meter that a plan gives, or a route or a model costs.
@@ -113,6 +117,7 @@ impl From<&Config> for Settings {
             base_url: config.public_base_url.clone(),
             compat: config.compat.clone(),
             cookies: config.cookie_rule(),
+            pages: Pages::new(config.public_base_url.as_deref(), &config.cors.origins),
             effective: config.effective.clone(),
         }
     }
@@ -202,7 +207,7 @@ impl Accounts {
             login_turns: (0..LOGIN_TURNS).map(|_| tokio::sync::Mutex::default()).collect(),
             factor_failures: Failures::new(mfa::FACTOR_FAILURES, mfa::FACTOR_LOCK, MAX_TRACKED_NAMES),
             factor_turns: (0..LOGIN_TURNS).map(|_| tokio::sync::Mutex::default()).collect(),
-            blocks: Arc::new(AddressBlocks::new(&settings.access).audited(audit.clone())),
+            blocks: Arc::new(AddressBlocks::new(&settings.access).audited(audit.clone(), clock.clone())),
             addresses: Arc::new(AddressBook::open(committer.clone(), metrics.clone(), &settings.access)?),
             in_force: Arc::new(InForce::new(committer.clone(), users.clone(), directory.clone())),
             directory,

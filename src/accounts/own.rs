@@ -8,7 +8,6 @@ use std::net::IpAddr;
 use super::mail::{Letter, LetterKind};
 use super::passwords::{Password, Rule};
 use super::sessions::close_session;
-use super::tokens::forget_links;
 use super::{Accounts, Forget, MAX_TRIES, too_busy};
 use crate::clock::UnixMillis;
 use crate::domain::ids::{CredentialId, UserId};
@@ -226,7 +225,7 @@ impl Accounts {
             }
             row.password_hash = Some(hash.clone());
             row.must_change_password = false;
-            forget_links(user, batch);
+            self.forget_links(user, batch)?;
             self.post(row, Letter::new(LetterKind::PasswordChanged).with("address", address), batch)?;
             for (mac, session) in self.load_sessions(user)?.iter().filter(|(mac, _)| *mac != keep) {
                 close_session(mac, session, batch);

@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use tokio::sync::MutexGuard;
 
+use super::blocks::{Guess, Port};
 use super::codes::{CodeTurn, UsedCode};
 use super::devices::DeviceView;
+use super::guesses::{Door, Shown, retire};
 use super::jwt::{Lineage, TokenUse};
 use super::login_check::Factors;
 use super::mail::{Letter, LetterKind};
@@ -87,7 +89,7 @@ impl Accounts {
     ///
     /// # Errors
     /// [`Reject::Unauthenticated`], the same for an unknown name and a wrong password; [`Reject::Locked`] after too many of
-    /// them; [`Reject::Forbidden`] for an account that may not come in; [`Reject::Overloaded`] in a flood; those of the other
+    /// them; [`Reject::AddressBlocked`] from an address that may not guess; [`Reject::Forbidden`] for an account that may not come in; [`Reject::Overloaded`] in a flood; those of the other
     /// things that a login must bring: [`Reject::CodeRequired`], [`Reject::WrongCode`], [`Reject::UniqueCodeRequired`],
     /// [`Reject::LoginFactorsMissing`], [`Reject::LoginFactorRefused`].
     pub async fn login(&self, request: LoginRequest) -> Result<(User, SessionView), Reject> {
@@ -103,23 +105,25 @@ impl Accounts {
             device,
             style,
         } = request;
-        let checking = self.begin_check(factors)?;
         let id = self.find_user(&identifier)?;
         let hash = || Ok(self.live_user(id)?.and_then(|row| row.value.password_hash));
-        let subject = match self.live_user(id)? {
-            // Guesses of others do not lock out a device of his; its own are counted apart.
-            Some(row) if device.as_deref().is_some_and(|text| self.knows_device(&row.value, text)) => {
-                self.pepper.mac_in("device", device.unwrap_or_default().as_bytes())
-            }
-            _ => self.login_subject("user", &identifier, id.map(|id| id.0)),
+        // Guesses of others shut out no known device of the account; its own are counted apart.
+        let known =
+            self.live_user(id)?.filter(|row| device.as_deref().is_some_and(|d| self.knows_device(&row.value, d)));
+        let door = Door { known_device: known.is_some(), ..Door::public(address) };
+        self.refuse_blocked(door)?;
+        let checking = self.begin_check(factors)?;
+        let subject = match door.known_device {
+            true => self.pepper.mac_in("device", device.unwrap_or_default().as_bytes()),
+            false => self.login_subject("user", &identifier, id.map(|id| id.0)),
         };
-        let mut proven = self.check_password_as(subject, "user", id.map(|id| id.0), address, password, hash).await?;
+        let mut proven = self.check_password_as(subject, "user", id.map(|id| id.0), door, password, hash).await?;
         let Some(id) = id else { return Err(Reject::Unauthenticated) };
-        self.second_factor(Principal::User(id), code.as_deref(), address).await?;
+        self.second_factor_at(door, Principal::User(id), code.as_deref()).await?;
         if let Some(checking) = checking {
-            proven = self.pass_check(checking, id, proven, unique_code.as_deref(), address, request).await?;
+            proven = self.pass_check(checking, id, proven, unique_code.as_deref(), door, request).await?;
         }
-        let code = self.code_turn(id, unique_code.as_deref()).await?;
+        let code = self.code_turn(id, unique_code.as_deref(), door).await?;
         self.let_in(id, &Entrance { address, user_agent, style }, Some(proven), code).await
     }
 
@@ -157,7 +161,7 @@ impl Accounts {
             let forget = self.make_room_for_session(id, &mut batch)?;
             let mut view = self.open_session(id, *address, user_agent.as_deref(), *style, &mut batch)?;
             // Looked at anew in every try: another login may have used it in between.
-            let used = code.as_ref().map(|turn| self.use_unique_code(id, turn, *address, &mut batch));
+            let used = code.as_ref().map(|turn| self.use_unique_code(id, turn, &mut batch));
             view.used_code = used.transpose()?;
             view.device = self.mint_device(&user)?;
             match self.commit_for_user(id, batch, forget).await {
@@ -202,7 +206,9 @@ impl Accounts {
         hash: impl FnOnce() -> Result<Option<String>, Reject> + Send,
     ) -> Result<Proven<'_>, Reject> {
         let subject = self.login_subject(space, identifier, known);
-        self.check_password_as(subject, space, known, address, password, hash).await
+        let port = if space == "staff" { Port::Side } else { Port::Public };
+        let door = Door { port, ..Door::public(address) };
+        self.check_password_as(subject, space, known, door, password, hash).await
     }
 
     /// Under what wrong passwords are counted: an account under its number, whichever of its names was tried; other names
@@ -220,39 +226,45 @@ impl Accounts {
         subject: SecretMac,
         space: &'static str,
         known: Option<u64>,
-        address: IpAddr,
+        door: Door,
         password: Password,
         hash: impl FnOnce() -> Result<Option<String>, Reject> + Send,
     ) -> Result<Proven<'_>, Reject> {
+        // Before the lock: a blocked address is not told which accounts are locked, nor can it lock one.
+        self.refuse_blocked(door)?;
         self.refuse_locked(&subject)?;
         let place = self.passwords.enter()?;
         // One turn for an account, whatever its wrong passwords are counted under.
         let of_account = known.map_or(subject, |id| self.pepper.mac_in(space, &id.to_be_bytes()));
         let turn = self.login_turns[usize::from(of_account.0[0]) % LOGIN_TURNS].lock().await;
         // Guesses that waited here have been overtaken by those before them.
+        self.refuse_blocked(door)?;
         self.refuse_locked(&subject)?;
         let hash = hash()?;
         let verdict = place.verify(password, hash.clone()).await?;
         self.remember_bcrypt().await;
+        // Of many guesses at once, those beyond the limit are told nothing either.
+        self.refuse_blocked(door)?;
         if verdict.matches {
             self.lockouts.succeeded(&subject);
             // The address's failures stay: who has one account of his own must not buy guesses at others with it.
             let turn = verdict.upgraded.is_some().then_some(turn);
             return Ok(Proven { hash, upgraded: verdict.upgraded, _turn: turn });
         }
-        let now = self.clock.monotonic();
-        if self.lockouts.failed(subject, now) {
-            self.note_lockout(space, known, address);
+        self.metrics.login(Login::Failed);
+        // Before the account's count: from a blocked address nobody locks accounts.
+        self.count_guess(door, Guess::Password)?;
+        if self.lockouts.failed(subject, self.clock.monotonic()) {
+            self.note_lockout(space, known, door.address);
             if let (Some(id), "user") = (known, space)
                 && let Some(user) = self.live_user(Some(UserId(id)))?
             {
                 let minutes = self.settings().lockout().as_secs().div_ceil(60);
-                let letter = Letter::new(LetterKind::AccountLocked).with("minutes", minutes).with("address", address);
+                let letter = Letter::new(LetterKind::AccountLocked).with("minutes", minutes);
+                let letter = letter.with("address", door.address);
                 self.post_alone(&user.value, letter).await;
             }
         }
-        self.blocks.failed(address, now);
-        self.metrics.login(Login::Failed);
         Err(Reject::Unauthenticated)
     }
 
@@ -285,7 +297,7 @@ impl Accounts {
     ///
     /// # Errors
     /// [`Reject::Unauthenticated`] for a token that opens nothing, [`Reject::Forbidden`] for one of a suspended account.
-    pub fn user_of_session(&self, token: &str) -> Result<User, Reject> {
+    pub fn user_of_session(&self, token: Shown<'_>) -> Result<User, Reject> {
         let user = self.user_to_change_password(token)?;
         if user.must_change_password {
             return Err(Reject::PasswordChangeRequired);
@@ -297,8 +309,9 @@ impl Accounts {
     ///
     /// # Errors
     /// As [`Accounts::user_of_session`].
-    pub fn user_to_change_password(&self, token: &str) -> Result<User, Reject> {
-        let (session, _) = self.session_of_token(token).map_err(|reject| told_of_keys(token, reject))?;
+    pub fn user_to_change_password(&self, token: Shown<'_>) -> Result<User, Reject> {
+        let shown = self.session_shown(token, Port::Public);
+        let (session, _) = shown.map_err(|reject| told_of_keys(token.text, reject))?;
         let Principal::User(id) = session.value.principal else { return Err(Reject::Unauthenticated) };
         let user = self.live_user(Some(id))?.ok_or(Reject::Unauthenticated)?.value;
         may_enter(&user)?;
@@ -309,8 +322,8 @@ impl Accounts {
     ///
     /// # Errors
     /// [`Reject::Unauthenticated`] for a token that opens nothing.
-    pub async fn logout(&self, token: &str) -> Result<UserId, Reject> {
-        let (session, mac) = self.session_of_token(token)?;
+    pub async fn logout(&self, token: Shown<'_>) -> Result<UserId, Reject> {
+        let (session, mac) = self.session_shown(token, Port::Public)?;
         let Principal::User(id) = session.value.principal else { return Err(Reject::Unauthenticated) };
         let mut batch = Batch::default();
         close_session(&mac, &session, &mut batch);
@@ -329,12 +342,13 @@ impl Accounts {
     /// # Errors
     /// [`Reject::Unauthenticated`] for a token that is unknown or expired; [`Reject::Replayed`] for one that was used, and
     /// the session it belonged to has ended.
-    pub async fn refresh(&self, refresh_token: &str) -> Result<SessionView, Reject> {
+    pub async fn refresh(&self, shown: Shown<'_>) -> Result<SessionView, Reject> {
+        let refresh_token = shown.text;
         let mac = self.credential_mac(refresh_token)?;
         for _ in 0..MAX_TRIES {
             let now = self.clock.now();
             let Some(pointer) = self.load::<String>(tables::session_by_refresh(&mac))? else {
-                return self.refresh_again(&mac, refresh_token).await;
+                return self.refresh_again(&mac, shown).await;
             };
             let session_mac = secrets::mac_from_hex(&pointer.value).ok_or(Reject::Unauthenticated)?;
             // Another refresh may be under way: look again who came first.
@@ -372,6 +386,7 @@ impl Accounts {
             let oldest = session.spent.remove(0);
             if let Some(mac) = secrets::mac_from_hex(&oldest) {
                 batch.delete(tables::spent_refresh(&mac));
+                retire(&mac, batch);
             }
         }
         session.refreshed_at = Some(now);
@@ -379,8 +394,10 @@ impl Accounts {
     }
 
     /// A refresh token that is in force no more: known as used, or not at all.
-    async fn refresh_again(&self, mac: &SecretMac, refresh_token: &str) -> Result<SessionView, Reject> {
-        let spent = self.load::<Spent>(tables::spent_refresh(mac))?.ok_or(Reject::Unauthenticated)?.value;
+    async fn refresh_again(&self, mac: &SecretMac, shown: Shown<'_>) -> Result<SessionView, Reject> {
+        let refresh_token = shown.text;
+        let spent = self.load::<Spent>(tables::spent_refresh(mac))?;
+        let spent = spent.ok_or_else(|| self.unknown_credential(shown, Port::Public))?.value;
         let now = self.clock.now();
         if now < spent.at.plus(self.settings().accounts.refresh_grace.0) {
             let pointer = self.load::<String>(tables::session_of_user(spent.user, spent.session))?;
@@ -425,6 +442,14 @@ impl Accounts {
             return Err(Reject::Unauthenticated);
         }
         Ok(self.pepper.mac(token.as_bytes()))
+    }
+
+    /// As [`Accounts::session_of_token`]; a token that nobody has counts as a guess.
+    pub(super) fn session_shown(&self, token: Shown<'_>, port: Port) -> Result<(Loaded<Session>, SecretMac), Reject> {
+        self.session_of_token(token.text).map_err(|reject| match reject {
+            Reject::Unauthenticated => self.unknown_credential(token, port),
+            other => other,
+        })
     }
 
     /// The row of a session token of a user or of the staff, unless it has expired.
@@ -542,6 +567,7 @@ pub(super) fn close_session(mac: &SecretMac, row: &Loaded<Session>, batch: &mut 
     drop_tokens(mac, session, batch);
     for spent in session.spent.iter().filter_map(|hex| secrets::mac_from_hex(hex)) {
         batch.delete(tables::spent_refresh(&spent));
+        retire(&spent, batch);
     }
     match session.principal {
         Principal::User(user) => batch.delete(tables::session_of_user(user, session.id)),
@@ -552,8 +578,10 @@ pub(super) fn close_session(mac: &SecretMac, row: &Loaded<Session>, batch: &mut 
 /// Removes the rows of a session's present tokens.
 fn drop_tokens(mac: &SecretMac, session: &Session, batch: &mut Batch) {
     batch.delete(tables::session(mac));
+    retire(mac, batch);
     if let Some(refresh) = session.refresh_mac.as_deref().and_then(secrets::mac_from_hex) {
         batch.delete(tables::session_by_refresh(&refresh));
+        retire(&refresh, batch);
     }
 }
 

@@ -6,7 +6,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::blocks::Port;
 use super::fields::{same_address, staff_faults};
+use super::guesses::Shown;
 use super::jwt::Lineage;
 use super::own::Proof;
 use super::passwords::{Password, Rule};
@@ -178,7 +180,7 @@ impl Accounts {
     /// Opens a session on the side port.
     ///
     /// # Errors
-    /// As [`Accounts::login`]; [`Reject::AddressDenied`] for an address that has failed too often.
+    /// As [`Accounts::login`].
     pub async fn staff_login(
         &self,
         username: &str,
@@ -186,10 +188,6 @@ impl Accounts {
         code: Option<&str>,
         address: IpAddr,
     ) -> Result<(Staff, SessionView), Reject> {
-        // The public side asks this before anything else; here nobody has.
-        if self.blocks.is_blocked(address, self.clock.monotonic()) {
-            return Err(Reject::AddressDenied);
-        }
         let id = self.find_staff(username)?;
         let read = || match id {
             Some(id) => self.load::<Staff>(tables::staff(id)),
@@ -281,7 +279,7 @@ impl Accounts {
     ///
     /// # Errors
     /// [`Reject::Unauthenticated`] for a token that opens nothing, [`Reject::Forbidden`] for a role below.
-    pub fn staff_of_token(&self, token: &str, least: StaffRole) -> Result<StaffIdentity, Reject> {
+    pub fn staff_of_token(&self, token: Shown<'_>, least: StaffRole) -> Result<StaffIdentity, Reject> {
         let (who, setup_only) = self.staff_in_setup(token, least)?;
         if setup_only {
             return Err(Reject::FactorRequired);
@@ -293,11 +291,11 @@ impl Accounts {
     ///
     /// # Errors
     /// As [`Accounts::staff_of_token`].
-    pub fn staff_in_setup(&self, token: &str, least: StaffRole) -> Result<(StaffIdentity, bool), Reject> {
-        if self.is_operator(token) {
+    pub fn staff_in_setup(&self, token: Shown<'_>, least: StaffRole) -> Result<(StaffIdentity, bool), Reject> {
+        if self.is_operator(token.text) {
             return Ok((StaffIdentity { id: None, username: OPERATOR.into(), role: StaffRole::Superadmin }, false));
         }
-        let (session, _) = self.session_of_token(token)?;
+        let (session, _) = self.session_shown(token, Port::Side)?;
         self.refuse_idle(&session.value)?;
         let Principal::Staff(id) = session.value.principal else { return Err(Reject::Unauthenticated) };
         let staff =

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::blocks::Port;
 use super::credits::Whose;
+use super::guesses::Shown;
 use super::keys::{CredentialKind, find_credential};
 use super::passwords::{Password, Rule};
 use super::registration::{Registered, Registration};
@@ -159,6 +161,10 @@ pub(crate) fn holds(bytes: &[u8], secret: &str) -> bool {
     bytes.windows(secret.len()).any(|window| window == secret.as_bytes())
 }
 
+fn shown(text: &str) -> Shown<'_> {
+    Shown::new(text, HERE)
+}
+
 fn unauthenticated<T>(result: &Result<T, Reject>) -> bool {
     matches!(result, Err(Reject::Unauthenticated))
 }
@@ -198,7 +204,7 @@ async fn a_key_and_a_session_are_found_until_they_end() {
     // A session lasts its hours; a key lasts.
     world.hands.advance(Duration::from_secs(24 * 3600));
     assert_eq!(world.finds(&session), None);
-    assert!(unauthenticated(&world.accounts.user_of_session(&session)));
+    assert!(unauthenticated(&world.accounts.user_of_session(shown(&session))));
     let before = world.generation(id);
     let fresh = world.accounts.regenerate_key(id, super::proof::Word::Owner).await.unwrap();
     assert!(world.finds(made.api_key.expose()).is_none() && world.finds(fresh.expose()).is_some());
@@ -214,15 +220,21 @@ async fn refreshing_rotates_both_tokens_and_does_not_prolong() {
     let old_refresh = first.refresh_token.as_ref().unwrap().expose();
     world.hands.advance(Duration::from_secs(20 * 24 * 3600));
     assert_eq!(world.finds(first.session_token.expose()), None);
-    let second = world.accounts.refresh(old_refresh).await.unwrap();
+    let second = world.accounts.refresh(shown(old_refresh)).await.unwrap();
     assert!(world.finds(second.session_token.expose()).is_some());
     assert_eq!(second.refresh_expires_at, first.refresh_expires_at);
-    let again = world.accounts.refresh(old_refresh).await.unwrap();
+    let again = world.accounts.refresh(shown(old_refresh)).await.unwrap();
     assert_eq!(again.session_token.expose(), second.session_token.expose(), "the answer may not have arrived");
-    assert!(unauthenticated(&world.accounts.refresh(second.session_token.expose()).await), "not a refresh token");
-    assert!(unauthenticated(&world.accounts.user_of_session(second.refresh_token.as_ref().unwrap().expose())));
+    assert!(
+        unauthenticated(&world.accounts.refresh(shown(second.session_token.expose())).await),
+        "not a refresh token"
+    );
+    assert!(unauthenticated(&world.accounts.user_of_session(shown(second.refresh_token.as_ref().unwrap().expose()))));
     world.hands.advance(Duration::from_secs(10 * 24 * 3600));
-    assert!(unauthenticated(&world.accounts.refresh(second.refresh_token.unwrap().expose()).await), "30 days are over");
+    assert!(
+        unauthenticated(&world.accounts.refresh(shown(second.refresh_token.unwrap().expose())).await),
+        "30 days are over"
+    );
 }
 
 #[tokio::test]
@@ -232,9 +244,9 @@ async fn a_logout_ends_token_and_refresh_token() {
     let (one, other) =
         (world.login("johndoe", PASSWORD).await.unwrap(), world.login("johndoe", PASSWORD).await.unwrap());
     let before = world.generation(id);
-    world.accounts.logout(&one).await.unwrap();
+    world.accounts.logout(shown(&one)).await.unwrap();
     assert!(world.generation(id) != before && world.finds(&one).is_none() && world.finds(&other).is_some());
-    assert!(unauthenticated(&world.accounts.logout(&one).await));
+    assert!(unauthenticated(&world.accounts.logout(shown(&one)).await));
 }
 
 #[tokio::test]
@@ -290,7 +302,9 @@ async fn parallel_guesses_cannot_outrun_the_lock() {
 #[tokio::test]
 async fn failed_logins_block_the_address_too() {
     let world = world("[accounts]\nmax_failed_logins = 0\n[access]\nblock_after_failures = 3");
-    let at = |world: &World| world.accounts.blocks().is_blocked(HERE, world.accounts.clock().monotonic());
+    let at = |world: &World| {
+        world.accounts.blocks().blocked_for(HERE, Port::Public, world.accounts.clock().monotonic()).is_some()
+    };
     for n in 0..3 {
         assert!(!at(&world));
         assert!(unauthenticated(&world.login(&format!("nobody{n}"), "x").await));
@@ -310,11 +324,11 @@ async fn standing_is_in_force_when_the_call_returns() {
     assert_eq!(world.standing(id), Status::Active);
     world.accounts.suspend(id, Some("late".into())).await.unwrap();
     assert_eq!(world.standing(id), Status::Suspended);
-    assert!(matches!(world.accounts.user_of_session(&session), Err(Reject::Forbidden(_))));
+    assert!(matches!(world.accounts.user_of_session(shown(&session)), Err(Reject::Forbidden(_))));
     assert!(matches!(world.login("johndoe", PASSWORD).await, Err(Reject::Forbidden(_))));
     world.accounts.activate(id).await.unwrap();
     assert_eq!(world.standing(id), Status::Active);
-    world.accounts.user_of_session(&session).unwrap();
+    world.accounts.user_of_session(shown(&session)).unwrap();
     world.accounts.ban(id, None).await.unwrap();
     assert_eq!(world.standing(id), Status::Banned);
     assert!(matches!(world.accounts.suspend(UserId(99), None).await, Err(Reject::NotFound)));
@@ -453,9 +467,9 @@ async fn the_first_superadmin_is_made_once() {
     let (staff, view) = accounts.staff_login("ROOT", password(), None, HERE).await.unwrap();
     assert_eq!(staff.role, StaffRole::Superadmin);
     let token = view.session_token.expose();
-    assert_eq!(accounts.staff_of_token(token, StaffRole::Superadmin).unwrap().username, "root");
+    assert_eq!(accounts.staff_of_token(shown(token), StaffRole::Superadmin).unwrap().username, "root");
     assert_eq!(world.finds(token), None, "a session of the staff opens nothing on the public side");
-    assert!(unauthenticated(&accounts.user_of_session(token)));
+    assert!(unauthenticated(&accounts.user_of_session(shown(token))));
     let new = NewStaff {
         username: "admin".into(),
         name: "A".into(),
@@ -467,13 +481,13 @@ async fn the_first_superadmin_is_made_once() {
     accounts.create_staff(new).await.unwrap();
     let (_, view) = accounts.staff_login("admin", password(), None, HERE).await.unwrap();
     let token = view.session_token.expose();
-    assert!(matches!(accounts.staff_of_token(token, StaffRole::Superadmin), Err(Reject::Forbidden(_))));
+    assert!(matches!(accounts.staff_of_token(shown(token), StaffRole::Superadmin), Err(Reject::Forbidden(_))));
     world.hands.advance(Duration::from_secs(24 * 3600));
-    assert!(unauthenticated(&accounts.staff_of_token(token, StaffRole::New)));
+    assert!(unauthenticated(&accounts.staff_of_token(shown(token), StaffRole::New)));
     for _ in 0..5 {
         assert!(unauthenticated(&accounts.staff_login("admin", Password::new("x").unwrap(), None, HERE).await));
     }
-    assert!(matches!(accounts.staff_login("admin", password(), None, HERE).await, Err(Reject::AddressDenied)));
+    assert!(matches!(accounts.staff_login("admin", password(), None, HERE).await, Err(Reject::AddressBlocked { .. })));
     let elsewhere = "198.51.100.1".parse().unwrap();
     assert!(matches!(accounts.staff_login("admin", password(), None, elsewhere).await, Err(Reject::Locked { .. })));
 }
@@ -588,7 +602,7 @@ async fn a_session_that_is_refreshed_meanwhile_is_not_closed_half() {
     let (_, first) = world.accounts.login(login_request("johndoe", PASSWORD)).await.unwrap();
     // Somebody is about to end it, and has read it as it was.
     let read = world.accounts.load_sessions(id).unwrap();
-    let second = world.accounts.refresh(first.refresh_token.as_ref().unwrap().expose()).await.unwrap();
+    let second = world.accounts.refresh(shown(first.refresh_token.as_ref().unwrap().expose())).await.unwrap();
     let mut batch = crate::store::Batch::default();
     for (mac, row) in &read {
         super::sessions::close_session(mac, row, &mut batch);
@@ -599,7 +613,7 @@ async fn a_session_that_is_refreshed_meanwhile_is_not_closed_half() {
     assert_eq!(world.accounts.sessions(id, None).unwrap().len(), 1);
     assert_eq!(world.accounts.revoke_sessions(id, None).await.unwrap(), 1);
     assert_eq!(world.finds(second.session_token.expose()), None);
-    assert!(unauthenticated(&world.accounts.refresh(second.refresh_token.unwrap().expose()).await));
+    assert!(unauthenticated(&world.accounts.refresh(shown(second.refresh_token.unwrap().expose())).await));
 }
 
 #[tokio::test]

@@ -12,7 +12,6 @@ use super::fields::{email_fault, name_fault, normalized, profile_fault, text_fau
 use super::mail::{Letter, LetterKind};
 use super::passwords::Rule;
 use super::plans::{MeterChange, canonical_plan};
-use super::tokens::forget_links;
 use super::{Accounts, Forget, Settings, sessions};
 use crate::actors::user::actor::UserActor;
 use crate::actors::user::ledger::Meter;
@@ -370,7 +369,7 @@ impl Accounts {
             changes = changes_of_user(&before, user);
             if fold_changed(&before.email, &user.email) {
                 // What was sent to the old address opens nothing any more, and its owner hears of it.
-                forget_links(id, batch);
+                self.forget_links(id, batch)?;
                 self.remember_quota(id, &before.email, batch)?;
                 user.wait_for_proof(by, before.proved_address().map(str::to_owned), self.clock.now());
                 let letter = Letter::new(LetterKind::EmailChanged).with("new_email", &user.email);
@@ -430,7 +429,7 @@ impl Accounts {
             user.wait_for_proof(by, user.proved_address().map(str::to_owned), self.clock.now());
             user.password_hash = Some(hash.clone());
             user.must_change_password = true;
-            forget_links(id, batch);
+            self.forget_links(id, batch)?;
             self.post(user, Letter::new(LetterKind::PasswordSet), batch)?;
             for (mac, session) in self.load_sessions(id)? {
                 sessions::close_session(&mac, &session, batch);

@@ -12,12 +12,13 @@ use moka::sync::Cache;
 use tokio::sync::Semaphore;
 
 use super::fields::{email_fault, normalized, username_fault};
+use super::guesses::Door;
 use super::mail::{Letter, LetterKind};
 use super::passwords::{Password, Rule};
 use super::proof::answered_from;
 use super::registration::EMAIL_TAKEN;
 use super::sessions::close_session;
-use super::tokens::{TokenKind, forget_links, use_up};
+use super::tokens::{TokenKind, use_up};
 use super::users::{refuse_deleted, set_email};
 use super::{Accounts, Forget};
 use crate::actors::audit::Record;
@@ -97,8 +98,8 @@ impl Accounts {
     ///
     /// # Errors
     /// [`Reject::BadRequest`] for a token that is wrong, used or expired, or was sent to another address than the present one.
-    pub async fn verify_email(&self, token: &str) -> Result<User, Reject> {
-        let (user, row) = self.find_one_time(TokenKind::VerifyEmail, token)?;
+    pub async fn verify_email(&self, token: &str, from: IpAddr) -> Result<User, Reject> {
+        let (user, row) = self.find_one_time(TokenKind::VerifyEmail, token, from)?;
         let edit = |user: &mut User, batch: &mut Batch| {
             refuse_deleted(user)?;
             let ended_wait = answered_from(&row.value.email, user);
@@ -168,13 +169,20 @@ impl Accounts {
     /// # Errors
     /// [`Reject::BadRequest`] for a token that is wrong, used or expired, [`Reject::Invalid`] for a password that does not
     /// meet the rule; the token stays good then.
-    pub async fn reset_password(&self, token: &str, password: Password, rule: Rule) -> Result<User, Reject> {
+    pub async fn reset_password(
+        &self,
+        token: &str,
+        password: Password,
+        rule: Rule,
+        from: IpAddr,
+    ) -> Result<User, Reject> {
+        self.refuse_blocked(Door::public(from))?;
         let faults = password.faults_in(rule, "password");
         if !faults.is_empty() {
             return Err(Reject::Invalid(faults));
         }
         // Before the hash: a wrong token must not cost one.
-        let (id, row) = self.find_one_time(TokenKind::ResetPassword, token)?;
+        let (id, row) = self.find_one_time(TokenKind::ResetPassword, token, from)?;
         let owner = self.user(id)?;
         let faults = self.password_faults(&password, rule, "password", &[&owner.username, &owner.email]);
         if !faults.is_empty() {
@@ -205,7 +213,7 @@ impl Accounts {
                 user.status = Status::Active;
             }
             use_up(&row, batch);
-            forget_links(id, batch);
+            self.forget_links(id, batch)?;
             self.post(user, Letter::new(LetterKind::PasswordChanged), batch)
         };
         let user = self.change_user(id, Forget::Credentials, edit).await?;
@@ -245,8 +253,8 @@ impl Accounts {
     /// # Errors
     /// [`Reject::BadRequest`] for a token that is wrong, used or expired, [`Reject::Conflict`] for an address that somebody
     /// else has taken meanwhile.
-    pub async fn confirm_email(&self, token: &str) -> Result<(User, String), Reject> {
-        let (id, row) = self.find_one_time(TokenKind::ConfirmEmail, token)?;
+    pub async fn confirm_email(&self, token: &str, from: IpAddr) -> Result<(User, String), Reject> {
+        let (id, row) = self.find_one_time(TokenKind::ConfirmEmail, token, from)?;
         let mut old = String::new();
         let edit = |user: &mut User, batch: &mut Batch| {
             refuse_deleted(user)?;
@@ -261,7 +269,7 @@ impl Accounts {
             }
             use_up(&row, batch);
             for kind in [TokenKind::VerifyEmail, TokenKind::ResetPassword] {
-                batch.delete(tables::one_time(id, kind.byte()));
+                self.drop_link(id, kind, batch)?;
             }
             let letter = Letter::new(LetterKind::EmailChanged).with("new_email", &row.value.email);
             self.post_to(&old, user, letter, batch)

@@ -13,6 +13,7 @@ use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::blocks;
 use super::codes;
 use super::credits;
 use super::docs;
@@ -111,6 +112,7 @@ fn paths() -> OpenApiRouter<SideState> {
         .merge(support::paths())
         .merge(mfa::side_paths())
         .merge(codes::side_paths())
+        .merge(blocks::paths())
         .merge(transfer::paths())
         .merge(docs::paths())
 }

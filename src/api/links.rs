@@ -23,6 +23,7 @@ use crate::actors::audit::Action;
 use crate::error::Reject;
 use crate::handler::acts::{own_act, stranger};
 use crate::handler::extract::{Call, Fields};
+use crate::handler::pages::no_foreign;
 use crate::handler::render::{self, Answer};
 
 pub(super) fn paths() -> OpenApiRouter<Arc<Accounts>> {
@@ -50,8 +51,8 @@ fn page(status: StatusCode, title: &str, body: &str) -> Response {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    // The token is in the page's address.
-    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    // The token is in the page's address. Its own form must say where it comes from all the same.
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("same-origin"));
     response
 }
 
@@ -125,8 +126,9 @@ struct Verified {
 }
 
 async fn verified(accounts: Arc<Accounts>, call: &Call, token: String) -> Answer {
-    let record = stranger(call, Action::EmailVerified);
-    let act = move |accounts: Arc<Accounts>| async move { accounts.verify_email(&token).await };
+    no_foreign(&accounts, call)?;
+    let (record, from) = (stranger(call, Action::EmailVerified), call.address);
+    let act = move |accounts: Arc<Accounts>| async move { accounts.verify_email(&token, from).await };
     let user = accounts.audited(record, act, |user, record| record.by(user).on(user)).await?;
     render::ok(Verified { success: true, message: "Email verified", email: user.email.to_string() })
 }
@@ -209,9 +211,9 @@ async fn reset_password(State(accounts): Api, call: Call) -> Answer {
     };
     fields.done()?;
     let warnings = accounts.password_warnings(&password, "password", &[]);
-    let record = stranger(&call, Action::PasswordChanged).with("by", "mailed link");
+    let (record, from) = (stranger(&call, Action::PasswordChanged).with("by", "mailed link"), call.address);
     let act = move |accounts: Arc<Accounts>| async move {
-        accounts.reset_password(&token, password, Rule::Composition).await
+        accounts.reset_password(&token, password, Rule::Composition, from).await
     };
     let done = accounts.audited(record, act, |user, record| record.by(user).on(user)).await;
     let answer = done
@@ -221,8 +223,9 @@ async fn reset_password(State(accounts): Api, call: Call) -> Answer {
 }
 
 async fn confirmed(accounts: Arc<Accounts>, call: &Call, token: String) -> Answer {
-    let record = stranger(call, Action::EmailChanged);
-    let act = move |accounts: Arc<Accounts>| async move { accounts.confirm_email(&token).await };
+    no_foreign(&accounts, call)?;
+    let (record, from) = (stranger(call, Action::EmailChanged), call.address);
+    let act = move |accounts: Arc<Accounts>| async move { accounts.confirm_email(&token, from).await };
     let tell = |(user, old): &(crate::domain::user::User, String), record: crate::actors::audit::Record| {
         record.by(user).on(user).with("from", old.as_str())
     };

@@ -5,6 +5,7 @@
 //! nothing of the gateway: who serves these routers puts the request's id and the client's address into the extensions.
 
 pub mod admin;
+mod blocks;
 mod checks;
 mod codes;
 pub mod credits;
@@ -36,6 +37,7 @@ use axum::middleware::from_fn_with_state;
 
 use crate::accounts::Accounts;
 use crate::error::Reject;
+use crate::handler::pages;
 use crate::handler::render::{self, Form, Refusals, Refused};
 
 pub use admin::{Documents, SideState, side_document, side_router};
@@ -44,11 +46,14 @@ pub use public::{public_document, public_router};
 
 /// What both faces have in common: unknown paths, wrong methods, and the body of every refusal.
 fn finish<S: Clone + Send + Sync + 'static>(router: Router<S>, state: S, accounts: Arc<Accounts>) -> Router {
-    let refusals = Refusals { clock: accounts.clock().clone(), form: Form::OfPath(accounts) };
+    let refusals = Refusals { clock: accounts.clock().clone(), form: Form::OfPath(accounts.clone()) };
     let router = router
         .fallback(|| async { Refused(Reject::NotFound) })
         .method_not_allowed_fallback(|| async { Refused(Reject::MethodNotAllowed(String::new())) })
         .with_state(state);
     // Around the router and not in it: which methods there are is only known outside.
-    Router::new().fallback_service(router).layer(from_fn_with_state(refusals, render::refusals))
+    Router::new()
+        .fallback_service(router)
+        .layer(from_fn_with_state(accounts, pages::refuse_foreign))
+        .layer(from_fn_with_state(refusals, render::refusals))
 }

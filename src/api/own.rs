@@ -79,7 +79,7 @@ pub(super) struct Sessions {
 async fn sessions(State(accounts): Api, call: Call) -> Answer {
     let token = call.token()?;
     let user = accounts.user_of_session(token)?;
-    let sessions = accounts.sessions(user.id, Some(token))?;
+    let sessions = accounts.sessions(user.id, Some(token.text))?;
     render::ok(Sessions { success: true, sessions: sessions.into_iter().map(SessionShape::from).collect() })
 }
 
@@ -95,8 +95,9 @@ pub(super) struct SessionsEnded {
 #[utoipa::path(delete, path = "/v1/users/sessions", tag = "sessions", security(("session" = [])),
     responses((status = 200, body = SessionsEnded)))]
 async fn revoke_sessions(State(accounts): Api, call: Call) -> Answer {
-    let token = call.token()?.to_owned();
-    let user = accounts.user_of_session(&token)?;
+    let token = call.token()?;
+    let user = accounts.user_of_session(token)?;
+    let token = token.text.to_owned();
     let record = own_act(&call, Action::SessionsRevoked, &user);
     let act = move |accounts: Arc<Accounts>| async move { accounts.revoke_sessions(user.id, Some(&token)).await };
     let ended = accounts.audited(record, act, |ended, record| record.with("sessions", *ended)).await?;
@@ -145,8 +146,7 @@ impl PasswordRequest {
 #[utoipa::path(put, path = "/v1/users/password", tag = "account", request_body = PasswordRequest,
     security(("session" = [])), responses((status = 200, body = Done)))]
 async fn change_password(State(accounts): Api, call: Call) -> Answer {
-    let token = call.token()?.to_owned();
-    let user = accounts.user_to_change_password(&token)?;
+    let user = accounts.user_to_change_password(call.token()?)?;
     let PasswordRequest { current_password, code, new_password } = PasswordRequest::read(&call)?;
     let warnings = accounts.password_warnings(&new_password, "new_password", &[&user.username, &user.email]);
     let (record, address) = (own_act(&call, Action::PasswordChanged, &user), call.address);

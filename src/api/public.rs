@@ -274,7 +274,7 @@ async fn refresh(State(accounts): Api, call: Call) -> Answer {
 #[utoipa::path(post, path = "/v1/users/logout", tag = "sessions", security(("session" = [])),
     responses((status = 200, body = Done)))]
 async fn logout(State(accounts): Api, call: Call) -> Answer {
-    entry::log_out(&accounts, &call, call.token()?.to_owned()).await?;
+    entry::log_out(&accounts, &call, call.token()?).await?;
     render::ok(Done::new("Logged out"))
 }
 

@@ -86,7 +86,7 @@ async fn login(State(side): Side, call: Call) -> Answer {
     responses((status = 200, body = Done)))]
 async fn logout(State(side): Side, call: Call) -> Answer {
     let (who, _) = side.accounts.staff_in_setup(call.token()?, StaffRole::New)?;
-    let token = call.token()?.to_owned();
+    let token = call.token()?.text.to_owned();
     let record = act_of(&who, &call, Action::SessionEnded);
     let act = move |accounts: Arc<Accounts>| async move { accounts.staff_logout(&token).await };
     side.accounts.audited(record, act, |(), record| record).await?;

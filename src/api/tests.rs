@@ -251,7 +251,7 @@ async fn refusals_have_their_status_headers_and_body() {
 
 #[tokio::test]
 async fn conflicts_locks_and_closed_doors() {
-    let api = api("");
+    let api = api("[access]\nblock_after_failures = 0");
     api.register().await;
     let mut other = john();
     other["email"] = json!("JOHN@example.com");
@@ -407,7 +407,7 @@ async fn admins_give_take_and_reset() {
 
 #[tokio::test]
 async fn every_panel_path_asks_who_calls() {
-    let api = api("");
+    let api = api("[access]\nblock_after_failures = 0");
     let (_, key) = api.register().await;
     let user = token_of(&api.login().await);
     let root = api.superadmin().await;

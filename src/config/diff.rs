@@ -24,6 +24,7 @@ impl Config {
             forward,
             access,
             limits,
+            cors,
             plans,
             prices,
             accounts,
@@ -40,6 +41,7 @@ impl Config {
         section("listen", listen, &other.listen, &mut keys);
         section("access", access, &other.access, &mut keys);
         section("limits", limits, &other.limits, &mut keys);
+        section("cors", cors, &other.cors, &mut keys);
         section("accounts", accounts, &other.accounts, &mut keys);
         section("mail", mail, &other.mail, &mut keys);
         section("ledger", ledger, &other.ledger, &mut keys);

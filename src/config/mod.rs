@@ -3,6 +3,7 @@
 //! Owns the path from text to [`Config`] and every message about what is wrong with it. Never opens a socket or a store.
 
 mod compat;
+mod cors;
 mod diff;
 mod env;
 mod journal;
@@ -19,12 +20,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use raw::{
-    Access, Accounts, Audit, Backend, Compression, Durability, Journal, KeyMode, Ledger, Limits, Listen, LogFormat,
-    Mail, MailTls, MailTransport, MfaRequired, MissingUsage, OauthKind, OutgrownHold, Overflow, PathReading, RawConfig,
+    Access, Accounts, Audit, Backend, Block, Compression, Durability, Journal, KeyMode, Ledger, Limits, Listen,
+    LogFormat, Mail, MailTls, MailTransport, MfaRequired, MissingUsage, OauthKind, OutgrownHold, Overflow, PathReading,
+    RawConfig,
     RecoverOpenHolds, Redact, RedactField, SecretSource, Store, Telemetry, TextPattern, UnknownModel,
 };
 
 pub use compat::Compat;
+pub use cors::Cors;
 pub use env::{foreign_names, idle_names};
 pub use login_check::{LoginCheck, SocialLogins, is_factor_name};
 pub use oauth::OauthProvider;
@@ -55,6 +58,7 @@ pub struct Config {
     pub forward: Vec<ForwardConfig>,
     pub access: Access,
     pub limits: Limits,
+    pub cors: Cors,
     pub plans: Vec<Plan>,
     pub prices: PriceList,
     pub accounts: Accounts,
@@ -311,6 +315,7 @@ impl Config {
             forward: raw.forward.into_iter().map(check_forward).collect::<Result<Vec<_>, _>>()?,
             access: raw.access,
             limits: raw.limits,
+            cors: raw.cors.checked()?,
             plans,
             prices: check_prices(raw.prices)?,
             accounts: raw.accounts,

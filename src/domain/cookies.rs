@@ -23,11 +23,7 @@ pub struct CookieRule {
 impl CookieRule {
     /// `base`: where users reach this service, such as `https://ai.example.com`.
     pub fn new(base: Option<&str>) -> Self {
-        let origin = base.map(|base| {
-            let path = base.find("://").map_or(0, |at| at + 3);
-            let end = base[path..].find('/').map_or(base.len(), |at| path + at);
-            base[..end].to_ascii_lowercase()
-        });
+        let origin = base.map(super::pages::origin_of);
         let secure = origin.as_deref().is_some_and(|origin| origin.starts_with("https://"));
         Self { name: if secure { SECURE } else { PLAIN }, origin }
     }

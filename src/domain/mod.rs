@@ -13,6 +13,7 @@ pub mod key;
 pub mod meters;
 pub mod model;
 pub mod nearest;
+pub mod pages;
 pub mod permissions;
 pub mod price;
 pub mod session;

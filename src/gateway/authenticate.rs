@@ -12,7 +12,8 @@ use moka::sync::Cache;
 
 use super::client_ip::ClientIp;
 use super::http1::head::{Name, RequestHead};
-use crate::accounts::blocks::AddressBlocks;
+use crate::accounts::blocks::{AddressBlocks, Guess, Port};
+use crate::accounts::guesses;
 use crate::accounts::jwt::TokenMint;
 use crate::accounts::key_use::{KeyUses, UseMark};
 use crate::accounts::keys::{self, CredentialKind};
@@ -25,6 +26,7 @@ use crate::domain::ids::{SecretMac, UserId};
 use crate::domain::key::KeyLimits;
 use crate::domain::user::Standing;
 use crate::error::{CROSS_SITE, Reject};
+use crate::store::StoreError;
 use crate::telemetry::metrics::{CacheResult, Shard};
 
 /// Longest credential we look at.
@@ -77,6 +79,17 @@ impl Caller {
     }
 }
 
+/// What a credential that opens nothing is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Miss {
+    /// Nobody has asked yet.
+    Unjudged,
+    /// Nobody has or had it.
+    Guess,
+    /// It opened something once, or opens something else.
+    Ours,
+}
+
 pub struct Authenticator {
     pepper: Pepper,
     tokens: Arc<TokenMint>,
@@ -85,7 +98,7 @@ pub struct Authenticator {
     uses: Arc<KeyUses>,
     known: Cache<SecretMac, Arc<Credential>, BuildHasherDefault<MacHasher>>,
     /// With what [`Registry::arrivals`] was before the store was asked: a key that is imported later is good at once.
-    unknown: Cache<SecretMac, u64, BuildHasherDefault<MacHasher>>,
+    unknown: Cache<SecretMac, (Miss, u64), BuildHasherDefault<MacHasher>>,
 }
 
 impl Authenticator {
@@ -112,8 +125,8 @@ impl Authenticator {
     }
 
     /// # Errors
-    /// [`Reject::Unauthenticated`], the same for whatever is wrong with a credential; [`Reject::BadRequest`] for two of
-    /// them; [`Reject::StoreUnavailable`] when it had to be read and could not.
+    /// [`Reject::Unauthenticated`], the same for whatever is wrong with a credential, and from a blocked address
+    /// [`Reject::AddressBlocked`] for all of it; [`Reject::BadRequest`] for two of them; [`Reject::StoreUnavailable`] when it had to be read and could not.
     pub fn authenticate(
         &self,
         head: &RequestHead,
@@ -131,21 +144,55 @@ impl Authenticator {
             return Err(Reject::Unauthenticated);
         };
         let found = self.find(secret, now, shard)?;
-        shard.authenticated(found.is_some());
-        found.ok_or_else(|| {
-            self.blocks.failed(client.0, ticks);
-            Reject::Unauthenticated
-        })
+        shard.authenticated(found.is_ok());
+        found.map_err(|miss| self.refuse(secret, miss, client, ticks))
+    }
+
+    /// What is answered to a credential that opens nothing.
+    fn refuse(&self, secret: &[u8], miss: Miss, client: ClientIp, ticks: Monotonic) -> Reject {
+        if !self.blocks.counts() {
+            return Reject::Unauthenticated;
+        }
+        // First: a blocked address is not told, and does not cost, what a credential is.
+        if let Some(retry_after) = self.blocks.blocked_for(client.0, Port::Public, ticks) {
+            return Reject::AddressBlocked { retry_after };
+        }
+        match self.judge(secret, miss) {
+            Ok(Miss::Guess) => {
+                self.blocks.failed(client.0, Port::Public, Guess::Credential, ticks);
+                Reject::Unauthenticated
+            }
+            Ok(_) => Reject::Unauthenticated,
+            Err(reject) => reject,
+        }
+    }
+
+    fn judge(&self, secret: &[u8], miss: Miss) -> Result<Miss, Reject> {
+        if miss != Miss::Unjudged {
+            return Ok(miss);
+        }
+        let (mac, store, arrivals) =
+            (self.pepper.mac(secret), self.users.around().committer.store(), self.users.arrivals());
+        let ours = guesses::was_ours(store, &self.tokens, secret, &mac).map_err(|error| self.unreadable(&error))?;
+        let miss = if ours { Miss::Ours } else { Miss::Guess };
+        self.unknown.insert(mac, (miss, arrivals));
+        Ok(miss)
+    }
+
+    fn unreadable(&self, error: &StoreError) -> Reject {
+        tracing::error!(%error, "a credential could not be read");
+        self.users.around().metrics.store_error();
+        Reject::StoreUnavailable
     }
 
     /// A cookie that opens nothing is no guess: browsers send the one they have for as long as they have it.
     fn by_cookie(&self, session: &[u8], now: UnixMillis, shard: &Shard) -> Result<Caller, Reject> {
-        let found = self.find(session, now, shard)?.filter(|caller| caller.limits().is_none());
+        let found = self.find(session, now, shard)?.ok().filter(|caller| caller.limits().is_none());
         shard.authenticated(found.is_some());
         found.ok_or(Reject::Unauthenticated)
     }
 
-    fn find(&self, secret: &[u8], now: UnixMillis, shard: &Shard) -> Result<Option<Caller>, Reject> {
+    fn find(&self, secret: &[u8], now: UnixMillis, shard: &Shard) -> Result<Result<Caller, Miss>, Reject> {
         let mac = self.pepper.mac(secret);
         if let Some(credential) = self.known.get(&mac) {
             if let Some(actor) = self.users.actor(credential.user)?
@@ -155,31 +202,28 @@ impl Authenticator {
                 return Ok(self.admit(actor, credential, mac, now));
             }
             shard.cache(CacheResult::Stale);
-        } else if self.unknown.get(&mac).is_some_and(|at| at == self.users.arrivals()) {
+        } else if let Some((miss, _)) = self.unknown.get(&mac).filter(|(_, at)| *at == self.users.arrivals()) {
             shard.cache(CacheResult::NegativeHit);
-            return Ok(None);
+            return Ok(Err(miss));
         } else {
             shard.cache(CacheResult::Miss);
         }
         self.read(secret, mac, now)
     }
 
-    fn read(&self, secret: &[u8], mac: SecretMac, now: UnixMillis) -> Result<Option<Caller>, Reject> {
+    fn read(&self, secret: &[u8], mac: SecretMac, now: UnixMillis) -> Result<Result<Caller, Miss>, Reject> {
         let (store, arrivals) = (self.users.around().committer.store(), self.users.arrivals());
         let lookup = || {
-            keys::find_credential(store, &self.tokens, secret, &mac, now).map_err(|error| {
-                tracing::error!(%error, "a credential could not be read");
-                self.users.around().metrics.store_error();
-                Reject::StoreUnavailable
-            })
+            let found = keys::find_credential(store, &self.tokens, secret, &mac, now);
+            found.map_err(|error| self.unreadable(&error))
         };
         // The row names the user, whose generation must be read before the row is: so the row is read twice, and only
         // the second reading counts. A revocation after it moves the generation on and makes this entry stale.
-        let Some(hint) = lookup()? else { return Ok(self.remember_unknown(mac, arrivals)) };
-        let Some(actor) = self.users.actor(hint.user)? else { return Ok(self.remember_unknown(mac, arrivals)) };
+        let Some(hint) = lookup()? else { return Ok(Err(self.remember_unknown(mac, arrivals))) };
+        let Some(actor) = self.users.actor(hint.user)? else { return Ok(Err(self.remember_unknown(mac, arrivals))) };
         let generation = actor.generation();
         let Some(found) = lookup()?.filter(|found| found.user == hint.user) else {
-            return Ok(self.remember_unknown(mac, arrivals));
+            return Ok(Err(self.remember_unknown(mac, arrivals)));
         };
         let (limits, used) = match found.kind {
             CredentialKind::ApiKey { id, limits } => (Some(limits), Some(UseMark::new(found.user, id))),
@@ -197,21 +241,21 @@ impl Authenticator {
         credential: Arc<Credential>,
         mac: SecretMac,
         now: UnixMillis,
-    ) -> Option<Caller> {
+    ) -> Result<Caller, Miss> {
         if credential.expires_at.is_some_and(|at| at <= now) {
-            return None;
+            return Err(Miss::Ours);
         }
         if let Some(used) = &credential.used {
             used.touch(now, &self.uses);
         }
         let standing = actor.standing();
-        Some(Caller { actor, standing, credential, mac })
+        Ok(Caller { actor, standing, credential, mac })
     }
 
-    fn remember_unknown(&self, mac: SecretMac, arrivals: u64) -> Option<Caller> {
+    fn remember_unknown(&self, mac: SecretMac, arrivals: u64) -> Miss {
         self.known.invalidate(&mac);
-        self.unknown.insert(mac, arrivals);
-        None
+        self.unknown.insert(mac, (Miss::Unjudged, arrivals));
+        Miss::Unjudged
     }
 
     pub fn cached(&self) -> u64 {

@@ -1,7 +1,7 @@
 //! Address rules: who may come in at all.
 //!
-//! Owns the order of judgement: a block for failed credentials first, then the rules and the whitelist mode. Never keeps
-//! rules itself (that is the accounts' address book, which admins edit).
+//! Owns the order of judgement: the rules and the whitelist mode first, then a block for wrong credentials, where it shuts out
+//! good ones too. Never keeps rules itself (that is the accounts' address book, which admins edit).
 
 use super::client_ip::ClientIp;
 use crate::accounts::addresses::AddressBook;
@@ -12,7 +12,7 @@ use crate::error::Reject;
 /// `now` decides which rules have expired, `ticks` which blocks have.
 ///
 /// # Errors
-/// [`Reject::AddressDenied`].
+/// [`Reject::AddressDenied`], [`Reject::AddressBlocked`].
 pub fn check(
     book: &AddressBook,
     blocks: &AddressBlocks,
@@ -20,8 +20,11 @@ pub fn check(
     now: UnixMillis,
     ticks: Monotonic,
 ) -> Result<(), Reject> {
-    if blocks.is_blocked(client.0, ticks) || !book.admits(client.0, now) {
+    if !book.admits(client.0, now) {
         return Err(Reject::AddressDenied);
     }
-    Ok(())
+    match blocks.shuts_out(client.0, ticks) {
+        Some(retry_after) => Err(Reject::AddressBlocked { retry_after }),
+        None => Ok(()),
+    }
 }

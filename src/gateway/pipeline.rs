@@ -45,7 +45,7 @@ use crate::clock::Clock;
 use crate::domain::addresses::ClientAddress;
 use crate::domain::bodies::{LongBody, MAX_LOCAL_BODY};
 use crate::domain::ids::RequestId;
-use crate::error::Reject;
+use crate::error::{CountsAsRefusal, Reject};
 use crate::store::committer::{Committer, Gate};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{Metrics, Outcome, Shard};
@@ -142,6 +142,12 @@ impl Worker {
                     record.outcome = Outcome::Internal;
                     return Served::Abort;
                 }
+                // Not of a user whose credential was good.
+                let reject = match reject.counts_as_refusal() && record.user.is_none() {
+                    // A bad credential has been found to be one by now.
+                    true => self.count_refusal(head, &policy, &record, reject.status() == 401).err().unwrap_or(reject),
+                    false => reject,
+                };
                 Box::pin(self.refuse(client, head, &reject, &mut record)).await
             }
         }
@@ -162,7 +168,7 @@ impl Worker {
         let route = match policy.routes.find(&path, head.method())? {
             Surface::Proxied(route) => route,
             // On the heap: a proxied call should not carry the room for a local one.
-            Surface::Local => return Box::pin(self.local(client, head, &path, policy, record)).await,
+            Surface::Local => return Box::pin(self.local(client, head, &path, policy, record, taken)).await,
             Surface::Checked(check) => {
                 return Box::pin(self.checked(client, head, policy, check, record, taken)).await;
             }
@@ -273,6 +279,7 @@ impl Worker {
         path: &[u8],
         policy: &Policy,
         record: &mut Record<'_>,
+        taken: &mut Taken,
     ) -> Result<Served, Reject> {
         (record.route, record.route_name) = (policy.local_route, policy.local_name.clone());
         let _share = self.shared.budget.take(CALL_BYTES).ok_or(Reject::Overloaded("Too many bytes in flight"))?;
@@ -289,7 +296,38 @@ impl Worker {
         self.begin_body(client, head, max, record)?;
         let body = read_whole_body(client, max, policy).await?;
         let response = self.ask_local(head, body, None, record).await?;
+        if response.extensions().get::<CountsAsRefusal>().is_some() {
+            taken.give_back(&self.shared.rates);
+            self.count_refusal(head, policy, record, false)?;
+        }
         self.answer_local(client, head, &response, record).await
+    }
+
+    /// Takes a refusal from the address's own limit of those. A call with a good credential is never refused by it:
+    /// others may have used it up. `is_bad`: the credential is known to be none.
+    ///
+    /// # Errors
+    /// [`Reject::RateLimited`]; [`Reject::AddressBlocked`] for a guess from a blocked address.
+    fn count_refusal(
+        &self,
+        head: &RequestHead,
+        policy: &Policy,
+        record: &Record<'_>,
+        is_bad: bool,
+    ) -> Result<(), Reject> {
+        let shared = &*self.shared;
+        let Err(limited) = rate::check_refusal(&shared.rates, &policy.rates, record.client, record.started) else {
+            return Ok(());
+        };
+        if is_bad {
+            return Err(limited);
+        }
+        let cookies = policy.cookies.as_ref();
+        match shared.auth.authenticate(head, record.client, record.at, record.started, cookies, &self.shard) {
+            Ok(_) => Ok(()),
+            Err(blocked @ Reject::AddressBlocked { .. }) => Err(blocked),
+            Err(_) => Err(limited),
+        }
     }
 
     /// `checked`: whose call it is, where that was found out here.

@@ -519,6 +519,7 @@ impl Policy {
                 address: Quota::per_minute(limits.per_ip_per_minute),
                 key: Quota::per_minute(limits.per_key_per_minute),
                 user: Quota::per_minute(limits.per_user_per_minute),
+                refusals: Quota::per_minute(limits.refusals()),
             },
             limits: limits.clone(),
             trusted_proxies: config.access.trusted_proxies.clone(),

@@ -1,4 +1,4 @@
-//! Rates: how many requests a minute an address, a key and a user may make.
+//! Rates: how many requests a minute an address, a key and a user may make, and how many refusals an address may cause.
 //!
 //! Owns the limits' states and the arithmetic of the generic cell rate algorithm over governor's lock-free state. governor's
 //! own limiter cannot give a request back, and we must: a call that another limit refuses takes nothing from this one. Bounded
@@ -126,21 +126,24 @@ impl States {
 pub struct RateStates {
     addresses: States,
     keys: States,
+    refusals: States,
 }
 
 impl RateStates {
     pub fn new(max_tracked: usize) -> Arc<Self> {
-        Arc::new(Self { addresses: States::new(max_tracked), keys: States::new(max_tracked) })
+        let states = || States::new(max_tracked);
+        Arc::new(Self { addresses: states(), keys: states(), refusals: states() })
     }
 
     /// To be called every few seconds.
     pub fn sweep(&self, now: Monotonic) {
         self.addresses.sweep(now);
         self.keys.sweep(now);
+        self.refusals.sweep(now);
     }
 
     pub fn tracked(&self) -> usize {
-        self.addresses.len.load(Ordering::Relaxed) + self.keys.len.load(Ordering::Relaxed)
+        [&self.addresses, &self.keys, &self.refusals].iter().map(|states| states.len.load(Ordering::Relaxed)).sum()
     }
 }
 
@@ -150,6 +153,8 @@ pub struct RateQuotas {
     pub address: Option<Quota>,
     pub key: Option<Quota>,
     pub user: Option<Quota>,
+    /// Of an address, for what it was refused.
+    pub refusals: Option<Quota>,
 }
 
 /// What one request has taken so far, to be given back if it is refused.
@@ -212,6 +217,16 @@ pub fn check_address(
     taken.note(standing.map_err(|wait| refuse(RateScope::Address, quota, wait))?);
     taken.address = Some((key, quota));
     Ok(())
+}
+
+/// Takes one refusal from the address's limit of those. Good calls never take from it.
+///
+/// # Errors
+/// [`Reject::RateLimited`].
+pub fn check_refusal(states: &RateStates, quotas: &RateQuotas, client: ClientIp, now: Monotonic) -> Result<(), Reject> {
+    let Some(quota) = quotas.refusals else { return Ok(()) };
+    let taken = states.refusals.with(address_key(client), |state| take(state, quota, now));
+    taken.map(|_| ()).map_err(|wait| refuse(RateScope::Refusals, quota, wait))
 }
 
 /// Takes one request from the key's and from the user's limit.

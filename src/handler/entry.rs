@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use crate::accounts::Accounts;
+use crate::accounts::guesses::Shown;
 use crate::accounts::login_check::Factors;
 use crate::accounts::passwords::Password;
 use crate::accounts::registration::{EMAIL_TAKEN, Entrance, Registered, Registration};
@@ -94,9 +95,9 @@ fn told_login((user, session): &(User, SessionView), record: Record) -> Record {
 /// # Errors
 /// Those of [`Accounts::refresh`].
 pub async fn refresh(accounts: &Arc<Accounts>, call: &Call, refresh_token: String) -> Result<SessionView, Reject> {
-    let record = stranger(call, Action::SessionRefreshed);
+    let (record, from) = (stranger(call, Action::SessionRefreshed), call.address);
     let act = move |accounts: Arc<Accounts>| async move {
-        let session = accounts.refresh(&refresh_token).await?;
+        let session = accounts.refresh(Shown::new(&refresh_token, from)).await?;
         let Principal::User(id) = session.principal else { return Err(Reject::Unauthenticated) };
         Ok((accounts.user(id)?, session))
     };
@@ -112,9 +113,12 @@ pub async fn refresh(accounts: &Arc<Accounts>, call: &Call, refresh_token: Strin
 ///
 /// # Errors
 /// Those of [`Accounts::logout`].
-pub async fn log_out(accounts: &Arc<Accounts>, call: &Call, token: String) -> Result<User, Reject> {
+pub async fn log_out(accounts: &Arc<Accounts>, call: &Call, token: Shown<'_>) -> Result<User, Reject> {
     let record = stranger(call, Action::SessionEnded);
-    let act = move |accounts: Arc<Accounts>| async move { accounts.user(accounts.logout(&token).await?) };
+    let (text, from, counts) = (token.text.to_owned(), token.from, token.counts);
+    let act = move |accounts: Arc<Accounts>| async move {
+        accounts.user(accounts.logout(Shown { text: &text, from, counts }).await?)
+    };
     accounts.audited(record, act, |user, record| record.by(user).on(user)).await
 }
 

@@ -17,6 +17,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
+use crate::accounts::guesses::Shown;
 use crate::accounts::own::Proof;
 use crate::accounts::passwords::Password;
 use crate::actors::audit::Origin;
@@ -28,6 +29,7 @@ use crate::domain::ids::RequestId;
 use crate::domain::meters::Micro;
 use crate::domain::nearest;
 use crate::error::{CROSS_SITE, Reject};
+use crate::handler::pages;
 use crate::handler::render::Refused;
 
 const DEFAULT_PAGE_SIZE: usize = 50;
@@ -133,9 +135,9 @@ impl Call {
     ///
     /// # Errors
     /// [`Reject::Unauthenticated`] without one, [`Reject::BadRequest`] with two.
-    pub fn token(&self) -> Result<&str, Reject> {
+    pub fn token(&self) -> Result<Shown<'_>, Reject> {
         match &self.credential {
-            Ok(Some(token)) => Ok(token),
+            Ok(Some(token)) => Ok(Shown::new(token, self.address)),
             Ok(None) => Err(Reject::Unauthenticated),
             Err(reject) => Err(reject.clone()),
         }
@@ -145,30 +147,24 @@ impl Call {
     ///
     /// # Errors
     /// As [`Call::token`]; [`Reject::Forbidden`] for a cookie in a request that another site's page has made.
-    pub fn session(&self, cookies: Option<&CookieRule>) -> Result<String, Reject> {
+    pub fn session(&self, cookies: Option<&CookieRule>) -> Result<Shown<'_>, Reject> {
         let token = self.token();
         let line = self.headers.get(header::COOKIE).map(|line| line.as_bytes());
         let (Err(Reject::Unauthenticated), Some(rule), Some(line)) = (&token, cookies, line) else {
-            return token.map(str::to_owned);
+            return token;
         };
         let named = self.headers.contains_key(header::AUTHORIZATION) || self.headers.contains_key("x-api-key");
         let Some(session) = rule.find(line).filter(|_| !named) else { return Err(Reject::Unauthenticated) };
         if !rule.trusts(&self.provenance()) {
             return Err(Reject::Forbidden(CROSS_SITE));
         }
-        String::from_utf8(session.to_vec()).map_err(|_| Reject::Unauthenticated)
+        let text = std::str::from_utf8(session).map_err(|_| Reject::Unauthenticated)?;
+        Ok(Shown { counts: false, ..Shown::new(text, self.address) })
     }
 
     /// Where the request comes from, as a browser says.
     pub fn provenance(&self) -> Provenance<'_> {
-        let field = |name: &str| self.headers.get(name).map(axum::http::HeaderValue::as_bytes);
-        Provenance {
-            method: self.method.as_str(),
-            fetch_site: field("sec-fetch-site"),
-            navigates: field("sec-fetch-mode") == Some(b"navigate") && field("sec-fetch-dest") == Some(b"document"),
-            origin: field("origin"),
-            host: field("host"),
-        }
+        pages::provenance(&self.method, &self.headers)
     }
 
     /// A cookie of the request.
@@ -416,7 +412,7 @@ impl Fields {
     /// [`Reject::Unauthenticated`] without a session.
     pub fn proof(&mut self, name: &str, call: &Call) -> Result<Proof, Reject> {
         let password = if self.has(name) { Some(self.password(name)?) } else { None };
-        Ok(Proof { password, field: name.to_owned(), code: None, token: call.token()?.to_owned() })
+        Ok(Proof { password, field: name.to_owned(), code: None, token: call.token()?.text.to_owned() })
     }
 
     /// A password; empty when it is missing, which [`Fields::done`] refuses.

@@ -9,6 +9,7 @@ pub mod entry;
 pub mod exports;
 pub mod extract;
 pub mod own_acts;
+pub mod pages;
 pub mod provider;
 pub mod render;
 pub mod staff_acts;

@@ -15,7 +15,7 @@ use crate::accounts::users::Page;
 use crate::clock::Clock;
 use crate::domain::dialect::Dialect;
 use crate::domain::ids::RequestId;
-use crate::error::Reject;
+use crate::error::{CountsAsRefusal, Reject};
 
 /// What handlers answer.
 pub type Answer = Result<Response, Refused>;
@@ -93,6 +93,9 @@ pub async fn refusals(State(how): State<Refusals>, mut request: Request, next: N
             (reject, ..) => reject,
         };
         let headers = reject.headers();
+        if reject.counts_as_refusal() {
+            response.extensions_mut().insert(CountsAsRefusal);
+        }
         *response.body_mut() = axum::body::Body::from(reject.body_for(dialect, id, how.clock.now()));
         response.headers_mut().remove(header::CONTENT_LENGTH);
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -14,6 +14,7 @@
 //! | `s/` MAC of the session token | [`Session`](crate::domain::session::Session) |
 //! | `sr/` MAC of the refresh token | MAC of the session token |
 //! | `sp/` MAC of a refresh token that was used | [`Spent`](crate::domain::session::Spent) |
+//! | `rt/` slot | MAC of a credential, code or link that was good once; a newer one takes its slot |
 //! | `us/` user id, session id | MAC of the session token |
 //! | `ss/` staff id, session id | MAC of the session token |
 //! | `mf/` `u` or `s`, id | the second factor of a user or a member of the staff |
@@ -118,6 +119,20 @@ pub fn session_by_refresh(mac: &SecretMac) -> Vec<u8> {
 
 pub fn spent_refresh(mac: &SecretMac) -> Vec<u8> {
     key(b"sp/", &mac.0)
+}
+
+/// How many credentials that were good once are remembered at most.
+pub const RETIRED_SLOTS: u32 = 1 << 18;
+
+/// Where it is kept that what has this MAC was good once. MACs are evenly spread, so two rarely meet.
+pub fn retired(mac: &SecretMac) -> Vec<u8> {
+    let first = mac.0.first_chunk::<4>().map_or(0, |bytes| u32::from_be_bytes(*bytes));
+    key(b"rt/", &(first % RETIRED_SLOTS).to_be_bytes()[1..])
+}
+
+/// The MAC in a key that [`api_key`] made.
+pub fn parse_api_key(key: &[u8]) -> Option<SecretMac> {
+    Some(SecretMac(key.strip_prefix(API_KEYS)?.try_into().ok()?))
 }
 
 pub fn sessions_of_user(user: UserId) -> Vec<u8> {

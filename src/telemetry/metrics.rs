@@ -45,6 +45,8 @@ pub enum Outcome {
     Unauthenticated,
     BadRequest,
     AddressDenied,
+    /// Blocked for guessing.
+    AddressBlocked,
     Forbidden,
     NotFound,
     RateLimited,
@@ -62,7 +64,7 @@ pub enum Outcome {
     Internal,
 }
 
-const OUTCOMES: [&str; 24] = [
+const OUTCOMES: [&str; 25] = [
     "ok",
     "upstream_refused",
     "upstream_failed",
@@ -73,6 +75,7 @@ const OUTCOMES: [&str; 24] = [
     "unauthenticated",
     "bad_request",
     "address_denied",
+    "address_blocked",
     "forbidden",
     "not_found",
     "rate_limited",
@@ -114,6 +117,7 @@ impl From<&Reject> for Outcome {
             | Reject::UnsupportedMediaType(_)
             | Reject::VersionNotSupported => Self::BadRequest,
             Reject::AddressDenied => Self::AddressDenied,
+            Reject::AddressBlocked { .. } => Self::AddressBlocked,
             Reject::Forbidden(_)
             | Reject::WrongPassword
             | Reject::FactorRequired
@@ -212,7 +216,7 @@ pub struct Shard {
     auth_ok: Local,
     auth_failed: Local,
     cache: [Local; CACHE_RESULTS.len()],
-    rate_limited: [Local; 3],
+    rate_limited: [Local; RateScope::ALL.len()],
     reserved: [Local; MAX_METERS],
     spent: [Local; MAX_METERS],
     unpaid: [Local; MAX_METERS],
@@ -371,6 +375,7 @@ pub struct Metrics {
     logins_ok: AtomicU64,
     logins_failed: AtomicU64,
     logins_locked: AtomicU64,
+    logins_blocked: AtomicU64,
     login_checks: [AtomicU64; LOGIN_CHECKS.len()],
     config_reloads_ok: AtomicU64,
     config_reloads_refused: AtomicU64,
@@ -404,6 +409,8 @@ pub enum Login {
     Ok,
     Failed,
     Locked,
+    /// From an address that may not guess.
+    Blocked,
 }
 
 /// What came of asking the verifier of logins.
@@ -433,6 +440,7 @@ impl Metrics {
             logins_ok: AtomicU64::new(0),
             logins_failed: AtomicU64::new(0),
             logins_locked: AtomicU64::new(0),
+            logins_blocked: AtomicU64::new(0),
             login_checks: Default::default(),
             config_reloads_ok: AtomicU64::new(0),
             config_reloads_refused: AtomicU64::new(0),
@@ -473,6 +481,7 @@ impl Metrics {
             Login::Ok => &self.logins_ok,
             Login::Failed => &self.logins_failed,
             Login::Locked => &self.logins_locked,
+            Login::Blocked => &self.logins_blocked,
         }
         .fetch_add(1, Ordering::Relaxed);
     }
@@ -660,6 +669,7 @@ impl Metrics {
                 result("ok", &self.logins_ok),
                 result("failed", &self.logins_failed),
                 result("locked", &self.logins_locked),
+                result("blocked", &self.logins_blocked),
             ],
         );
         let checks = LOGIN_CHECKS.iter().zip(&self.login_checks);

@@ -425,3 +425,22 @@ fn thousands_of_connections_that_leave_at_random_leave_nothing_behind() {
     assert!(server.is_running());
     assert_eq!(server.chat(&user.key, &[], json!({})).status, 200);
 }
+
+#[test]
+fn the_log_names_an_address_that_is_blocked() {
+    let upstream = Upstream::start();
+    let text = config(&upstream.url(), NO_RATE).replace("block_after_failures = 0", "block_after_failures = 2");
+    let site = Site::new(&text);
+    let server = site.serve();
+    for _ in 0..4 {
+        server.chat("pe-00000000000000000000000000000000", &[], json!({}));
+    }
+    let named = || server.log().lines().filter(|line| line.contains("blocked for guessing")).count();
+    wait_until("the block is in the log", || named() > 0);
+    let log = server.log();
+    let line = log.lines().find(|line| line.contains("blocked for guessing")).unwrap();
+    for part in ["127.0.0.1", "public", "credentials", "until"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    assert_eq!(named(), 1, "once: {log}");
+}

@@ -13,6 +13,7 @@ mod compat;
 mod credits;
 mod fake_upstream;
 mod first_steps;
+mod guesses;
 mod http_semantics;
 mod journal;
 mod layers;

@@ -20,7 +20,9 @@ use std::time::Duration;
 use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 
+use super::blocks::Guess;
 use super::fields::{email_fault, normalized, username_fault};
+use super::guesses::Door;
 use super::mail::{Letter, LetterKind};
 use super::own::Proof;
 use super::proof::{answered_from, refuse_waiting};
@@ -135,6 +137,8 @@ pub(super) struct OauthState {
     providers: arc_swap::ArcSwap<BTreeMap<String, Arc<Provider>>>,
     flows: Cache<SecretMac, Flow>,
     admissions: Cache<SecretMac, Admission>,
+    /// Codes that were given lately, used and unused: one of them is no guess.
+    made: Cache<SecretMac, ()>,
 }
 
 impl OauthState {
@@ -144,6 +148,7 @@ impl OauthState {
             providers: arc_swap::ArcSwap::from_pointee(BTreeMap::new()),
             flows: cache(FLOW_LASTS),
             admissions: Cache::builder().max_capacity(MAX_FLOWS).time_to_live(CODE_LASTS).build(),
+            made: Cache::builder().max_capacity(MAX_FLOWS).time_to_live(FLOW_LASTS).build(),
         };
         state.reconfigure(providers, clock);
         state
@@ -295,7 +300,9 @@ impl Accounts {
         if second_factor || flow.redirect.is_some() {
             let code = random()?;
             let admission = Admission { user: user.id, ends: self.clock.now().plus(CODE_LASTS) };
-            self.oauth.admissions.insert(self.pepper.mac_in("oauth code", code.as_bytes()), admission);
+            let mac = self.pepper.mac_in("oauth code", code.as_bytes());
+            self.oauth.admissions.insert(mac, admission);
+            self.oauth.made.insert(mac, ());
             return Ok(Landing::Code { code, user, redirect: flow.redirect, second_factor });
         }
         let address = arrival.address.unwrap_or(IpAddr::from([127, 0, 0, 1]));
@@ -307,17 +314,25 @@ impl Accounts {
     /// it, but counts.
     ///
     /// # Errors
-    /// [`Reject::BadRequest`] for a code that is unknown, used or too old; those of a login.
+    /// [`Reject::BadRequest`] for a code that is unknown, used or too old; [`Reject::AddressBlocked`]; those of a login.
     pub async fn exchange_login(
         &self,
         code: &str,
         factor: Option<&str>,
         entrance: Entrance,
     ) -> Result<(User, SessionView), Reject> {
+        let door = Door::public(entrance.address);
+        self.refuse_blocked(door)?;
         self.judge_social_login()?;
         let mac = self.pepper.mac_in("oauth code", code.as_bytes());
         let taken = self.oauth.admissions.remove(&mac).filter(|admission| self.clock.now() < admission.ends);
-        let admission = taken.ok_or_else(bad_state)?;
+        let Some(admission) = taken else {
+            // Apps send one again, or too late.
+            if !self.oauth.made.contains_key(&mac) {
+                self.count_guess(door, Guess::Code)?;
+            }
+            return Err(bad_state());
+        };
         if let Err(reject) = self.second_factor(Principal::User(admission.user), factor, entrance.address).await {
             self.oauth.admissions.insert(mac, admission);
             return Err(reject);
@@ -439,7 +454,7 @@ impl Accounts {
                 user.status = Status::Active;
             }
             for kind in super::tokens::TokenKind::ALL {
-                batch.delete(tables::one_time(id, kind.byte()));
+                self.drop_link(id, kind, batch)?;
             }
             // After the deletion of his other logins.
             let mac = self.identity_mac(provider, &claims.subject);

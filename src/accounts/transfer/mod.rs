@@ -18,7 +18,6 @@ use super::keys::{DEFAULT_KEY, NewKey};
 use super::plans::canonical_plan;
 use super::secrets::Minted;
 use super::sessions::close_session;
-use super::tokens::forget_links;
 use super::users::{AdminUpdate, MeterUpdate, apply_update};
 use super::{Accounts, ExportTrouble, Forget, MAX_TRIES, legacy, too_busy};
 use crate::actors::user::ledger::{self, Account, AccountRow, Command, Recovery, Reply};
@@ -313,7 +312,7 @@ impl Accounts {
                     user.wait_for_proof(by, user.proved_address().map(str::to_owned), self.clock.now());
                 }
                 user.password_hash = Some(hash.clone());
-                forget_links(id, batch);
+                self.forget_links(id, batch)?;
                 for (mac, session) in self.load_sessions(id)? {
                     close_session(&mac, &session, batch);
                 }

@@ -140,8 +140,9 @@ acts! {
     MfaEnabled = "mfa.enabled", Warning;
     MfaDisabled = "mfa.disabled", Warning;
     RecoveryCodesMade = "mfa.recovery_codes_made", Warning;
-    /// Too many wrong credentials from one address: it is refused for a while.
+    /// Too many wrong credentials from one address: it may not guess for a while.
     AddressBlocked = "address.blocked", Warning;
+    AddressUnblocked = "address.unblocked", Warning;
     IpRuleCreated = "ip_rule.created", Warning;
     IpRuleRemoved = "ip_rule.removed", Warning;
     IpRuleExpired = "ip_rule.expired", Info;

@@ -25,6 +25,7 @@ use crate::error::Reject;
 use crate::handler::acts::stranger;
 use crate::handler::entry::{self, Welcome};
 use crate::handler::extract::Call;
+use crate::handler::pages::no_foreign;
 use crate::handler::render::{self, Answer};
 use request::{ForgotRequest, LoginRequest, RegisterRequest, ResetRequest};
 use response::{Done, LoggedIn, Quota, Registered, Verified};
@@ -120,8 +121,9 @@ async fn verify_email(State(accounts): Api, call: Call) -> Answer {
     if call.wants_html || call.is_head() {
         return Ok(render::sent_to(&format!("/v1/users/verify-email?token={}", render::escaped_query(&token)))?);
     }
-    let record = stranger(&call, Action::EmailVerified);
-    let act = move |accounts: Arc<Accounts>| async move { accounts.verify_email(&token).await };
+    no_foreign(&accounts, &call)?;
+    let (record, from) = (stranger(&call, Action::EmailVerified), call.address);
+    let act = move |accounts: Arc<Accounts>| async move { accounts.verify_email(&token, from).await };
     let user = accounts.audited(record, act, |user, record| record.by(user).on(user)).await?;
     render::ok(Verified::of(&user))
 }
@@ -140,9 +142,10 @@ async fn forgot_password(State(accounts): Api, call: Call) -> Answer {
     responses((status = 200, body = Done)))]
 async fn reset_password(State(accounts): Api, call: Call) -> Answer {
     let (token, password) = ResetRequest::read(&call)?;
-    let record = stranger(&call, Action::PasswordChanged).with("by", "mailed link");
-    let act =
-        move |accounts: Arc<Accounts>| async move { accounts.reset_password(&token, password, Rule::Length).await };
+    let (record, from) = (stranger(&call, Action::PasswordChanged).with("by", "mailed link"), call.address);
+    let act = move |accounts: Arc<Accounts>| async move {
+        accounts.reset_password(&token, password, Rule::Length, from).await
+    };
     accounts.audited(record, act, |user, record| record.by(user).on(user)).await?;
     render::ok(Done::new("Password reset successful; all sessions have ended"))
 }
@@ -152,6 +155,6 @@ async fn reset_password(State(accounts): Api, call: Call) -> Answer {
     responses((status = 200, body = Quota)))]
 async fn quota(State(accounts): Api, call: Call) -> Answer {
     let token = call.session(accounts.settings().cookies.as_ref())?;
-    let user = accounts.user_of_session(&token)?;
+    let user = accounts.user_of_session(token)?;
     render::ok(Quota::new(&user, &accounts.meters(user.id)?))
 }

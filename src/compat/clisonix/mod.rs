@@ -14,9 +14,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::accounts::Accounts;
+use crate::accounts::guesses::Shown;
 use crate::domain::session::{SessionStyle, TokenLook};
-use crate::domain::user::User;
-use crate::error::Reject;
 use crate::handler::entry::{self, Welcome};
 use crate::handler::extract::Call;
 use crate::handler::own_acts;
@@ -71,7 +70,7 @@ async fn login(State(accounts): Api, call: Call) -> Answer {
 #[utoipa::path(post, path = "/api/users/logout", tag = "clisonix", security(("session" = [])),
     responses((status = 200, body = Done)))]
 async fn logout(State(accounts): Api, call: Call) -> Answer {
-    entry::log_out(&accounts, &call, call.token()?.to_owned()).await?;
+    entry::log_out(&accounts, &call, call.token()?).await?;
     render::ok(Done::new("Logged out"))
 }
 
@@ -81,7 +80,7 @@ async fn logout(State(accounts): Api, call: Call) -> Answer {
 async fn validate_token(State(accounts): Api, call: Call) -> Answer {
     let token = call.token()?;
     let user = accounts.user_of_session(token)?;
-    let session = accounts.sessions(user.id, Some(token))?.into_iter().find(|session| session.current);
+    let session = accounts.sessions(user.id, Some(token.text))?.into_iter().find(|session| session.current);
     render::ok(ValidToken::new(&user, session.map(|session| session.expires_at)))
 }
 
@@ -90,24 +89,15 @@ async fn validate_token(State(accounts): Api, call: Call) -> Answer {
     request_body = Option<KeyRequest>, responses((status = 200, body = ValidKey)))]
 async fn validate_api_key(State(accounts): Api, call: Call) -> Answer {
     let key = KeyRequest::read(&call)?;
-    let user = accounts.user_of_key(&key, call.address)?;
+    let user = accounts.user_of_key(Shown::new(&key, call.address))?;
     render::ok(ValidKey::from(&user))
-}
-
-/// The caller, by his session or by his key.
-fn caller(accounts: &Accounts, call: &Call) -> Result<User, Reject> {
-    let token = call.token()?;
-    match accounts.user_of_session(token) {
-        Err(Reject::Unauthenticated | Reject::SessionNeeded) => accounts.user_of_key(token, call.address),
-        found => found,
-    }
 }
 
 /// The caller's account.
 #[utoipa::path(get, path = "/api/users/me", tag = "clisonix", security(("session" = []), ("key" = [])),
     responses((status = 200, body = Account)))]
 async fn me(State(accounts): Api, call: Call) -> Answer {
-    let user = caller(&accounts, &call)?;
+    let user = accounts.user_of_either(call.token()?)?;
     let key = accounts.default_key(user.id)?;
     render::ok(Account::of(&user).with_key(key.masked))
 }

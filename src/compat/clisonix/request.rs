@@ -99,10 +99,10 @@ impl KeyRequest {
         let in_body = fields.optional_text("api_key");
         fields.done()?;
         match (call.token(), in_body) {
-            (Ok(token), Some(key)) if token != key => {
+            (Ok(token), Some(key)) if token.text != key => {
                 Err(Reject::BadRequest("Two different credentials in one request".into()))
             }
-            (Ok(key), _) => Ok(key.to_owned()),
+            (Ok(key), _) => Ok(key.text.to_owned()),
             (Err(Reject::Unauthenticated), Some(key)) => Ok(key),
             (Err(reject), _) => Err(reject),
         }

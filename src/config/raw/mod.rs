@@ -15,6 +15,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::compat::Compat;
+use super::cors::Cors;
 use super::masked;
 
 pub use accounts::*;
@@ -157,6 +158,7 @@ pub struct RawConfig {
     pub forward: Vec<RawForward>,
     pub access: Access,
     pub limits: Limits,
+    pub cors: Cors,
     pub plans: BTreeMap<String, RawPlan>,
     pub prices: RawPrices,
     pub accounts: Accounts,
@@ -183,6 +185,7 @@ impl Default for RawConfig {
             forward: Vec::new(),
             access: Access::default(),
             limits: Limits::default(),
+            cors: Cors::default(),
             plans: default_plans(),
             prices: RawPrices::default(),
             accounts: Accounts::default(),

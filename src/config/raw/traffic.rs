@@ -245,6 +245,8 @@ pub struct Access {
     pub trusted_proxies: Vec<IpNet>,
     /// Only allowed addresses come in.
     pub whitelist: bool,
+    /// What a blocked address is refused.
+    pub block: Block,
     /// Failed credentials from one address before it is blocked; 0: never.
     pub block_after_failures: u32,
     pub block_minutes: u64,
@@ -259,6 +261,7 @@ impl Default for Access {
             deny: Vec::new(),
             trusted_proxies: Vec::new(),
             whitelist: false,
+            block: Block::Guesses,
             block_after_failures: 5,
             block_minutes: 15,
             max_tracked_addresses: 65_536,
@@ -266,11 +269,24 @@ impl Default for Access {
     }
 }
 
+/// What a blocked address is refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Block {
+    /// Every attempt with a password, a code or a mailed token, and credentials that nobody has. Good ones go on.
+    #[default]
+    Guesses,
+    /// Everything on the public listener.
+    All,
+}
+
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// 0 switches this limit off, here and in the next two.
+    /// 0 switches this limit off, here and in the next three.
     pub per_ip_per_minute: u32,
+    /// Refusals for a credential, a path or a method (401, 404, 405); left out: as many as `per_ip_per_minute`.
+    pub refusals_per_ip_per_minute: Option<u32>,
     pub per_key_per_minute: u32,
     pub per_user_per_minute: u32,
     /// Addresses, and keys, whose rate is remembered one by one; past it they share buckets by hash.
@@ -300,10 +316,18 @@ pub struct Limits {
     pub max_cached_credentials: u64,
 }
 
+impl Limits {
+    /// Refusals a minute; who takes the limit of an address away takes this one away with it.
+    pub fn refusals(&self) -> u32 {
+        self.refusals_per_ip_per_minute.unwrap_or(self.per_ip_per_minute)
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
             per_ip_per_minute: 60,
+            refusals_per_ip_per_minute: None,
             per_key_per_minute: 0,
             per_user_per_minute: 0,
             max_tracked_rates: 262_144,

@@ -200,6 +200,8 @@ const SIDE: &[(Least, &str)] = &[
     (Admin, "GET /v1/admin-panel/ip-rules"),
     (Admin, "POST /v1/admin-panel/ip-rules"),
     (Admin, "DELETE /v1/admin-panel/ip-rules/{id}"),
+    (Admin, "GET /v1/admin-panel/blocks"),
+    (Admin, "DELETE /v1/admin-panel/blocks/{address}"),
     (Admin, "POST /v1/admin-panel/reset-limits"),
     (Admin, "GET /v1/admin-panel/ledger/verify"),
     (Superadmin, "GET /v1/admin-panel/backup"),
@@ -283,6 +285,7 @@ fn every_route_lets_in_whom_it_should_and_nobody_else() {
             .replace("{provider}", "nobody")
             .replace("{file}", "index.css")
             .replace("{list}", "1")
+            .replace("{address}", "192.0.2.1")
     };
     let body = json!({});
     let shut = |who: &str, route: &str, answer: &Answer, status: u16| {

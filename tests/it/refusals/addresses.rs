@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use tollgate::domain::key::KeyLimits;
 
-use super::{ADDRESS_DENIED, Desk, UNAUTHENTICATED, assert_refused};
+use super::{ADDRESS_DENIED, Desk, Row, UNAUTHENTICATED, assert_refused, row};
 
 #[test]
 fn denied_by_the_config() {
@@ -66,18 +66,35 @@ fn outside_the_networks_of_the_key() {
     assert_refused(&answer, &ADDRESS_DENIED);
 }
 
+const BLOCKED: Row = row(403, "ADDRESS_BLOCKED", "permission_error");
+const WRONG: [(&str, &str); 1] = [("authorization", "Bearer pe-00000000000000000000000000000000")];
+
 #[test]
 fn blocked_for_fifteen_minutes_after_five_failures() {
     let desk = Desk::open("[access]\nblock_after_failures = 5\nblock_minutes = 15\n");
-    let wrong = [("authorization", "Bearer pe-00000000000000000000000000000000")];
+    for _ in 0..5 {
+        assert_refused(&desk.chat_with(&WRONG), &UNAUTHENTICATED);
+    }
+    let blocked = desk.costs_nothing(|desk| desk.chat_with(&WRONG));
+    assert_refused(&blocked, &BLOCKED.retry_after(900));
+    assert!(blocked.json()["message"].as_str().unwrap().contains("blocked for guessing"), "{}", blocked.text());
+    desk.clock().advance(Duration::from_secs(15 * 60 - 1));
+    assert_refused(&desk.chat_with(&WRONG), &BLOCKED.retry_after(1));
+    desk.clock().advance(Duration::from_secs(1));
+    assert_refused(&desk.chat_with(&WRONG), &UNAUTHENTICATED);
+}
+
+#[test]
+fn blocked_whole_by_the_old_rule() {
+    let desk = Desk::open("[access]\nblock = \"all\"\nblock_after_failures = 5\nblock_minutes = 15\n");
     let left = desk.conversations();
     for _ in 0..5 {
-        assert_refused(&desk.chat_with(&wrong), &UNAUTHENTICATED);
+        assert_refused(&desk.chat_with(&WRONG), &UNAUTHENTICATED);
     }
-    assert_refused(&desk.chat(), &ADDRESS_DENIED);
-    assert_refused(&desk.chat_with(&wrong), &ADDRESS_DENIED);
+    assert_refused(&desk.chat(), &BLOCKED.retry_after(900));
+    assert_refused(&desk.chat_with(&WRONG), &BLOCKED.retry_after(900));
     desk.clock().advance(Duration::from_secs(15 * 60 - 1));
-    assert_refused(&desk.chat(), &ADDRESS_DENIED);
+    assert_refused(&desk.chat(), &BLOCKED.retry_after(1));
     assert_eq!((desk.app.upstream.stats().total, desk.conversations()), (0, left));
     desk.clock().advance(Duration::from_secs(1));
     let free = desk.chat();

@@ -17,6 +17,8 @@ fn no_conversations_left() {
         answer
     });
     assert_refused(&answer, &SHORT);
+    // SDKs send a 429 again and again unless they are told not to.
+    assert_eq!(answer.header("x-should-retry"), Some("false"));
     let body = answer.json();
     assert_eq!(body["message"], "Insufficient conversation credits");
     assert_eq!(body["errors"], json!(["conversations: 0 left, 1 needed"]));
