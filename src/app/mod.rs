@@ -41,7 +41,7 @@ use crate::config::Config;
 use crate::domain::ids::StaffId;
 use crate::error::Reject;
 use crate::gateway::authenticate::Authenticator;
-use crate::gateway::buffers::Budget;
+use crate::gateway::buffers::{self, Bounds, Budget};
 use crate::gateway::deadline::Deadlines;
 use crate::gateway::pipeline::{LongLogins, Shared, Worker};
 use crate::gateway::policy::Policy;
@@ -229,6 +229,7 @@ impl App {
                 ticks.tick().await;
                 shared.users.sweep();
                 shared.rates.sweep(shared.clock.monotonic());
+                let_memory_go();
             }
         });
     }
@@ -272,7 +273,8 @@ impl App {
             watch_health(control, &policy, &self.core.clock);
         }
         self.core.accounts.reconfigure(Settings::from(&config));
-        self.shared.budget.set_limit(config.limits.in_flight_bytes);
+        self.shared.budget.set_bounds(Bounds::of_calls(&config.limits));
+        self.shared.local_budget.set_bounds(Bounds::of_local_calls(&config.limits));
         self.shared.policy.store(policy);
         self.core.metrics.config_reloaded(true);
         tracing::info!("the config was reloaded");
@@ -387,7 +389,8 @@ fn share(
         addresses: core.accounts.addresses().clone(),
         blocks: core.accounts.blocks().clone(),
         rates: RateStates::new(config.limits.max_tracked_rates),
-        budget: Budget::new(config.limits.in_flight_bytes),
+        budget: Budget::new(Bounds::of_calls(&config.limits)),
+        local_budget: Budget::new(Bounds::of_local_calls(&config.limits)),
         committer: core.committer.clone(),
         journal: core.journal.clone(),
         metrics: core.metrics.clone(),
@@ -440,10 +443,21 @@ fn run_worker(
     // Dropping the runtime drops the calls that still run; their holds settle as they go.
 }
 
+/// Has the allocator give pages that are free to the system. It does so when a thread that has used it ends, or while memory is
+/// asked for; after a flood, when nobody asks for any, it would keep them.
+fn let_memory_go() {
+    let used = || drop(std::hint::black_box(Box::new(0u64)));
+    if let Err(error) = std::thread::Builder::new().name("tollgate-memory".into()).spawn(used) {
+        tracing::debug!(%error, "no thread for giving memory back");
+    }
+}
+
+/// What a worker has kept and does not need is given back now and then.
 async fn prune_pools(worker: Arc<Worker>) {
     let mut ticks = tokio::time::interval(SWEEP);
     loop {
         ticks.tick().await;
+        buffers::trim();
         let now = worker.shared.clock.monotonic();
         for upstream in &worker.shared.policy.load().upstreams {
             for endpoint in &upstream.endpoints {

@@ -11,6 +11,7 @@ use crate::actors::scheduler::TaskState;
 use crate::clock::UnixMillis;
 use crate::compat;
 use crate::config::Config;
+use crate::gateway::buffers::Full;
 use crate::gateway::pipeline::Shared;
 use crate::telemetry::machine;
 use crate::telemetry::metrics::Exposition;
@@ -42,7 +43,24 @@ pub(super) fn add_probes(core: &Core, shared: &Arc<Shared>) {
             "Changed rows that a backup under way has still to read.",
             shared.committer.keys_watched() as f64,
         );
-        out.gauge("tollgate_in_flight_bytes", "Bytes held for calls in flight.", shared.budget.used() as f64);
+        let (budget, local) = (&shared.budget, &shared.local_budget);
+        out.gauge("tollgate_in_flight_bytes", "Bytes held for calls in flight.", budget.used() as f64);
+        out.gauge(
+            "tollgate_local_in_flight_bytes",
+            "Bytes held for logins and what else is answered here.",
+            local.used() as f64,
+        );
+        out.gauge(
+            "tollgate_in_flight_owners",
+            "Users and addresses of calls whose bodies are waited for or long.",
+            (budget.owners() + local.owners()) as f64,
+        );
+        let refused = Full::ALL.iter().zip(budget.refused()).zip(local.refused());
+        out.counters(
+            "tollgate_bytes_refused_total",
+            "Calls for whose bytes there was no room: in all, or of their user's or address's share.",
+            refused.map(|((full, a), b)| (vec![("share", full.as_str().to_owned())], (a + b) as f64)).collect(),
+        );
         out.gauge(
             "tollgate_rates_tracked",
             "Addresses and keys whose rate is remembered.",

@@ -362,6 +362,15 @@ impl Config {
             return Err(format!("limits.max_head_bytes: {} is over 1 MiB", self.limits.max_head_bytes));
         }
         at_least("limits.in_flight_bytes", self.limits.in_flight_bytes as u64, 1 << 20)?;
+        at_least("limits.local_in_flight_bytes", self.limits.local_in_flight_bytes as u64, 1 << 20)?;
+        for (key, bytes) in [
+            ("limits.in_flight_bytes_per_user", self.limits.in_flight_bytes_per_user),
+            ("limits.in_flight_bytes_per_address", self.limits.in_flight_bytes_per_address),
+        ] {
+            if bytes != 0 {
+                at_least(key, bytes as u64, 64 << 10)?;
+            }
+        }
         at_least("limits.max_connections", self.limits.max_connections as u64, 1)?;
         at_least("limits.max_live_users", self.limits.max_live_users as u64, 1)?;
         at_least("limits.max_requests_per_connection", self.limits.max_requests_per_connection, 1)?;

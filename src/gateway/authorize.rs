@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use super::authenticate::Caller;
-use super::buffers::{self, Share};
+use super::buffers::{self, Full, READ_BYTES, Share};
 use super::client_ip::ClientIp;
 use super::cost::Cost;
 use super::http1::conn::{BodyError, BodyStep, ClientConn};
@@ -92,7 +92,7 @@ impl Intake {
         }
         intake.body = buffers::take();
         loop {
-            let before = intake.body.len();
+            intake.make_room(client, policy, share)?;
             let step = poll_fn(|cx| {
                 // Who expects `100 Continue` is not asked for the body yet.
                 if client.body_is_untouched() {
@@ -105,7 +105,7 @@ impl Intake {
             })
             .await?;
             let Some(step) = step else { return Ok(intake) };
-            intake.came(step, client, before, share)?;
+            intake.came(step, client);
             if intake.is_enough(ahead, policy)? {
                 intake.scan_if_whole();
                 return Ok(intake);
@@ -125,33 +125,23 @@ impl Intake {
         share: &mut Share,
     ) -> Result<(), Reject> {
         while !self.is_enough(ahead, policy)? {
-            let before = self.body.len();
-            let mut armed = false;
-            let step = poll_fn(|cx| {
-                if armed && client.deadline.has_expired() {
-                    return Poll::Ready(Err(Reject::RequestTimeout));
-                }
-                let step = client.poll_body(cx, &mut self.body);
-                if step.is_pending() && !armed {
-                    // Each piece renews the time for the next.
-                    client.deadline.arm(client.limits.body_timeout);
-                    armed = true;
-                }
-                step.map_err(|error| body_error(&error, policy))
-            })
-            .await?;
-            self.came(step, client, before, share)?;
+            self.make_room(client, policy, share)?;
+            let step = client.read_body(&mut self.body).await.map_err(|error| body_error(&error, policy))?;
+            self.came(step, client);
         }
         self.scan_if_whole();
         Ok(())
     }
 
-    fn came(&mut self, step: BodyStep, client: &ClientConn, before: usize, share: &mut Share) -> Result<(), Reject> {
+    fn came(&mut self, step: BodyStep, client: &ClientConn) {
         self.complete = step == BodyStep::End || client.body_is_done();
-        match share.grow(self.body.len() - before) {
-            true => Ok(()),
-            false => Err(Reject::Overloaded("Too many bytes in flight")),
-        }
+    }
+
+    fn make_room(&mut self, client: &ClientConn, policy: &Policy, share: &mut Share) -> Result<(), Reject> {
+        let length = client.body_length().and_then(|length| usize::try_from(length).ok()).unwrap_or(usize::MAX);
+        // One read may bring more than is asked for.
+        let most = length.min(policy.limits.max_inspect_bytes.saturating_add(2 * READ_BYTES));
+        share.make_room(&mut self.body, client.next_piece(), most).map_err(Full::reject)
     }
 
     /// Whether the decision can be made.
@@ -211,6 +201,7 @@ pub fn body_error(error: &BodyError, policy: &Policy) -> Reject {
     match error {
         BodyError::TooLarge => Reject::BodyTooLarge { limit: policy.limits.max_body_bytes },
         BodyError::Malformed(why) => Reject::BadRequest((*why).to_owned()),
+        BodyError::TooSlow => Reject::RequestTimeout,
         BodyError::Gone => Reject::BadRequest("The request body was cut off".into()),
     }
 }

@@ -60,6 +60,8 @@ struct Relay<'e> {
     out: Vec<u8>,
     at: usize,
     scan: AnswerScan,
+    /// Bytes of the record's text for which there is room.
+    text_room: usize,
     /// The answer so far, where it is to be kept.
     capture: Option<Capture>,
     written: u64,
@@ -215,6 +217,7 @@ impl<'e> Relay<'e> {
             out,
             at: 0,
             scan: AnswerScan::new(format, text_limit),
+            text_room: READ_BYTES,
             capture,
             written: 0,
             waits_for_client: false,
@@ -249,6 +252,9 @@ impl<'e> Relay<'e> {
                     return Poll::Ready(End::NoAnswer);
                 }
                 self.unreadable = true;
+            }
+            if self.scan.buffered() > self.text_room {
+                self.make_text_room(call);
             }
             if self.watches_cost && self.out.len() > arrived_at {
                 self.cover(worker, call, arrived_at);
@@ -294,7 +300,9 @@ impl<'e> Relay<'e> {
                     self.incoming = Incoming::Done;
                     self.end_body();
                 }
-                Poll::Ready(_) => return Poll::Ready(if self.written == 0 { End::NoAnswer } else { End::Cut }),
+                Poll::Ready(_) => {
+                    return Poll::Ready(if self.written == 0 { End::NoAnswer } else { End::Cut });
+                }
                 Poll::Pending => {
                     if !self.begun && self.poll_patience(cx).is_ready() {
                         self.begun = true;
@@ -307,6 +315,19 @@ impl<'e> Relay<'e> {
                     }
                     return Poll::Pending;
                 }
+            }
+        }
+    }
+
+    /// Takes room for the text that the record keeps; where there is none, it keeps no more.
+    fn make_text_room(&mut self, call: &mut Call<'_>) {
+        // As a text grows: by doubling.
+        let more = self.text_room.max(self.scan.buffered() - self.text_room);
+        match call.share.grow(more) {
+            Ok(()) => self.text_room += more,
+            Err(_) => {
+                self.scan.keep_no_more();
+                self.text_room = usize::MAX;
             }
         }
     }

@@ -7,18 +7,17 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::authenticate::Caller;
 use super::authorize;
 use super::body::Served;
+use super::buffers::Full;
 use super::client_ip;
 use super::cost::Cost;
 use super::forward::{self, Waited};
 use super::http1::conn::ClientConn;
 use super::http1::head::RequestHead;
 use super::http1::name::is_same;
-use super::pipeline::{MAX_DISCARD, Worker};
+use super::pipeline::{CALL_BYTES, MAX_DISCARD, Worker, owners, read_whole_body};
 use super::policy::{ANY_METHOD, ForwardRule, Policy, check_method};
 use super::rate::{self, Taken};
 use super::record::Record;
@@ -195,8 +194,11 @@ impl Worker {
             Check::VerifyKey | Check::Usage => MAX_VERIFY_BODY.min(policy.limits.max_inspect_bytes),
             Check::LogMessage => policy.limits.max_inspect_bytes,
         };
-        let _share = self.shared.budget.take(longest).ok_or(Reject::Overloaded("Too many bytes in flight"))?;
-        let body = self.local_body(client, head, longest as u64, policy, record).await?;
+        let mut share =
+            self.shared.budget.take(CALL_BYTES, owners(caller.standing.id, record.client)).map_err(Full::reject)?;
+        let max = (longest as u64).min(policy.limits.max_body_bytes);
+        self.begin_body(client, head, max, record)?;
+        let body = read_whole_body(client, max, policy, &mut share, true).await?;
         // Whoever was revoked while the body came does not go either.
         let (now, ticks) = (self.shared.clock.now(), self.shared.clock.monotonic());
         let caller_now = self.shared.auth.authenticate(head, record.client, now, ticks, None, &self.shard)?;
@@ -220,19 +222,6 @@ impl Worker {
             self.settle(cost, &mut hold);
         }
         self.answer_local(client, head, &response, record).await
-    }
-
-    async fn local_body(
-        &self,
-        client: &mut ClientConn,
-        head: &RequestHead,
-        max: u64,
-        policy: &Policy,
-        record: &mut Record<'_>,
-    ) -> Result<Bytes, Reject> {
-        let max = max.min(policy.limits.max_body_bytes);
-        self.begin_body(client, head, max, record)?;
-        super::pipeline::read_whole_body(client, max, policy).await
     }
 }
 

@@ -4,17 +4,21 @@
 //! byte of an answer and only what cannot have been carried out, or may be carried out twice. The body is [`super::body`]'s.
 
 use std::future::{Future, poll_fn};
+use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::authenticate::{self, Caller};
 use super::authorize::{self, Intake};
 use super::body::{self, Served};
-use super::buffers::{self, Share};
+use super::buffers::{self, READ_BYTES, Share};
 use super::client_ip::ClientIp;
 use super::cost::Cost;
-use super::http1::chunked::{LAST_CHUNK, write_chunk};
+use super::http1::chunked::{CHUNK_END, LAST_CHUNK, begin_chunk, write_chunk};
 use super::http1::conn::{BodyError, BodyStep, ClientConn};
 use super::http1::head::{Framing, HeadEnd, HeadError, Name, RequestHead, ResponseHead, Version};
 use super::http1::name::is_same;
@@ -29,7 +33,7 @@ use super::replay::Capture;
 use super::upstream::{AtEndpoint, Endpoint, UpstreamConn};
 use super::usage::Usage;
 use crate::actors::user::hold::Hold;
-use crate::actors::user::once::Ended;
+use crate::actors::user::once::{Ended, Passing};
 use crate::clock::{Clock, Monotonic};
 use crate::config::Durability;
 use crate::domain::cookies;
@@ -43,6 +47,8 @@ use crate::telemetry::metrics::Outcome;
 
 /// Most bytes of an upstream's head.
 const MAX_ANSWER_HEAD: usize = 64 << 10;
+/// Longer bodies are written from where they lie instead of being copied behind the head.
+const COPIED_BODY: usize = READ_BYTES / 2;
 /// Interim answers (1xx) before the real one; more is an upstream gone wrong.
 const MAX_INTERIM: usize = 8;
 /// A space and the three digits of a status.
@@ -108,6 +114,7 @@ pub async fn forward(
         return Err(Reject::Overloaded("Too many calls to the upstream"));
     };
     call.place.iter_mut().for_each(Place::is_used);
+    client.give_input_back();
     let now = worker.shared.clock.monotonic();
     record.forwarded = Some(now);
     let total_due = now.plus(upstream.config.total_timeout);
@@ -230,6 +237,8 @@ async fn attempt(
         None => Box::pin(connect(client, &at.endpoint, config.connect_timeout, total_due)).await?,
     };
     let mut upload = Upload::new(call, &at.endpoint);
+    // What the client has sent meanwhile could not be taken.
+    client.body_was_not_wanted();
     let head = exchange(client, call, &mut conn, &mut upload, total_due).await?;
     Ok(Box::new(Exchange { at, conn, upload, head }))
 }
@@ -280,10 +289,14 @@ async fn exchange(
                     return Poll::Ready(Err(Failure::Refused(authorize::body_error(&error, call.policy))));
                 }
             }
-            let phase = (upload.is_done(), upload.moved);
+            let phase = (upload.is_done(), upload.waits_for_client, upload.moved);
             if armed_for != Some(phase) {
                 armed_for = Some(phase);
-                let limit = if phase.0 { config.first_byte_timeout } else { client.limits.body_timeout };
+                let limit = match phase {
+                    (true, ..) => config.first_byte_timeout,
+                    (false, true, _) => client.body_time_left(),
+                    (false, false, _) => client.limits.body_timeout,
+                };
                 client.deadline.arm_before(limit, total_due);
             }
             match conn.poll_fill(cx) {
@@ -362,9 +375,10 @@ pub(super) async fn wait_durable(worker: &Worker, client: &mut ClientConn, hold:
 /// The request on its way to the upstream.
 pub struct Upload {
     out: Vec<u8>,
-    at: usize,
+    /// What is still to be written of what there is, in this order.
+    parts: SmallVec<[Part; MAX_PARTS]>,
     chunked: bool,
-    /// All of the body is in `out`.
+    /// There is no more than what `parts` tells of.
     body_taken: bool,
     /// The upstream takes no more, or the client sends nonsense: what is left is not sent.
     abandoned: bool,
@@ -372,6 +386,35 @@ pub struct Upload {
     /// Bytes written so far.
     moved: u64,
     piece: Vec<u8>,
+    /// Of a body of which the idempotency key knows the beginning.
+    passing: Option<Passing>,
+}
+
+/// Head, body to its opening brace, what is added there, and the rest.
+const MAX_PARTS: usize = 4;
+
+/// A piece of what is to be written.
+#[derive(Debug)]
+enum Part {
+    /// Of the upload's own buffer.
+    Own(Range<usize>),
+    /// Of the call's copy of the body.
+    Body(Range<usize>),
+}
+
+impl Part {
+    fn range(&mut self) -> &mut Range<usize> {
+        match self {
+            Self::Own(range) | Self::Body(range) => range,
+        }
+    }
+
+    fn of<'a>(&self, out: &'a [u8], body: &'a [u8]) -> &'a [u8] {
+        match self {
+            Self::Own(range) => out.get(range.clone()).unwrap_or_default(),
+            Self::Body(range) => body.get(range.clone()).unwrap_or_default(),
+        }
+    }
 }
 
 impl Drop for Upload {
@@ -391,25 +434,74 @@ impl Upload {
         let body_taken = call.intake.complete;
         let chunked = !body_taken && call.head.framing == Framing::Chunked;
         let added = usage_request(call);
-        let body_len = call.intake.body.len() + added.map_or(0, <[u8]>::len);
-        let mut out = buffers::take();
-        write_request_head(call, endpoint, body_len, &mut out);
-        if chunked {
-            write_chunk(&call.intake.body, &mut out);
+        let body = &call.intake.body;
+        let body_len = body.len() + added.map_or(0, <[u8]>::len);
+        let out = buffers::take();
+        let mut upload = Self {
+            out,
+            parts: SmallVec::new(),
+            chunked,
+            body_taken,
+            abandoned: false,
+            waits_for_client: false,
+            moved: 0,
+            piece: Vec::new(),
+            passing: None,
+        };
+        write_request_head(call, endpoint, body_len, &mut upload.out);
+        if chunked && !body.is_empty() {
+            begin_chunk(body.len(), &mut upload.out);
+            upload.add_body(body, 0..body.len());
+            upload.out.extend_from_slice(CHUNK_END);
         } else if let Some(added) = added {
             // Right after the opening brace, which the scan has seen.
-            let brace = call.intake.body.iter().position(|b| *b == b'{').map_or(0, |at| at + 1);
-            out.extend_from_slice(&call.intake.body[..brace]);
-            out.extend_from_slice(added);
-            out.extend_from_slice(&call.intake.body[brace..]);
+            let brace = memchr::memchr(b'{', body).map_or(0, |at| at + 1);
+            upload.add_body(body, 0..brace);
+            upload.out.extend_from_slice(added);
+            upload.add_body(body, brace..body.len());
         } else {
-            out.extend_from_slice(&call.intake.body);
+            upload.add_body(body, 0..body.len());
         }
-        Self { out, at: 0, chunked, body_taken, abandoned: false, waits_for_client: false, moved: 0, piece: Vec::new() }
+        upload.add_own();
+        if call.hold.has_key() && body.len() > call.policy.limits.max_inspect_bytes {
+            let mut passing = Passing::default();
+            passing.take(body);
+            upload.passing = Some(passing);
+        }
+        upload
+    }
+
+    /// The fingerprint of a long body, once all of it has passed.
+    fn tell_body(&mut self, call: &mut Call<'_>) {
+        if let Some(passing) = self.passing.take_if(|_| self.body_taken) {
+            call.hold.body_was(passing.fingerprint());
+        }
+    }
+
+    /// What was written into `out` since the last part comes next.
+    fn add_own(&mut self) {
+        let known = self.parts.iter().rev().find_map(|part| match part {
+            Part::Own(range) => Some(range.end),
+            Part::Body(_) => None,
+        });
+        let own = known.unwrap_or_default()..self.out.len();
+        if !own.is_empty() {
+            self.parts.push(Part::Own(own));
+        }
+    }
+
+    /// A part of the body comes next: a short one is copied, which costs less than another piece to write.
+    fn add_body(&mut self, body: &[u8], range: Range<usize>) {
+        if range.len() <= COPIED_BODY {
+            self.out.extend_from_slice(body.get(range).unwrap_or_default());
+        } else {
+            self.add_own();
+            self.parts.push(Part::Body(range));
+        }
     }
 
     pub fn is_done(&self) -> bool {
-        self.abandoned || (self.body_taken && self.at == self.out.len())
+        self.abandoned || (self.body_taken && self.parts.is_empty())
     }
 
     /// All was sent, so the connection can serve another call.
@@ -435,13 +527,10 @@ impl Upload {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), UploadStop>> {
         while !self.is_done() {
-            while self.at < self.out.len() {
+            while !self.parts.is_empty() {
                 self.waits_for_client = false;
-                match conn.poll_write(cx, &self.out[self.at..]) {
-                    Poll::Ready(Ok(n)) if n > 0 => {
-                        self.at += n;
-                        self.moved += n as u64;
-                    }
+                match self.poll_parts(conn, &call.intake.body, cx) {
+                    Poll::Ready(Ok(n)) if n > 0 => self.has_written(n),
                     Poll::Ready(_) => {
                         // Its answer may be there all the same: the reading side finds out.
                         self.abandoned = true;
@@ -451,10 +540,12 @@ impl Upload {
                 }
             }
             if self.body_taken {
+                self.tell_body(call);
+                // An answer may take long; what brought its request is not needed for that.
+                buffers::give(std::mem::take(&mut self.out));
                 break;
             }
             self.out.clear();
-            self.at = 0;
             self.waits_for_client = true;
             match self.poll_piece(client, call, cx) {
                 Poll::Ready(Ok(())) => {}
@@ -466,6 +557,30 @@ impl Upload {
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn poll_parts(&self, conn: &mut UpstreamConn, body: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if let [only] = self.parts.as_slice() {
+            return conn.poll_write(cx, only.of(&self.out, body));
+        }
+        let mut slices = [IoSlice::new(&[]); MAX_PARTS];
+        for (slice, part) in slices.iter_mut().zip(&self.parts) {
+            *slice = IoSlice::new(part.of(&self.out, body));
+        }
+        conn.poll_write_vectored(cx, &slices[..self.parts.len().min(MAX_PARTS)])
+    }
+
+    fn has_written(&mut self, mut bytes: usize) {
+        self.moved += bytes as u64;
+        while let Some(part) = self.parts.first_mut() {
+            let range = part.range();
+            if bytes < range.len() {
+                range.start += bytes;
+                return;
+            }
+            bytes -= range.len();
+            self.parts.remove(0);
+        }
     }
 
     fn poll_piece(
@@ -480,6 +595,9 @@ impl Upload {
             Poll::Pending => return Poll::Pending,
         };
         keep_copy(call, &self.piece);
+        if let Some(passing) = &mut self.passing {
+            passing.take(&self.piece);
+        }
         if self.chunked {
             write_chunk(&self.piece, &mut self.out);
         } else {
@@ -491,6 +609,7 @@ impl Upload {
                 self.out.extend_from_slice(LAST_CHUNK);
             }
         }
+        self.add_own();
         Poll::Ready(Ok(()))
     }
 }
@@ -504,8 +623,8 @@ fn keep_copy(call: &mut Call<'_>, piece: &[u8]) {
     if max == 0 {
         return;
     }
-    let fits = call.intake.body.len() + piece.len() <= max && call.share.grow(piece.len());
-    if fits {
+    let room = |call: &mut Call<'_>| call.share.make_room(&mut call.intake.body, piece.len(), max).is_ok();
+    if call.intake.body.len() + piece.len() <= max && room(call) {
         call.intake.body.extend_from_slice(piece);
     } else {
         call.intake.cut = true;
@@ -709,7 +828,8 @@ pub fn write_answer_head(
     let begin = out.len();
     write_upstream_part(call, head, bytes, out);
     let limit = call.hold.keeps_answer().filter(|_| head.framing != Framing::None);
-    let capture = limit.filter(|limit| call.share.grow(*limit)).and_then(|limit| Capture::begin(&out[begin..], limit));
+    let capture =
+        limit.filter(|limit| call.share.grow(*limit).is_ok()).and_then(|limit| Capture::begin(&out[begin..], limit));
     let framing = match (head.framing, call.head.version) {
         (Framing::None, _) => AnswerFraming::None,
         (Framing::Length(n), _) => {

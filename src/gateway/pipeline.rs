@@ -11,7 +11,6 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -21,9 +20,9 @@ use super::LocalApi;
 use super::authenticate::Authenticator;
 use super::authorize::{self, Intake};
 use super::body::Served;
-use super::buffers::{Budget, READ_BYTES};
+use super::buffers::{Budget, Full, Owner, READ_BYTES, Share};
 use super::checks;
-use super::client_ip;
+use super::client_ip::{self, ClientIp};
 use super::deadline::Deadlines;
 use super::forward::{self, Call};
 use super::http1::conn::{BodyError, BodyStep, ClientConn};
@@ -44,7 +43,7 @@ use crate::actors::writer::Journal;
 use crate::clock::Clock;
 use crate::domain::addresses::ClientAddress;
 use crate::domain::bodies::{LongBody, MAX_LOCAL_BODY};
-use crate::domain::ids::RequestId;
+use crate::domain::ids::{RequestId, UserId};
 use crate::error::{CountsAsRefusal, Reject};
 use crate::store::committer::{Committer, Gate};
 use crate::telemetry::access_log::AccessLog;
@@ -55,7 +54,7 @@ const MAX_LONG_LOGINS: usize = 16;
 /// A refused request's body is received and forgotten up to here, so that its connection can go on.
 pub(super) const MAX_DISCARD: usize = 256 << 10;
 /// What a call in flight holds in buffers, besides bodies that are kept.
-const CALL_BYTES: usize = 3 * READ_BYTES;
+pub(super) const CALL_BYTES: usize = 3 * READ_BYTES;
 
 /// What all workers share.
 pub struct Shared {
@@ -66,7 +65,10 @@ pub struct Shared {
     pub addresses: Arc<AddressBook>,
     pub blocks: Arc<AddressBlocks>,
     pub rates: Arc<RateStates>,
+    /// Of calls that are passed on, or made with a user's key.
     pub budget: Arc<Budget>,
+    /// Of all other calls that are answered here, so that neither kind can take the room of the other.
+    pub local_budget: Arc<Budget>,
     pub committer: Committer,
     pub journal: Journal,
     pub metrics: Arc<Metrics>,
@@ -198,7 +200,8 @@ impl Worker {
         if shared.committer.is_overloaded() {
             return Err(Reject::Overloaded("Too many debits wait for the disk"));
         }
-        let mut share = shared.budget.take(CALL_BYTES).ok_or(Reject::Overloaded("Too many bytes in flight"))?;
+        let mut share =
+            shared.budget.take(CALL_BYTES, owners(caller.standing.id, record.client)).map_err(Full::reject)?;
         self.begin_body(client, head, policy.limits.max_body_bytes, record)?;
         let ahead = authorize::ahead(&caller, route, head);
         let mut intake = Intake::begin(client, head, policy, ahead, &mut share).await?;
@@ -212,6 +215,7 @@ impl Worker {
                 false => (route.costs.least().meters.clone(), route.costs.least().amounts.clone()),
             };
             admission = Some(Admission::ask(actor, meters, amounts, max_open, record.at)?);
+            share.waits().map_err(Full::reject)?;
             intake.wait(client, policy, ahead, &mut share).await?;
             // Whoever was revoked while their body came does not go either.
             let (now, ticks) = (shared.clock.now(), shared.clock.monotonic());
@@ -227,9 +231,10 @@ impl Worker {
         };
         let hold = match reserved {
             Reserved::Hold(hold) => hold,
-            Reserved::Answered { kept, left } => {
+            Reserved::Answered { kept, whole, left } => {
+                Box::pin(replay::check_whole(client, policy, &intake, whole)).await?;
                 let (user, rate) = (caller.standing.id, taken.tightest);
-                let repeated = Repeated { user, kept, cost, left, rate };
+                let repeated = Repeated { user, kept, cost, left, rate, share };
                 return Box::pin(replay::replay(self, client, head, repeated, record)).await;
             }
         };
@@ -282,7 +287,8 @@ impl Worker {
         taken: &mut Taken,
     ) -> Result<Served, Reject> {
         (record.route, record.route_name) = (policy.local_route, policy.local_name.clone());
-        let _share = self.shared.budget.take(CALL_BYTES).ok_or(Reject::Overloaded("Too many bytes in flight"))?;
+        let network = Owner::Network(rate::address_key(record.client));
+        let mut share = self.shared.local_budget.take(CALL_BYTES, [Some(network), None]).map_err(Full::reject)?;
         let max = policy.longest_local_body(path).min(policy.limits.max_body_bytes);
         let usual = MAX_LOCAL_BODY as u64;
         let is_long = max > usual
@@ -294,7 +300,7 @@ impl Worker {
         let long = is_long.then(|| self.shared.long_logins.0.try_acquire()).transpose();
         let _long = long.map_err(|_| Reject::Overloaded("Too many logins with long bodies"))?;
         self.begin_body(client, head, max, record)?;
-        let body = read_whole_body(client, max, policy).await?;
+        let body = read_whole_body(client, max, policy, &mut share, !is_long).await?;
         let response = self.ask_local(head, body, None, record).await?;
         if response.extensions().get::<CountsAsRefusal>().is_some() {
             taken.give_back(&self.shared.rates);
@@ -445,33 +451,35 @@ impl Worker {
     }
 }
 
-/// Slower bodies of local calls are given up, whatever the pace of their reads: they wait in memory, and strangers can send
-/// them. Bytes a second.
-const SLOWEST_BODY: u64 = 8 << 10;
+/// Whose the bytes of a call are.
+pub(super) fn owners(user: UserId, client: ClientIp) -> [Option<Owner>; 2] {
+    [Some(Owner::User(user)), Some(Owner::Network(rate::address_key(client)))]
+}
 
-pub(super) async fn read_whole_body(client: &mut ClientConn, max: u64, policy: &Policy) -> Result<Bytes, Reject> {
-    let began = client.deadline.coarse_now();
-    let mut body = Vec::new();
-    client.deadline.arm(client.limits.body_timeout);
+/// `is_counted`: what there is of the body counts in `share`; long logins have a bound of their own.
+pub(super) async fn read_whole_body(
+    client: &mut ClientConn,
+    max: u64,
+    policy: &Policy,
+    share: &mut Share,
+    is_counted: bool,
+) -> Result<Bytes, Reject> {
+    let most = usize::try_from(client.body_length().unwrap_or(max)).unwrap_or(usize::MAX);
+    // So much every call has.
+    let mut body = Vec::with_capacity(most.min(READ_BYTES));
     while !client.body_is_done() {
-        let before = body.len();
-        let step = std::future::poll_fn(|cx| {
-            if client.deadline.has_expired() {
-                return Poll::Ready(Err(Reject::RequestTimeout));
-            }
-            client.poll_body(cx, &mut body).map_err(|error| match error {
-                BodyError::TooLarge => Reject::BodyTooLarge { limit: max },
-                other => authorize::body_error(&other, policy),
-            })
-        })
-        .await?;
+        if is_counted {
+            share.make_room(&mut body, client.next_piece(), most).map_err(Full::reject)?;
+        }
+        if !client.has_input() {
+            share.waits().map_err(Full::reject)?;
+        }
+        let step = client.read_body(&mut body).await.map_err(|error| match error {
+            BodyError::TooLarge => Reject::BodyTooLarge { limit: max },
+            other => authorize::body_error(&other, policy),
+        })?;
         if step == BodyStep::End {
             break;
-        }
-        if body.len() > before {
-            let patience = client.limits.body_timeout;
-            let earned = Duration::from_millis(body.len() as u64 * 1000 / SLOWEST_BODY);
-            client.deadline.arm_before(patience, began.plus(patience + earned));
         }
     }
     Ok(Bytes::from(body))

@@ -511,6 +511,7 @@ impl Policy {
                 max_head_bytes: limits.max_head_bytes,
                 header_timeout: limits.header_timeout.0,
                 body_timeout: limits.body_timeout.0,
+                slowest_body: limits.slowest_body_bytes_per_second,
                 idle_timeout: limits.idle_timeout.0,
                 write_timeout: limits.write_timeout.0,
                 max_requests: limits.max_requests_per_connection,

@@ -119,6 +119,10 @@ impl States {
             }
             keep
         });
+        // A flood of addresses leaves a table behind that nobody fills again.
+        if self.known.capacity() > 4 * self.known.len() + 4096 {
+            self.known.shrink_to_fit();
+        }
     }
 }
 
@@ -189,7 +193,7 @@ impl Taken {
 }
 
 /// An IPv6 customer has at least a /64, so that is one address.
-fn address_key(client: ClientIp) -> u128 {
+pub fn address_key(client: ClientIp) -> u128 {
     match client.0 {
         IpAddr::V4(v4) => u128::from(v4.to_ipv6_mapped()),
         IpAddr::V6(v6) => u128::from(v6) & !u128::from(u64::MAX),
@@ -352,6 +356,17 @@ mod tests {
         assert_eq!(states.tracked(), 10);
         states.sweep(Monotonic(SECOND * 62));
         assert_eq!(states.tracked(), 0);
+    }
+
+    #[test]
+    fn what_a_flood_of_addresses_took_is_given_back() {
+        let (states, quotas) = (RateStates::new(100_000), quotas(1));
+        for n in 0..50_000u32 {
+            ask(&states, &quotas, &std::net::Ipv4Addr::from(n).to_string(), SECOND).unwrap();
+        }
+        assert!(states.addresses.known.capacity() >= 50_000);
+        states.sweep(Monotonic(SECOND * 62));
+        assert!(states.addresses.known.capacity() <= 4096, "{}", states.addresses.known.capacity());
     }
 
     #[test]

@@ -6,19 +6,21 @@
 
 use std::sync::Arc;
 
-use super::authorize::Intake;
+use super::authorize::{self, Intake};
 use super::body::Served;
+use super::buffers::{self, Full, READ_BYTES, Share};
 use super::cost::Cost;
 use super::forward;
 use super::http1::conn::ClientConn;
 use super::http1::head::{Name, RequestHead};
 use super::pipeline::Worker;
+use super::policy::Policy;
 use super::rate::Standing;
 use super::record::Record;
 use super::refusal::connection_field;
 use crate::actors::user::actor::UserActor;
 use crate::actors::user::ledger::Amounts;
-use crate::actors::user::once::{self, KeptAnswer, OnceKey};
+use crate::actors::user::once::{self, Fingerprint, KeptAnswer, OnceKey, Passing};
 use crate::clock::UnixMillis;
 use crate::domain::ids::UserId;
 use crate::error::{Reject, Repeat};
@@ -48,6 +50,29 @@ fn bad_key() -> Reject {
 pub fn is_known(head: &RequestHead, actor: &UserActor, now: UnixMillis) -> Result<bool, Reject> {
     let Some(key) = head.first(Name::IdempotencyKey) else { return Ok(false) };
     actor.knows_key(&OnceKey::new(key, []).ok_or_else(bad_key)?, now)
+}
+
+/// Receives the rest of a repeat's body, of which nothing is kept, and holds it to `known`: that of the call which was answered.
+///
+/// # Errors
+/// [`Reject::Repeated`] when it is another one, and what is wrong with the body.
+pub async fn check_whole(
+    client: &mut ClientConn,
+    policy: &Policy,
+    intake: &Intake,
+    known: Option<Fingerprint>,
+) -> Result<(), Reject> {
+    let Some(known) = known else { return Ok(()) };
+    let mut passing = Passing::default();
+    passing.take(&intake.body);
+    let mut piece = buffers::take();
+    while !client.body_is_done() {
+        piece.clear();
+        client.read_body(&mut piece).await.map_err(|error| authorize::body_error(&error, policy))?;
+        passing.take(&piece);
+    }
+    buffers::give(piece);
+    if passing.fingerprint() == known { Ok(()) } else { Err(Reject::Repeated(Repeat::Different)) }
 }
 
 /// An answer being kept while it passes.
@@ -93,6 +118,7 @@ pub struct Repeated<'a> {
     pub cost: &'a Arc<Cost>,
     pub left: Amounts,
     pub rate: Option<Standing>,
+    pub share: Share,
 }
 
 /// Gives the answer of the first call again.
@@ -103,17 +129,20 @@ pub async fn replay(
     worker: &Worker,
     client: &mut ClientConn,
     head: &RequestHead,
-    repeated: Repeated<'_>,
+    mut repeated: Repeated<'_>,
     record: &mut Record<'_>,
 ) -> Result<Served, Reject> {
     let shared = &worker.shared;
+    if let KeptAnswer::Stored { bytes, .. } = &repeated.kept {
+        repeated.share.grow(*bytes as usize).map_err(Full::reject)?;
+    }
     let kept = once::read_answer(shared.committer.store(), repeated.user, &repeated.kept).map_err(|error| {
         tracing::error!(user = %repeated.user, %error, "a kept answer cannot be read");
         Reject::StoreUnavailable
     })?;
     let (fields, body) = kept.as_deref().and_then(split).ok_or(Reject::Repeated(Repeat::NotKept))?;
     let close = !head.keep_alive || shared.is_draining() || !client.body_is_done();
-    let mut out = Vec::with_capacity(512 + fields.len() + body.len());
+    let mut out = Vec::with_capacity(512 + fields.len());
     out.extend_from_slice(client.rest_of_continue());
     out.extend_from_slice(fields);
     out.extend_from_slice(b"idempotent-replayed: true\r\n");
@@ -121,15 +150,17 @@ pub async fn replay(
     forward::write_call_fields(record.request, repeated.rate, repeated.cost, &repeated.left, &mut out);
     connection_field(close, head.version, &mut out);
     out.extend_from_slice(b"\r\n");
-    if head.method() != "HEAD" {
-        out.extend_from_slice(body);
+    let mut rest = if head.method() == "HEAD" { &[] } else { body };
+    if rest.len() <= READ_BYTES {
+        out.extend_from_slice(std::mem::take(&mut rest));
     }
     record.status =
         std::str::from_utf8(fields.get(9..12).unwrap_or_default()).ok().and_then(|s| s.parse().ok()).unwrap_or(200);
     record.outcome = Outcome::Replayed;
     record.bytes_in = client.body_received();
-    record.bytes_out = out.len() as u64;
-    if client.write_all(&out).await.is_err() {
+    record.bytes_out = (out.len() + rest.len()) as u64;
+    // A long body is written from where it lies.
+    if client.write_all(&out).await.is_err() || client.write_all(rest).await.is_err() {
         record.outcome = Outcome::ClientGone;
         return Ok(Served::Abort);
     }

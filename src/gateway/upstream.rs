@@ -235,6 +235,11 @@ impl UpstreamConn {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
+    /// As [`UpstreamConn::poll_write`], of several pieces at once.
+    pub fn poll_write_vectored(&mut self, cx: &mut Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, parts)
+    }
+
     /// Reads what there is; 0 at the end.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.input.capacity() == 0 {

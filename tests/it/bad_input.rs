@@ -601,7 +601,8 @@ fn a_body_for_us_that_only_drips_gets_408() {
 #[test]
 fn a_body_that_stops_coming_gets_408_and_never_ends_for_the_upstream() {
     let fake = FakeUpstream::start(|wire| wire.drain());
-    let app = with_a_still_clock(&format!("{}[limits]\nbody_timeout = \"30s\"\n", fake.config("")));
+    let limits = "[limits]\nbody_timeout = \"30s\"\nslowest_body_bytes_per_second = 0\n";
+    let app = with_a_still_clock(&format!("{}{limits}", fake.config("")));
     let user = app.register("sloth");
     let mut conn = Conn::open(app.public);
     conn.send(post(&user.key, "content-length: 1000\r\n", "{\"sound"));

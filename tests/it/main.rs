@@ -19,6 +19,7 @@ mod journal;
 mod layers;
 mod lifecycle;
 mod mail;
+mod memory;
 mod oauth;
 mod openai_client;
 mod openapi;

@@ -13,7 +13,7 @@ use governor::state::InMemoryState;
 use parking_lot::Mutex;
 
 use super::ledger::{self, Account, Admitted, Amounts, Command, Records, Recovery, Reply};
-use super::once::{Attempt, Ended, KeptAnswer, KeptBytes, OnceBook, OnceKey, OnceLimits};
+use super::once::{Attempt, Ended, Fingerprint, KeptAnswer, KeptBytes, OnceBook, OnceKey, OnceLimits};
 use crate::clock::{Clock, UnixMillis};
 use crate::config::Plan;
 use crate::domain::ids::UserId;
@@ -111,7 +111,7 @@ pub enum OnceAnswer {
     /// To be carried out, if the reply says that it could be held; `paid` was paid before, `held` is set aside now.
     Go { answer: Answer, held: Amounts, paid: Amounts },
     /// It was carried out before.
-    Answered { kept: KeptAnswer, left: Amounts },
+    Answered { kept: KeptAnswer, whole: Option<Fingerprint>, left: Amounts },
 }
 
 impl UserActor {
@@ -198,11 +198,11 @@ impl UserActor {
         let load = || around.committer.store().get(&key.row(self.id));
         let paid = match book.judge(key, meters, now, window, around.recovery, load)? {
             Attempt::Go(paid) => paid,
-            Attempt::Answered(kept) => {
+            Attempt::Answered(kept, whole) => {
                 let command = wanted.admitted.map_or(Command::Look, Command::Dismiss);
                 self.turn(&mut state, now, command).map_err(|_| Reject::Internal)?;
                 let left = |name| state.account.meter(name).map_or(Micro::ZERO, |meter| meter.balance);
-                return Ok(OnceAnswer::Answered { kept, left: meters.iter().map(left).collect() });
+                return Ok(OnceAnswer::Answered { kept, whole, left: meters.iter().map(left).collect() });
             }
         };
         let due = |(amount, paid): (&Micro, &Micro)| Micro(amount.0.saturating_sub(paid.0).max(0));

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use super::actor::{Answer, OnceAnswer, UserActor, Wanted};
 use super::admission::Admission;
 use super::ledger::{Amounts, Command, Reply};
-use super::once::{Ended, KeptAnswer, OnceKey};
+use super::once::{Ended, Fingerprint, KeptAnswer, OnceKey};
 use crate::clock::UnixMillis;
 use crate::domain::meters::{MeterName, Micro};
 use crate::error::Reject;
@@ -42,6 +42,8 @@ pub enum Reserved {
     /// It was carried out before: its answer, and the balances on its meters.
     Answered {
         kept: KeptAnswer,
+        /// What its whole body was, where the key knows only its beginning.
+        whole: Option<Fingerprint>,
         left: Amounts,
     },
 }
@@ -93,7 +95,7 @@ impl Hold {
     ) -> Result<Reserved, Reject> {
         let wanted = Wanted { meters: &meters, amounts, max_open, admitted: admitted.as_ref().map(Admission::held) };
         let reserved = match actor.reserve_once(now, &key, wanted)? {
-            OnceAnswer::Answered { kept, left } => Reserved::Answered { kept, left },
+            OnceAnswer::Answered { kept, whole, left } => Reserved::Answered { kept, whole, left },
             OnceAnswer::Go { answer, held, paid } => {
                 let once = Some(Box::new(Once { key, paid }));
                 Self::of(actor, meters, held, answer, once).map(Reserved::Hold)?
@@ -157,6 +159,18 @@ impl Hold {
     pub fn keeps_answer(&self) -> Option<usize> {
         let around = self.actor.as_ref()?.around();
         self.once.as_ref().map(|_| around.once.answer_bytes)
+    }
+
+    /// Whether repeats of this call are to be told from others.
+    pub fn has_key(&self) -> bool {
+        self.once.is_some()
+    }
+
+    /// The whole body has passed, of which the idempotency key knows the beginning.
+    pub fn body_was(&mut self, whole: Fingerprint) {
+        if let Some(once) = &mut self.once {
+            once.key.whole = Some(whole);
+        }
     }
 
     /// Holds as much as a call needs that turns out to cost `cost`, and `headroom` on top if there is that much. Says

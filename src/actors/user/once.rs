@@ -37,13 +37,18 @@ const SWEEP_ROWS: usize = 1000;
 pub struct OnceKey {
     hash: [u8; 16],
     request: [u8; 16],
+    /// Of the whole body, where `request` is only of its beginning; known once it has passed.
+    pub whole: Option<Fingerprint>,
 }
+
+/// The first 128 bits of a SHA-256.
+pub type Fingerprint = [u8; 16];
 
 impl OnceKey {
     /// `None` for a key that is empty, too long, or not visible ASCII. `request` is all that makes the request this one.
     pub fn new<'a>(key: &[u8], request: impl IntoIterator<Item = &'a [u8]>) -> Option<Self> {
         let fits = (1..=MAX_KEY_BYTES).contains(&key.len()) && key.iter().all(|b| (0x20..0x7f).contains(b));
-        fits.then(|| Self { hash: hash([key]), request: hash(request) })
+        fits.then(|| Self { hash: hash([key]), request: hash(request), whole: None })
     }
 }
 
@@ -61,10 +66,28 @@ fn hash<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> [u8; 16] {
         hasher.update((part.len() as u64).to_le_bytes());
         hasher.update(part);
     }
+    half(hasher)
+}
+
+fn half(hasher: Sha256) -> Fingerprint {
     let whole: [u8; 32] = hasher.finalize().into();
     let mut half = [0; 16];
     half.copy_from_slice(&whole[..16]);
     half
+}
+
+/// Takes a body's fingerprint while it passes.
+#[derive(Default)]
+pub struct Passing(Sha256);
+
+impl Passing {
+    pub fn take(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    pub fn fingerprint(self) -> Fingerprint {
+        half(self.0)
+    }
 }
 
 /// How long keys count, and how much of their answers is kept.
@@ -88,6 +111,8 @@ struct OnceRow {
     at: UnixMillis,
     #[serde(rename = "f")]
     request: [u8; 16],
+    #[serde(rename = "w", default, skip_serializing_if = "Option::is_none")]
+    whole: Option<Fingerprint>,
     #[serde(rename = "p", default, skip_serializing_if = "Vec::is_empty")]
     paid: Paid,
     /// What the running call has set aside.
@@ -156,8 +181,8 @@ pub enum KeptAnswer {
 pub enum Attempt {
     /// To be carried out. On each meter of the call, so much has been paid already.
     Go(Amounts),
-    /// It has been; here is its answer.
-    Answered(KeptAnswer),
+    /// It has been; here is its answer, and what its whole body was if the key knows only its beginning.
+    Answered(KeptAnswer, Option<Fingerprint>),
 }
 
 /// How a call with a key ended.
@@ -223,10 +248,13 @@ impl OnceBook {
         match entry.row.state {
             _ if entry.running => Err(Reject::Repeated(Repeat::Running)),
             KeyState::Unkept => Err(Reject::Repeated(Repeat::NotKept)),
-            KeyState::Kept(bytes) => Ok(Attempt::Answered(match &entry.answer {
-                Some(answer) => KeptAnswer::Memory(answer.clone()),
-                None => KeptAnswer::Stored { hash: key.hash, bytes },
-            })),
+            KeyState::Kept(bytes) => {
+                let kept = match &entry.answer {
+                    Some(answer) => KeptAnswer::Memory(answer.clone()),
+                    None => KeptAnswer::Stored { hash: key.hash, bytes },
+                };
+                Ok(Attempt::Answered(kept, entry.row.whole))
+            }
             KeyState::Open | KeyState::Cut => {
                 let paid = |name| entry.row.paid.iter().find(|(known, _)| known == name).map_or(Micro::ZERO, |p| p.1);
                 Ok(Attempt::Go(meters.iter().map(paid).collect()))
@@ -261,7 +289,9 @@ impl OnceBook {
             .filter(|entry| !entry.removed && now.0.saturating_sub(entry.row.at.0) < window.as_millis() as u64);
         let row = match known {
             Some(entry) => OnceRow { held, state: KeyState::Open, ..entry.row },
-            None => OnceRow { at: now, request: key.request, paid: Paid::new(), held, state: KeyState::Open },
+            None => {
+                OnceRow { at: now, request: key.request, whole: None, paid: Paid::new(), held, state: KeyState::Open }
+            }
         };
         self.entries.insert(key.hash, Entry { row, running: true, removed: false, dirty: true, answer: None });
     }
@@ -279,6 +309,7 @@ impl OnceBook {
         let Some(entry) = self.entries.get_mut(&key.hash) else { return };
         (entry.running, entry.dirty) = (false, true);
         entry.row.held.clear();
+        entry.row.whole = key.whole;
         add(&mut entry.row.paid, &named(meters, paid));
         entry.row.state = match ended {
             Ended::Whole(Some(bytes)) => {
@@ -565,7 +596,7 @@ mod tests {
         assert!(!book.is_empty(), "it is not written");
         assert!(row_of(&mut book).is_some());
         book.forget_written(false);
-        let kept = Attempt::Answered(KeptAnswer::Memory(Arc::from(b"answer".as_slice())));
+        let kept = Attempt::Answered(KeptAnswer::Memory(Arc::from(b"answer".as_slice())), None);
         assert_eq!(judge(&mut book, &key, 6, Recovery::Charge, None), Ok(kept), "the commit is under way");
         book.forget_written(true);
         assert!(book.is_empty());

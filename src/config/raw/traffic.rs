@@ -295,6 +295,12 @@ pub struct Limits {
     pub max_body_bytes: u64,
     /// Bytes held for calls in flight over all workers; past it: 503.
     pub in_flight_bytes: usize,
+    /// What of them the calls of one user may hold whose bodies are waited for or long; 0: a quarter.
+    pub in_flight_bytes_per_user: usize,
+    /// As the one before, for the calls from one address; 0: half.
+    pub in_flight_bytes_per_address: usize,
+    /// Bytes held for logins and whatever else is answered here, apart from the calls that are passed on.
+    pub local_in_flight_bytes: usize,
     pub max_connections: usize,
     /// Request line and header fields.
     pub max_head_bytes: usize,
@@ -304,6 +310,8 @@ pub struct Limits {
     pub header_timeout: Span,
     /// Between two reads of a request's body.
     pub body_timeout: Span,
+    /// The pace of a body that is waited for longer than `body_timeout` in all; a slower one gets 408. 0: any.
+    pub slowest_body_bytes_per_second: u64,
     /// Between two requests on one connection.
     pub idle_timeout: Span,
     /// For a client that does not read its answer.
@@ -334,11 +342,15 @@ impl Default for Limits {
             in_flight_per_user: 100,
             max_body_bytes: 32 << 20,
             in_flight_bytes: 512 << 20,
+            in_flight_bytes_per_user: 0,
+            in_flight_bytes_per_address: 0,
+            local_in_flight_bytes: 64 << 20,
             max_connections: 20_000,
             max_head_bytes: 32 << 10,
             max_inspect_bytes: 1 << 20,
             header_timeout: Span::secs(10),
             body_timeout: Span::secs(30),
+            slowest_body_bytes_per_second: 8 << 10,
             idle_timeout: Span::secs(75),
             write_timeout: Span::secs(60),
             max_requests_per_connection: 1_000_000,

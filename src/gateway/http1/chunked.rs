@@ -130,15 +130,23 @@ pub fn write_chunk(data: &[u8], out: &mut Vec<u8>) {
     if data.is_empty() {
         return;
     }
+    begin_chunk(data.len(), out);
+    out.extend_from_slice(data);
+    out.extend_from_slice(CHUNK_END);
+}
+
+/// Appends what stands before a chunk of `len` bytes, which are more than none.
+pub fn begin_chunk(len: usize, out: &mut Vec<u8>) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
-    let digits = (usize::BITS - data.len().leading_zeros()).div_ceil(4);
+    let digits = (usize::BITS - len.leading_zeros()).div_ceil(4);
     for place in (0..digits).rev() {
-        out.push(HEX[(data.len() >> (place * 4)) & 15]);
+        out.push(HEX[(len >> (place * 4)) & 15]);
     }
     out.extend_from_slice(b"\r\n");
-    out.extend_from_slice(data);
-    out.extend_from_slice(b"\r\n");
 }
+
+/// What stands behind a chunk's bytes.
+pub const CHUNK_END: &[u8] = b"\r\n";
 
 /// Ends a body.
 pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";

@@ -16,6 +16,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::chunked::Decoder;
 use super::head::{Framing, HeadEnd, HeadError, RequestHead};
+use crate::clock::Monotonic;
 use crate::gateway::buffers::{self, READ_BYTES};
 use crate::gateway::deadline::Deadline;
 
@@ -96,6 +97,8 @@ pub struct ConnLimits {
     pub max_head_bytes: usize,
     pub header_timeout: Duration,
     pub body_timeout: Duration,
+    /// A client that is waited for longer than `body_timeout` in all must have sent so many bytes a second. 0: any number will do.
+    pub slowest_body: u64,
     pub idle_timeout: Duration,
     pub write_timeout: Duration,
     pub max_requests: u64,
@@ -118,8 +121,18 @@ struct Body {
     left: BodyLeft,
     received: u64,
     max: u64,
+    /// How long the client was waited for, all together.
+    waited: Duration,
+    /// Since when it is waited for.
+    waits_since: Option<Monotonic>,
     /// How much of `100 Continue` is still to be written before the body is asked for.
     continue_left: usize,
+}
+
+impl Body {
+    fn new(left: BodyLeft, max: u64, continue_left: usize) -> Self {
+        Self { left, received: 0, max, waited: Duration::ZERO, waits_since: None, continue_left }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -142,6 +155,8 @@ pub enum BodyError {
     /// Over the limit.
     TooLarge,
     Malformed(&'static str),
+    /// It comes more slowly than a body may.
+    TooSlow,
     /// The client left in the middle.
     Gone,
 }
@@ -158,7 +173,7 @@ pub enum NoHead {
 
 impl ClientConn {
     pub fn new(io: Transport, deadline: Deadline, limits: ConnLimits) -> Self {
-        let body = Body { left: BodyLeft::None, received: 0, max: 0, continue_left: 0 };
+        let body = Body::new(BodyLeft::None, 0, 0);
         Self { io, input: Vec::new(), at: 0, unread: false, body, deadline, limits }
     }
 
@@ -229,11 +244,94 @@ impl ClientConn {
             Framing::None | Framing::UntilClose => BodyLeft::None,
         };
         let continue_left = if expects_continue { CONTINUE.len() } else { 0 };
-        self.body = Body { left, received: 0, max, continue_left };
+        self.body = Body::new(left, max, continue_left);
     }
 
     /// Appends more of the body to `out`, decoded.
     pub fn poll_body(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<Result<BodyStep, BodyError>> {
+        let step = self.poll_more_body(cx, out);
+        if step.is_pending() {
+            if self.body.waits_since.is_none() {
+                self.body.waits_since = Some(self.deadline.coarse_now());
+            }
+        } else if let Some(since) = self.body.waits_since.take() {
+            self.body.waited += self.deadline.coarse_now().since(since);
+            if !self.body_is_done() && self.body_time_left().is_zero() {
+                return Poll::Ready(Err(BodyError::TooSlow));
+            }
+        }
+        step
+    }
+
+    /// The next piece of the body, appended to `out`; waited for as long as the client's pace has earned.
+    ///
+    /// # Errors
+    /// See [`BodyError`].
+    pub async fn read_body(&mut self, out: &mut Vec<u8>) -> Result<BodyStep, BodyError> {
+        let mut armed = false;
+        poll_fn(|cx| {
+            if armed && self.deadline.has_expired() {
+                return Poll::Ready(Err(BodyError::TooSlow));
+            }
+            let step = self.poll_body(cx, out);
+            if step.is_pending() && !armed {
+                self.deadline.arm(self.body_time_left());
+                armed = true;
+            }
+            step
+        })
+        .await
+    }
+
+    /// Whether something was read that nobody has used yet.
+    pub fn has_input(&self) -> bool {
+        self.at < self.input.len()
+    }
+
+    /// How much longer the client may be waited for: the time between two reads, and no more than its pace so far has earned.
+    pub fn body_time_left(&self) -> Duration {
+        let patience = self.limits.body_timeout;
+        let Some(earned_ms) = (self.body.received * 1000).checked_div(self.limits.slowest_body) else {
+            return patience;
+        };
+        let waiting = self.body.waits_since.map_or(Duration::ZERO, |since| self.deadline.coarse_now().since(since));
+        let earned = patience.saturating_add(Duration::from_millis(earned_ms));
+        patience.min(earned.saturating_sub(self.body.waited + waiting))
+    }
+
+    /// Nobody has asked for the body for a while: that is not the client's time.
+    pub fn body_was_not_wanted(&mut self) {
+        self.body.waits_since = None;
+    }
+
+    /// The most that the next look for more of the body brings.
+    pub fn next_piece(&self) -> usize {
+        let most = (self.input.len() - self.at).max(self.input.capacity()).max(READ_BYTES);
+        match self.body.left {
+            BodyLeft::None => 0,
+            BodyLeft::Length(left) => most.min(usize::try_from(left).unwrap_or(usize::MAX)),
+            BodyLeft::Chunked(_) => most,
+        }
+    }
+
+    /// How long the whole body is, where its head says so.
+    pub fn body_length(&self) -> Option<u64> {
+        match self.body.left {
+            BodyLeft::None => Some(self.body.received),
+            BodyLeft::Length(left) => Some(self.body.received + left),
+            BodyLeft::Chunked(_) => None,
+        }
+    }
+
+    /// Gives the buffer back if there is nothing in it.
+    pub fn give_input_back(&mut self) {
+        if self.at == self.input.len() {
+            self.at = 0;
+            buffers::give(std::mem::take(&mut self.input));
+        }
+    }
+
+    fn poll_more_body(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<Result<BodyStep, BodyError>> {
         loop {
             if let Some(step) = self.take_buffered_body(out)? {
                 return Poll::Ready(Ok(step));

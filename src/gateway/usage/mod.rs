@@ -97,6 +97,11 @@ impl AnswerScan {
         self.reader.answer.held()
     }
 
+    /// Keeps no more text than is held now; the rest is counted.
+    pub fn keep_no_more(&mut self) {
+        self.reader.answer.keep_no_more();
+    }
+
     /// The body is over, complete or not.
     pub fn finish(mut self) -> Observed {
         match self.format {

@@ -186,6 +186,11 @@ impl Answer {
         }
     }
 
+    /// Keeps no more text than there is.
+    pub fn keep_no_more(&mut self) {
+        self.text_limit = self.text.len();
+    }
+
     /// Bytes of text held.
     pub fn held(&self) -> usize {
         self.text.len()

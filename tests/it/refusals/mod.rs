@@ -10,6 +10,7 @@ mod credentials;
 mod credits;
 mod load;
 mod rates;
+mod shares;
 mod slow_bodies;
 mod standing;
 mod store;

@@ -1,8 +1,12 @@
 //! Bodies that take their time: what can be refused without them is refused before they are there.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::{CHAT, Desk, Row, assert_refused, row};
+use crate::fake_upstream::FakeUpstream;
+use crate::passing_time::advance;
 use crate::support::http::{self, Conn};
 use crate::support::{Answer, chat_body, wait_until};
 
@@ -189,4 +193,82 @@ fn a_repeat_that_was_answered_meanwhile_gives_back_what_was_set_aside() {
     assert_eq!(again.header("x-tollgate-remaining-conversations"), Some(left.as_str()));
     waiting(&desk, 0);
     assert_eq!(desk.conversations(), before - 1.0);
+}
+
+const SLOW: Row = row(408, "REQUEST_TIMEOUT", "invalid_request_error");
+
+#[test]
+fn a_body_that_only_drips_gets_408() {
+    for route in [BY_MODEL, ""] {
+        let desk = Desk::open(&format!("{route}[limits]\nbody_timeout = \"30s\"\n"));
+        let before = desk.conversations();
+        let mut call = SlowCall::begin(&desk, &desk.user.key, "", &chat_body(json!({})));
+        waiting(&desk, 1);
+        // Each piece is in time for the next, and all together they are too slow.
+        for byte in call.rest.clone().chars().take(4) {
+            advance(&desk.app, Duration::from_secs(10));
+            let _ = call.conn.try_send(byte.to_string());
+        }
+        assert_refused(&call.conn.read_answer(), &SLOW);
+        waiting(&desk, 0);
+        assert_eq!(desk.conversations(), before);
+        wait_until("the upstream's call is broken off", || desk.app.upstream.stats().open == 0);
+    }
+}
+
+#[test]
+fn a_body_that_keeps_its_pace_may_take_long() {
+    let desk = Desk::open("[limits]\nbody_timeout = \"30s\"\n");
+    let mut conn = Conn::open(desk.app.public);
+    let (piece, pieces) = ("a".repeat(200_000), 5);
+    conn.send(format!(
+        "POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: text/plain\r\n\
+         content-length: {}\r\n\r\n",
+        desk.user.key,
+        piece.len() * pieces
+    ));
+    for nth in 1..=pieces {
+        conn.send(&piece);
+        wait_until("the piece has gone on", || desk.app.upstream.stats().bytes_in >= (nth * piece.len()) as u64);
+        advance(&desk.app, Duration::from_secs(24));
+    }
+    assert_eq!(conn.read_answer().status, 200, "two minutes, a megabyte");
+}
+
+#[test]
+fn the_time_that_an_upstream_takes_is_not_the_client_s() {
+    let (go, told) = std::sync::mpsc::channel::<usize>();
+    let told = std::sync::Mutex::new(told);
+    const BODY: usize = 30 << 20;
+    let fake = FakeUpstream::start(move |wire| {
+        let told = told.lock().unwrap();
+        let mut seen = 0;
+        while seen < BODY {
+            let until = seen + told.recv().unwrap();
+            while seen < until.min(BODY) {
+                seen += wire.read_some().len();
+            }
+        }
+        wire.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+    });
+    // A pace that the client keeps only if the upstream's time does not count.
+    let limits = "[limits]\nbody_timeout = \"30s\"\nslowest_body_bytes_per_second = 10485760\n";
+    let desk = Desk::open(&format!("{}{limits}", fake.config("")));
+    let mut conn = Conn::open(desk.app.public);
+    let key = desk.user.key.clone();
+    let client = std::thread::spawn(move || {
+        conn.send(format!(
+            "POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-type: text/plain\r\n\
+             content-length: {BODY}\r\n\r\n"
+        ));
+        conn.send(vec![b'a'; BODY]);
+        conn.read_answer()
+    });
+    for _ in 0..4 {
+        go.send(1 << 20).unwrap();
+        advance(&desk.app, Duration::from_secs(20));
+    }
+    go.send(BODY).unwrap();
+    let answer = client.join().unwrap();
+    assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
 }
