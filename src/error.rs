@@ -100,6 +100,8 @@ pub enum Reject {
     ExpectationFailed,
     /// A version we do not speak.
     VersionNotSupported,
+    /// The side port was called by a name that nobody has given it (RFC 9110, 15.5.20).
+    UnknownHost(String),
     Internal,
 }
 
@@ -199,6 +201,7 @@ impl Reject {
             Self::BodyTooLarge { .. } => 413,
             Self::UnsupportedMediaType(_) => 415,
             Self::ExpectationFailed => 417,
+            Self::UnknownHost(_) => 421,
             Self::Repeated(Repeat::Different | Repeat::NotKept) => 422,
             Self::Locked { .. } => 423,
             Self::RateLimited { .. }
@@ -251,6 +254,7 @@ impl Reject {
             Self::RequestTimeout => "REQUEST_TIMEOUT",
             Self::ExpectationFailed => "EXPECTATION_FAILED",
             Self::VersionNotSupported => "VERSION_NOT_SUPPORTED",
+            Self::UnknownHost(_) => "MISDIRECTED_REQUEST",
             Self::Internal => "INTERNAL",
         }
     }
@@ -328,6 +332,9 @@ impl Reject {
             Self::RequestTimeout => "The request took too long to arrive".into(),
             Self::ExpectationFailed => "Only the expectation 100-continue is supported".into(),
             Self::VersionNotSupported => "This version of HTTP is not supported".into(),
+            Self::UnknownHost(host) => format!(
+                "The side port is not known by the name \"{host}\": call it by its address, or add the name to listen.admin_hosts"
+            ),
             Self::Internal => "Internal error".into(),
         }
     }

@@ -19,6 +19,7 @@ use super::credits;
 use super::docs;
 use super::document::{self, Document};
 use super::health::{self, Readiness};
+use super::hosts::KnownHosts;
 use super::mfa;
 use super::operations;
 use super::public::{NewKey, days, profile_fields};
@@ -118,9 +119,9 @@ fn paths() -> OpenApiRouter<SideState> {
 }
 
 /// The router of the side port; `more` are other APIs'.
-pub fn side_router(state: SideState, more: OpenApiRouter<SideState>) -> Router {
+pub fn side_router(state: SideState, more: OpenApiRouter<SideState>, hosts: Arc<KnownHosts>) -> Router {
     let accounts = state.accounts.clone();
-    super::finish(paths().merge(more).split_for_parts().0, state, accounts)
+    super::finish(paths().merge(more).split_for_parts().0, state, accounts, Some(hosts))
 }
 
 /// The OpenAPI document of the side port; `more` are other APIs'.

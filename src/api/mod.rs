@@ -12,6 +12,7 @@ pub mod credits;
 mod docs;
 pub mod document;
 pub mod health;
+pub mod hosts;
 mod jwks;
 mod keys;
 mod links;
@@ -35,6 +36,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
 
+use self::hosts::KnownHosts;
 use crate::accounts::Accounts;
 use crate::error::Reject;
 use crate::handler::pages;
@@ -44,16 +46,24 @@ pub use admin::{Documents, SideState, side_document, side_router};
 pub use health::Readiness;
 pub use public::{public_document, public_router};
 
-/// What both faces have in common: unknown paths, wrong methods, and the body of every refusal.
-fn finish<S: Clone + Send + Sync + 'static>(router: Router<S>, state: S, accounts: Arc<Accounts>) -> Router {
-    let refusals = Refusals { clock: accounts.clock().clone(), form: Form::OfPath(accounts.clone()) };
+/// What both faces have in common: unknown paths, wrong methods, and the body of every refusal. `hosts`: by which names it must
+/// be called.
+fn finish<S: Clone + Send + Sync + 'static>(
+    router: Router<S>,
+    state: S,
+    accounts: Arc<Accounts>,
+    hosts: Option<Arc<KnownHosts>>,
+) -> Router {
+    let clock = accounts.clock().clone();
+    let refusals = Refusals { clock: clock.clone(), form: Form::OfPath(accounts.clone()) };
     let router = router
         .fallback(|| async { Refused(Reject::NotFound) })
         .method_not_allowed_fallback(|| async { Refused(Reject::MethodNotAllowed(String::new())) })
         .with_state(state);
     // Around the router and not in it: which methods there are is only known outside.
-    Router::new()
-        .fallback_service(router)
-        .layer(from_fn_with_state(accounts, pages::refuse_foreign))
-        .layer(from_fn_with_state(refusals, render::refusals))
+    let mut outer = Router::new().fallback_service(router).layer(from_fn_with_state(accounts, pages::refuse_foreign));
+    if let Some(hosts) = hosts {
+        outer = outer.layer(from_fn_with_state((hosts, clock), hosts::check));
+    }
+    outer.layer(from_fn_with_state(refusals, render::refusals))
 }

@@ -58,7 +58,7 @@ fn paths() -> OpenApiRouter<Arc<Accounts>> {
 
 /// The router of the public listener's local paths; `more` are other APIs'.
 pub fn public_router(accounts: Arc<Accounts>, more: OpenApiRouter<Arc<Accounts>>) -> Router {
-    super::finish(paths().merge(more).split_for_parts().0, accounts.clone(), accounts)
+    super::finish(paths().merge(more).split_for_parts().0, accounts.clone(), accounts, None)
 }
 
 /// The OpenAPI document of the public listener's local paths; `more` are other APIs'.

@@ -34,7 +34,7 @@ fn api(toml: &str) -> Api {
     };
     Api {
         public: public_router(world.accounts.clone(), OpenApiRouter::new()),
-        side: side_router(side, OpenApiRouter::new()),
+        side: side_router(side, OpenApiRouter::new(), Arc::default()),
         world,
     }
 }
@@ -511,7 +511,8 @@ async fn the_operator_acts_as_superadmin_and_machines_need_no_token() {
         documents: Arc::new(Documents::default()),
     };
     let (status, body) =
-        json_of(call(&side_router(unready, OpenApiRouter::new()), "GET", "/ready", None, None).await).await;
+        json_of(call(&side_router(unready, OpenApiRouter::new(), Arc::default()), "GET", "/ready", None, None).await)
+            .await;
     assert_eq!((status.as_u16(), &body["reason"]), (503, &json!("the store has failed")));
 }
 

@@ -2,10 +2,12 @@
 //!
 //! Owns the order in which things start and stop. Never holds a rule of its own.
 
+mod descriptors;
 mod probes;
 mod state;
 mod timed;
 
+pub use descriptors::Shares;
 pub use state::{
     Core, StartError, audit_key, committer_for, embedded, journal_dir, journal_keys, load_pepper, open_store,
 };
@@ -15,7 +17,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -37,17 +39,20 @@ use crate::api;
 use crate::backup;
 use crate::clock::Clock;
 use crate::compat;
-use crate::config::Config;
+use crate::config::{Config, Listen};
 use crate::domain::ids::StaffId;
 use crate::error::Reject;
 use crate::gateway::authenticate::Authenticator;
 use crate::gateway::buffers::{self, Bounds, Budget};
+use crate::gateway::connections::Connections;
 use crate::gateway::deadline::Deadlines;
 use crate::gateway::pipeline::{LongLogins, Shared, Worker};
 use crate::gateway::policy::Policy;
 use crate::gateway::rate::RateStates;
 use crate::gateway::{LocalApi, accept, upstream};
 use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::machine;
+use crate::telemetry::seldom::Seldom;
 
 /// The first superadmin, made when the store has no staff yet.
 pub struct FirstAdmin {
@@ -64,7 +69,9 @@ pub struct App {
     shared: Arc<Shared>,
     control: Option<Runtime>,
     workers: Vec<JoinHandle<()>>,
-    deadlines: Vec<Arc<Deadlines>>,
+    /// Descriptors that are not connections, as of the start.
+    files: usize,
+    side_gate: Arc<api::serve::SideGate>,
     /// `true`: accept no more.
     stop_accepting: watch::Sender<bool>,
     /// `true`: end the workers, whatever still runs.
@@ -128,20 +135,26 @@ impl App {
             control.block_on(make_first_admin(&core.accounts, admin))?;
         }
         let workers = config.worker_count();
+        let shares = descriptors::take(&config);
+        descriptors::tell(&shares);
         let policy = Arc::new(Policy::new(&config, &core.metrics, workers, None));
         // Until the public listeners are there.
         let ready = Arc::new(AtomicBool::new(false));
         let scheduler = timed::work(&core);
         let vitals = probes::vitals(&core, &config, scheduler.states());
         let shared = Arc::new(share(&core, &config, policy.clone(), control.handle().clone(), vitals));
+        let side_gate = Arc::new(side_gate(&core.clock, &shared));
+        put_in_force(&shares, &config, &shared, &side_gate);
         watch_health(&control, &policy, &core.clock);
         probes::add_probes(&core, &shared);
+        probes::add_connection_probe(&core, &shared, &side_gate);
 
         let (stop_accepting, stopped) = watch::channel(false);
         let (end_workers, ended) = watch::channel(false);
         let (end_side_port, side_ended) = watch::channel(false);
         probes::add_task_probe(&core, scheduler.states());
-        let admin = start_side_port(&control, &core, &config, (ready.clone(), scheduler.states()), side_ended)?;
+        let running = (ready.clone(), scheduler.states());
+        let admin = start_side_port(&control, &core, &config, running, side_gate.clone(), side_ended)?;
         core.accounts
             .open_operator(&config.data_dir, admin)
             .map_err(io_error("cannot write the operator's file into data_dir/run"))?;
@@ -151,7 +164,8 @@ impl App {
             shared,
             control: Some(control),
             workers: Vec::new(),
-            deadlines: Vec::new(),
+            files: machine::files_open(),
+            side_gate,
             stop_accepting,
             end_workers,
             end_side_port,
@@ -176,13 +190,16 @@ impl App {
         stopped: &watch::Receiver<bool>,
         ended: &watch::Receiver<bool>,
     ) -> Result<(), StartError> {
-        for index in 0..self.config.worker_count() {
-            let listener = accept::bind(self.public, self.config.listen.backlog)
-                .map_err(io_error(format!("cannot listen on listen.public {}", self.public)))?;
-            // Port 0 becomes the first one's choice.
+        let taken = format!(
+            "cannot listen on listen.public {}; if the address is in use, another program has it, perhaps another tollgate",
+            self.public
+        );
+        let listeners = accept::bind(self.public, self.config.listen.backlog, self.config.worker_count())
+            .map_err(io_error(taken))?;
+        for (index, listener) in listeners.into_iter().enumerate() {
+            // Port 0 has become one that was free.
             self.public = listener.local_addr().map_err(io_error("cannot read the public address"))?;
-            let deadlines = Deadlines::new(self.core.clock.clone());
-            self.deadlines.push(deadlines.clone());
+            let deadlines = self.shared.connections.workers()[index].clone();
             let mut seed = [0u8; 12];
             crate::clock::random_bytes(&mut seed).map_err(io_error("cannot start a worker"))?;
             let [a, b, c, d, low @ ..] = seed;
@@ -275,10 +292,13 @@ impl App {
         self.core.accounts.reconfigure(Settings::from(&config));
         self.shared.budget.set_bounds(Bounds::of_calls(&config.limits));
         self.shared.local_budget.set_bounds(Bounds::of_local_calls(&config.limits));
+        let shares = Shares::of(machine::open_files().soft, self.files, &config);
+        put_in_force(&shares, &config, &self.shared, &self.side_gate);
         self.shared.policy.store(policy);
         self.core.metrics.config_reloaded(true);
         tracing::info!("the config was reloaded");
-        self.config = Config { listen: self.config.listen.clone(), data_dir: self.config.data_dir.clone(), ..config };
+        let listen = Listen { admin_hosts: config.listen.admin_hosts.clone(), ..self.config.listen.clone() };
+        self.config = Config { listen, data_dir: self.config.data_dir.clone(), ..config };
     }
 
     /// Says that a reload was refused; the old config stays.
@@ -307,14 +327,14 @@ impl App {
         self.shared.draining.store(true, Ordering::Release);
         self.stop_accepting.send_replace(true);
         let began = Instant::now();
-        while self.shared.connections.load(Ordering::Acquire) > 0 && began.elapsed() < grace {
+        while self.shared.connections.open() > 0 && began.elapsed() < grace {
             // Again and again: a connection may have become idle since.
-            for deadlines in &self.deadlines {
+            for deadlines in self.shared.connections.workers() {
                 deadlines.wake_all();
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        let cut = self.shared.connections.load(Ordering::Acquire);
+        let cut = self.shared.connections.open();
         if cut > 0 {
             tracing::warn!(connections = cut, "the grace time is over; these are cut");
         }
@@ -381,6 +401,7 @@ fn share(
         core.accounts.key_uses().clone(),
         config.limits.max_cached_credentials,
     );
+    let deadlines = (0..config.worker_count()).map(|_| Deadlines::new(core.clock.clone()));
     Shared {
         clock: core.clock.clone(),
         policy: ArcSwap::new(policy),
@@ -399,8 +420,27 @@ fn share(
         long_logins: LongLogins::default(),
         control,
         draining: AtomicBool::new(false),
-        connections: AtomicUsize::new(0),
+        connections: Connections::new(deadlines.collect()),
+        accept_troubles: Seldom::default(),
     }
+}
+
+/// Who may have how many connections, and by which names the side port is called.
+fn put_in_force(shares: &Shares, config: &Config, shared: &Shared, side_gate: &api::serve::SideGate) {
+    shared.connections.set_room(shares.clients);
+    shared.policy.load().sockets.set_room(shares.upstreams);
+    side_gate.reconfigure(shares.side_port, &config.listen.admin_hosts);
+}
+
+/// The side port's gate, which may close clients' idle connections and those kept to upstreams for a descriptor.
+fn side_gate(clock: &Clock, shared: &Arc<Shared>) -> api::serve::SideGate {
+    let shared = Arc::downgrade(shared);
+    api::serve::SideGate::new(clock.clone(), move || {
+        if let Some(shared) = shared.upgrade() {
+            shared.connections.make_room(None);
+            shared.policy.load().close_idle_upstreams();
+        }
+    })
 }
 
 fn watch_health(control: &Runtime, policy: &Arc<Policy>, clock: &Clock) {
@@ -462,6 +502,7 @@ async fn prune_pools(worker: Arc<Worker>) {
         for upstream in &worker.shared.policy.load().upstreams {
             for endpoint in &upstream.endpoints {
                 endpoint.prune(worker.index, now, &upstream.config);
+                endpoint.tell_rest(now, &upstream.config.name);
             }
         }
     }
@@ -472,6 +513,7 @@ fn start_side_port(
     core: &Core,
     config: &Config,
     (ready, tasks): (Arc<AtomicBool>, Vec<Arc<TaskState>>),
+    gate: Arc<api::serve::SideGate>,
     ended: watch::Receiver<bool>,
 ) -> Result<SocketAddr, StartError> {
     let (committer, audit) = (core.committer.clone(), core.audit.clone());
@@ -493,12 +535,13 @@ fn start_side_port(
     let dialects = compat::side_paths(&accounts).with_state(accounts.clone());
     let documents = Arc::new(documents());
     let state = api::SideState { accounts, tasks, readiness, backups: Some(backups), documents };
-    let router = api::side_router(state, dialects);
-    let listener = control
-        .block_on(tokio::net::TcpListener::bind(config.listen.admin))
-        .map_err(io_error(format!("cannot listen on listen.admin {}", config.listen.admin)))?;
+    let router = api::side_router(state, dialects, gate.hosts().clone());
+    let listener = control.block_on(tokio::net::TcpListener::bind(config.listen.admin)).map_err(io_error(format!(
+        "cannot listen on listen.admin {}; if the address is in use, another program has it, perhaps another tollgate",
+        config.listen.admin
+    )))?;
     let address = listener.local_addr().map_err(io_error("cannot read the side port's address"))?;
-    control.spawn(api::serve::serve(listener, router, ended));
+    control.spawn(api::serve::serve(listener, router, gate, ended));
     Ok(address)
 }
 

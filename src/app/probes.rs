@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::Core;
 use super::timed::SWEEP;
 use crate::actors::scheduler::TaskState;
+use crate::api::serve::SideGate;
 use crate::clock::UnixMillis;
 use crate::compat;
 use crate::config::Config;
@@ -191,6 +192,52 @@ pub(super) fn add_probes(core: &Core, shared: &Arc<Shared>) {
     });
     add_audit_probe(core);
     add_accounts_probe(core);
+}
+
+/// Connections of all kinds, and how many there may be.
+pub(super) fn add_connection_probe(core: &Core, shared: &Arc<Shared>, side_gate: &Arc<SideGate>) {
+    let (weak, side_gate) = (Arc::downgrade(shared), side_gate.clone());
+    core.metrics.probe(move |out: &mut Exposition| {
+        let Some(shared) = weak.upgrade() else { return };
+        let (connections, policy) = (&shared.connections, shared.policy.load());
+        out.gauge(
+            "tollgate_connections_max",
+            "Client connections that there may be: limits.max_connections, or fewer by the process's descriptors.",
+            connections.most(&policy.limits) as f64,
+        );
+        out.gauge(
+            "tollgate_connection_addresses",
+            "Addresses that have a connection, or a call through a trusted proxy.",
+            connections.addresses() as f64,
+        );
+        out.counter(
+            "tollgate_connections_evicted_total",
+            "Client connections without a whole request that were closed to make room.",
+            connections.asked_to_leave() as f64,
+        );
+        out.gauge("tollgate_upstream_connections", "Connections to upstreams.", policy.sockets.open() as f64);
+        out.gauge(
+            "tollgate_upstream_connections_max",
+            "Connections to upstreams that there may be, by the process's descriptors.",
+            policy.sockets.room() as f64,
+        );
+        out.gauge("tollgate_admin_connections", "Connections of the side port.", side_gate.open() as f64);
+        out.gauge(
+            "tollgate_admin_connections_max",
+            "Connections of the side port that there may be.",
+            side_gate.most() as f64,
+        );
+        out.counter(
+            "tollgate_admin_connections_evicted_total",
+            "Connections of the side port without a whole request that were closed to make room.",
+            side_gate.evicted() as f64,
+        );
+        out.counter(
+            "tollgate_admin_connections_refused_total",
+            "Connections of the side port closed at once: too many.",
+            side_gate.refused() as f64,
+        );
+    });
 }
 
 /// How the program and its machine are doing, for the health page of a dialect.

@@ -95,7 +95,9 @@ fn first_admin() -> Option<FirstAdmin> {
 /// # Errors
 /// The config is refused.
 pub fn check_config(file: Option<&Path>) -> Result<(), Failure> {
-    app::journal_keys(&load_config(file)?)?;
+    let config = load_config(file)?;
+    app::journal_keys(&config)?;
+    say!("# By this shell's limit, a server has {}.", app::Shares::expected(&config))?;
     say!("{}", config::effective_toml(file, std::env::vars())?.trim_end())
 }
 

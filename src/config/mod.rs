@@ -7,6 +7,7 @@ mod cors;
 mod diff;
 mod env;
 mod journal;
+mod listen;
 mod login_check;
 mod masked;
 mod oauth;
@@ -22,8 +23,7 @@ use std::time::Duration;
 pub use raw::{
     Access, Accounts, Audit, Backend, Block, Compression, Durability, Journal, KeyMode, Ledger, Limits, Listen,
     LogFormat, Mail, MailTls, MailTransport, MfaRequired, MissingUsage, OauthKind, OutgrownHold, Overflow, PathReading,
-    RawConfig,
-    RecoverOpenHolds, Redact, RedactField, SecretSource, Store, Telemetry, TextPattern, UnknownModel,
+    RawConfig, RecoverOpenHolds, Redact, RedactField, SecretSource, Store, Telemetry, TextPattern, UnknownModel,
 };
 
 pub use compat::Compat;
@@ -338,16 +338,7 @@ impl Config {
     }
 
     fn check_sections(&self) -> Result<(), String> {
-        if !self.listen.admin.ip().is_loopback() && !self.listen.admin_insecure {
-            return Err(format!(
-                "listen.admin: {} is not on loopback and the side port has no TLS; use 127.0.0.1, or set \
-                 listen.admin_insecure = true if the network is trusted",
-                self.listen.admin
-            ));
-        }
-        if self.listen.workers > 1024 {
-            return Err(format!("listen.workers: {} is more than 1024; 0 means one per core", self.listen.workers));
-        }
+        listen::check(&self.listen)?;
         if self.plan(&self.accounts.default_plan).is_none() {
             return Err(format!(
                 "accounts.default_plan: there is no plan \"{}\"; add [plans.{0}] or name one that exists",
@@ -372,6 +363,7 @@ impl Config {
             }
         }
         at_least("limits.max_connections", self.limits.max_connections as u64, 1)?;
+        at_least("limits.max_admin_connections", self.limits.max_admin_connections as u64, 8)?;
         at_least("limits.max_live_users", self.limits.max_live_users as u64, 1)?;
         at_least("limits.max_requests_per_connection", self.limits.max_requests_per_connection, 1)?;
         at_least("journal.segment_bytes", self.journal.segment_bytes, 64 << 10)?;
@@ -854,6 +846,16 @@ cost = { conversations = 1 }
         assert_eq!(config.routes[0].cost[0].1.per_call, Micro(1_000_000));
         assert_eq!(config.upstreams[0].credential, Some(("authorization".into(), "Bearer sk-secret".into())));
         assert!(!format!("{config:?}").contains("sk-secret"));
+    }
+
+    /// A model may think for ten minutes before it says a word, and between two; a long stream is not cut for being long.
+    #[test]
+    fn an_upstream_has_time_to_think() {
+        let upstream = &parse(MINIMUM).unwrap().upstreams[0];
+        let minutes = |n: u64| Duration::from_secs(n * 60);
+        assert_eq!(upstream.connect_timeout, Duration::from_secs(10));
+        assert_eq!((upstream.first_byte_timeout, upstream.idle_timeout), (minutes(10), minutes(10)));
+        assert_eq!(upstream.total_timeout, minutes(24 * 60));
     }
 
     #[test]

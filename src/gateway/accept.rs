@@ -1,43 +1,71 @@
 //! Accepting connections and the life of one.
 //!
-//! Owns the public listeners (one per worker, sharing the port through SO_REUSEPORT), the cap on connections, and the loop
+//! Owns the public listeners (one per worker, sharing the port through SO_REUSEPORT), who is let in, and the loop
 //! from request to request. This is where TLS and HTTP/2 join: a handshake makes another [`Transport`], and another protocol
 //! makes another loop that calls [`Worker::serve`]'s steps. Never looks into a request.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::Poll;
+use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use super::body::Served;
 use super::buffers;
+use super::client_ip::is_trusted;
+use super::connections::{Entered, NoRoom};
 use super::http1::conn::{ClientConn, NoHead, Transport};
 use super::http1::head::HeadError;
 use super::pipeline::Worker;
 use super::refusal;
+use crate::domain::addresses::customer_network;
 use crate::error::Reject;
-use crate::telemetry::metrics::Outcome;
+use crate::telemetry::machine;
+use crate::telemetry::metrics::{NotLetIn, Outcome};
 
 /// What is received and forgotten of a client whose request could not be read, so that it can read why.
 const MAX_AFTER_BAD_HEAD: u64 = 1 << 20;
 
-/// A listener on `address` that shares its port with those of the other workers.
+/// A silent client is asked by TCP whether it is still there: answers may take minutes, and machines vanish without a word.
+const ASK_AFTER: Duration = Duration::from_secs(60);
+
+/// Between a connection that could not be accepted and the next.
+const AFTER_FAILURE: Duration = Duration::from_millis(20);
+
+/// So many listeners on `address`, which share its port among themselves and with nobody else. Port 0: whatever is free.
 ///
 /// # Errors
 /// The address is taken or not ours.
-pub fn bind(address: SocketAddr, backlog: u32) -> io::Result<std::net::TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
-    Ok(socket.into())
+pub fn bind(address: SocketAddr, backlog: u32, listeners: usize) -> io::Result<Vec<std::net::TcpListener>> {
+    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+    let open = || -> io::Result<Socket> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        // Accepted sockets inherit it.
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(ASK_AFTER).with_interval(Duration::from_secs(15)))?;
+        Ok(socket)
+    };
+    // Taken for us alone before it is shared: a port that another gateway of the same user shares could be joined unnoticed, and
+    // each would get some of the connections.
+    let first = open()?;
+    first.bind(&address.into())?;
+    first.set_reuse_port(true)?;
+    first.listen(backlog)?;
+    let shared = first.local_addr()?;
+    let mut all = vec![first.into()];
+    for _ in 1..listeners {
+        let next = open()?;
+        next.set_reuse_port(true)?;
+        next.bind(&shared)?;
+        next.listen(backlog)?;
+        all.push(next.into());
+    }
+    Ok(all)
 }
 
 /// Accepts until `stop` turns true. Connections go on in tasks of their own.
@@ -49,51 +77,86 @@ pub async fn run(worker: Arc<Worker>, listener: TcpListener, mut stop: watch::Re
             biased;
             _ = stopping => return,
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => admit(&worker, stream, peer),
+                Ok((stream, peer)) => {
+                    if admit(&worker, stream, peer) == Some(Entered::ForAnother) {
+                        // Whoever leaves for it has to be run, before more come.
+                        tokio::task::yield_now().await;
+                    }
+                }
                 Err(error) => {
-                    // Out of descriptors, mostly: others must close first. Trying at once again would only burn the core.
-                    tracing::warn!(%error, "cannot accept");
-                    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                    failed(&worker, &error);
+                    // Others must close first. Trying at once again would only burn the core.
+                    tokio::time::sleep(AFTER_FAILURE).await;
                 }
             }
         }
     }
 }
 
-fn admit(worker: &Arc<Worker>, stream: TcpStream, peer: SocketAddr) {
-    let max = worker.shared.policy.load().limits.max_connections;
-    if worker.shared.connections.fetch_add(1, Ordering::Relaxed) >= max {
-        worker.shared.connections.fetch_sub(1, Ordering::Relaxed);
-        worker.shard.connection_refused();
-        let refusal = Reject::Overloaded("Too many connections");
-        let id = worker.next_request_id();
-        let bytes = refusal::encode(&refusal, None, id, worker.shared.clock.now(), true);
-        // The socket's buffer is empty, so this takes it all or the client is gone.
-        let _ = stream.try_write(&bytes);
-        return;
+fn failed(worker: &Worker, error: &io::Error) {
+    let shared = &worker.shared;
+    worker.shard.accept_failed();
+    if let Some(count) = shared.accept_troubles.count(shared.clock.monotonic()) {
+        tracing::warn!(%error, count, "cannot accept connections on listen.public");
     }
-    worker.shard.connection_opened();
-    let worker = worker.clone();
-    tokio::spawn(async move {
-        let _place = Place(worker.clone());
-        let _ = stream.set_nodelay(true);
-        serve(&worker, stream, peer).await;
-    });
+    if machine::is_exhausted(error) {
+        shared.connections.make_room(None);
+        shared.policy.load().close_idle_upstreams();
+    }
 }
 
-/// A connection's place under the cap.
-struct Place(Arc<Worker>);
+fn admit(worker: &Arc<Worker>, stream: TcpStream, peer: SocketAddr) -> Option<Entered> {
+    let shared = &worker.shared;
+    let policy = shared.policy.load();
+    let (limits, client) = (&policy.limits, peer.ip().to_canonical());
+    // What a trusted proxy brings is judged call by call, by whom it is for.
+    let address = (!is_trusted(client, &policy.trusted_proxies)).then(|| customer_network(client));
+    if address.is_some() && shared.connections.is_scarce(limits) && !shared.addresses.admits(client, shared.clock.now())
+    {
+        worker.shard.connection_refused(NotLetIn::Denied);
+        return None;
+    }
+    match shared.connections.enter(limits, address) {
+        Ok(entered) => {
+            worker.shard.connection_opened();
+            let place = Place { worker: worker.clone(), address };
+            tokio::spawn(async move {
+                let _ = stream.set_nodelay(true);
+                serve(&place.worker, stream, peer, address).await;
+            });
+            Some(entered)
+        }
+        Err(no_room) => {
+            let (why, counted) = match no_room {
+                NoRoom::Anywhere => ("Too many connections", NotLetIn::Full),
+                NoRoom::Address => ("Too many connections from this address", NotLetIn::Address),
+            };
+            worker.shard.connection_refused(counted);
+            let bytes =
+                refusal::encode(&Reject::Overloaded(why), None, worker.next_request_id(), shared.clock.now(), true);
+            // The socket's buffer is empty, so this takes it all or the client is gone.
+            let _ = stream.try_write(&bytes);
+            None
+        }
+    }
+}
+
+/// A connection's place, given back when dropped.
+struct Place {
+    worker: Arc<Worker>,
+    address: Option<IpAddr>,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.shared.connections.fetch_sub(1, Ordering::Relaxed);
-        self.0.shard.connection_closed();
+        self.worker.shared.connections.leave(self.address);
+        self.worker.shard.connection_closed();
     }
 }
 
 /// One connection, request after request.
-async fn serve(worker: &Arc<Worker>, stream: TcpStream, peer: SocketAddr) {
-    let deadline = worker.deadlines.open();
+async fn serve(worker: &Arc<Worker>, stream: TcpStream, peer: SocketAddr, address: Option<IpAddr>) {
+    let deadline = worker.deadlines.open(address);
     std::future::poll_fn(|cx| {
         deadline.bind(cx);
         Poll::Ready(())
@@ -106,19 +169,21 @@ async fn serve(worker: &Arc<Worker>, stream: TcpStream, peer: SocketAddr) {
     let mut client = ClientConn::new(Transport::Tcp(stream), deadline, limits);
     let mut served = 0;
     loop {
-        let head = match client.read_head(|| worker.shared.is_draining()).await {
+        let mut head = match client.read_head(|| worker.shared.is_draining()).await {
             Ok(head) => head,
             Err(NoHead::Closed) => return,
             Err(NoHead::Slow) => return refuse_head(worker, &mut client, &Reject::RequestTimeout).await,
             Err(NoHead::Refused(error)) => return refuse_head(worker, &mut client, &head_reject(error)).await,
         };
         served += 1;
+        // The last one's answer says so (RFC 9112, 9.6).
+        head.keep_alive &= served < limits.max_requests;
         // On the heap, so that a connection between requests is small.
         let outcome = Box::pin(worker.serve(&mut client, &head, peer)).await;
         buffers::give(head.into_buffer());
         match outcome {
-            Served::KeepAlive if served < limits.max_requests => {}
-            Served::KeepAlive | Served::Close => return client.linger(max_body).await,
+            Served::KeepAlive => {}
+            Served::Close => return client.linger(max_body).await,
             Served::Abort => return,
         }
     }

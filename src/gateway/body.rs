@@ -18,6 +18,7 @@ use super::http1::head::{Framing, Name};
 use super::pipeline::Worker;
 use super::record::Record;
 use super::replay::Capture;
+use super::upstream::Trouble;
 use super::usage::{AnswerFormat, AnswerScan, Observed, Usage};
 use crate::actors::user::ledger::Amounts;
 use crate::actors::user::once::Ended;
@@ -70,7 +71,7 @@ struct Relay<'e> {
     begun: bool,
     /// Until when the head waits, where it does.
     patience: Option<Pin<Box<Sleep>>>,
-    /// How much of `100 Continue` stands before the head.
+    /// How much stands before the head of an interim answer that has begun to leave.
     interim: usize,
     /// What came last cannot be read; what came before it still leaves.
     unreadable: bool,
@@ -119,7 +120,9 @@ pub async fn relay(
 ) -> Result<Served, Reject> {
     let clock = &worker.shared.clock;
     let config = &call.route.upstream.config;
-    let mut close = !call.head.keep_alive || worker.shared.is_draining();
+    // While the client still sends, nobody can tell whether its connection will be in order afterwards.
+    let is_sent = exchange.upload.is_whole() || client.body_is_done();
+    let mut close = !call.head.keep_alive || worker.shared.is_draining() || !is_sent;
     let mut relay = Relay::begin(client, call, &mut exchange, &mut close);
     let mut armed_for = None;
     let mut end = poll_fn(|cx| {
@@ -153,6 +156,7 @@ pub async fn relay(
     if end == End::NoAnswer {
         let nothing_said = relay.interim == 0;
         call.hold.refund();
+        exchange.at.endpoint.tell(Trouble::Malformed, None, now, &config.name);
         exchange.at.endpoint.failed(now, config);
         record.outcome = Outcome::UpstreamCut;
         // After half of an interim answer, no other can begin.
@@ -167,12 +171,14 @@ pub async fn relay(
     record.first_byte = record.first_byte.or_else(|| (relay.written > 0).then(|| clock.monotonic()));
     record.bytes_out = relay.written;
     let client_broken = relay.client_broken;
+    let told_its_end = relay.outgoing == AnswerFraming::Chunked;
     buffers::give(relay.out);
     let Exchange { at, conn, upload, head } = *exchange;
     let sent_whole = upload.is_whole();
     if end == End::Complete && sent_whole && head.keep_alive {
         at.endpoint.keep(worker.index, conn, now, config);
     } else if end == End::Cut {
+        at.endpoint.tell(Trouble::Cut, None, now, &config.name);
         at.endpoint.failed(now, config);
     }
     if let Some(parked) = parked {
@@ -182,6 +188,8 @@ pub async fn relay(
     Ok(match end {
         End::Complete if close || client_broken || !sent_whole && !client.body_is_done() => Served::Close,
         End::Complete => Served::KeepAlive,
+        // Its last chunk has left, and nothing was said of the connection's end.
+        End::Short if told_its_end && !close => Served::KeepAlive,
         End::Short => Served::Close,
         End::ClientGone | End::Cut | End::NoAnswer | End::Unrecorded => Served::Abort,
     })
@@ -192,7 +200,10 @@ impl<'e> Relay<'e> {
         let Exchange { conn, head, .. } = &mut *exchange;
         let mut out = buffers::take();
         out.extend_from_slice(client.rest_of_continue());
-        let interim = out.len();
+        let mut interim = out.len();
+        if client.rest_of_interim(true, &mut out) {
+            interim = out.len();
+        }
         let (outgoing, capture) = write_answer_head(call, head, &conn.input()[..head.len], close, &mut out);
         let content_type = head.first(Name::ContentType, conn.input());
         let compressed =

@@ -151,7 +151,10 @@ impl Worker {
         // An Envoy may send the beginning of the body along.
         client.begin_body(head.framing, head.expects_continue, u64::MAX);
         record.body_begun = true;
-        let close = !head.keep_alive || self.shared.is_draining() || (head.expects_continue && !client.body_is_done());
+        let close = !head.keep_alive
+            || self.shared.is_draining()
+            || (head.expects_continue && !client.body_is_done())
+            || !client.can_skip_body(head.framing, MAX_DISCARD);
         let mut out = client.rest_of_continue().to_vec();
         refusal::begin_empty(200, record.at, &mut out);
         forward::write_call_fields(record.request, taken.tightest, cost, hold.left(), &mut out);

@@ -1,9 +1,11 @@
-//! Time limits of connections without a timer per step.
+//! Time limits of connections without a timer per step, and who waits with nothing to do.
 //!
 //! Owns one slot per connection and, per worker, one task that looks at all slots ten times a second. Setting a limit is
 //! one look at the clock and one store; an idle connection costs nothing but its slot. A limit strikes up to a [`TICK`]
-//! late and never early. Never decides what a limit is or what follows from it.
+//! late and never early. A connection without a whole request can be asked to leave, so that others have room. Never decides
+//! what a limit is, when room is needed, or what follows from either.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Waker};
@@ -17,6 +19,11 @@ use crate::clock::{Clock, Monotonic};
 pub const TICK: Duration = Duration::from_millis(100);
 
 const NEVER: u64 = u64::MAX;
+/// In the place of a time: the connection has been asked to leave.
+const LEAVE: u64 = u64::MAX - 1;
+
+/// Of those that wait, this part is asked to leave at once: looking for one takes as long as looking for many.
+const PART: usize = 64;
 
 /// The limits of one worker's connections.
 pub struct Deadlines {
@@ -31,7 +38,53 @@ struct Slot {
     expired: AtomicBool,
     /// The connection is gone; the slot may be used no more.
     closed: AtomicBool,
+    /// Since when it has had no whole request; [`NEVER`] while it has one.
+    waits_since: AtomicU64,
+    /// As it counts against the limit of one address; `None` for a proxy's, which brings many people's calls.
+    address: Option<IpAddr>,
     waker: Mutex<Option<Waker>>,
+}
+
+impl Slot {
+    fn wake(&self) {
+        let waker = self.waker.lock().clone();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Since when it waits, if it does, and is of that address.
+    fn waits(&self, of: Option<IpAddr>) -> Option<u64> {
+        let since = self.waits_since.load(Ordering::Relaxed);
+        let counts = since < LEAVE && !self.closed.load(Ordering::Relaxed);
+        (counts && (of.is_none() || self.address == of)).then_some(since)
+    }
+}
+
+/// Asks connections that wait for a request to leave, those first that have waited longest; only those of one address, if it is
+/// named. Says how many: none when all have something to do.
+pub fn ask_to_leave(workers: &[Arc<Deadlines>], of: Option<IpAddr>) -> usize {
+    let mut waiting: Vec<u64> = Vec::new();
+    for worker in workers {
+        waiting.extend(worker.slots.lock().iter().filter_map(|slot| slot.waits(of)));
+    }
+    if waiting.is_empty() {
+        return 0;
+    }
+    let wanted = waiting.len().div_ceil(PART);
+    let newest = *waiting.select_nth_unstable(wanted - 1).1;
+    let mut asked = 0;
+    for worker in workers {
+        for slot in worker.slots.lock().iter() {
+            let Some(since) = slot.waits(of).filter(|since| *since <= newest && asked < wanted) else { continue };
+            // Fails if a request has come at just this moment.
+            if slot.waits_since.compare_exchange(since, LEAVE, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                slot.wake();
+                asked += 1;
+            }
+        }
+    }
+    asked
 }
 
 /// One connection's limit. Dropping it frees the slot at the next tick.
@@ -47,11 +100,14 @@ impl Deadlines {
         Arc::new(Self { clock, coarse, slots: Mutex::default() })
     }
 
-    pub fn open(&self) -> Deadline {
+    /// `address`: whose the connection is, where that is limited.
+    pub fn open(&self, address: Option<IpAddr>) -> Deadline {
         let slot = Arc::new(Slot {
             due: AtomicU64::new(NEVER),
             expired: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            waits_since: AtomicU64::new(NEVER),
+            address,
             waker: Mutex::default(),
         });
         self.slots.lock().push(slot.clone());
@@ -71,10 +127,7 @@ impl Deadlines {
     /// Wakes every connection, so that it notices that the process is to stop.
     pub fn wake_all(&self) {
         for slot in self.slots.lock().iter() {
-            let waker = slot.waker.lock().clone();
-            if let Some(waker) = waker {
-                waker.wake();
-            }
+            slot.wake();
         }
     }
 
@@ -86,10 +139,7 @@ impl Deadlines {
                 return false;
             }
             if slot.due.load(Ordering::Relaxed) <= now && !slot.expired.swap(true, Ordering::Relaxed) {
-                let waker = slot.waker.lock().clone();
-                if let Some(waker) = waker {
-                    waker.wake();
-                }
+                slot.wake();
             }
             true
         });
@@ -131,6 +181,22 @@ impl Deadline {
     pub fn has_expired(&self) -> bool {
         self.slot.expired.load(Ordering::Relaxed)
     }
+
+    /// There is no whole request from now on: the connection may be asked to leave.
+    pub fn waits(&self) {
+        let now = self.coarse.load(Ordering::Relaxed);
+        // Who waits already goes on doing so, and who has been asked stays asked.
+        let _ = self.slot.waits_since.compare_exchange(NEVER, now, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
+    /// A request is there. `false`: the connection has been asked to leave before, and must.
+    pub fn has_work(&self) -> bool {
+        self.slot.waits_since.swap(NEVER, Ordering::AcqRel) != LEAVE
+    }
+
+    pub fn must_leave(&self) -> bool {
+        self.slot.waits_since.load(Ordering::Relaxed) == LEAVE
+    }
 }
 
 impl Drop for Deadline {
@@ -149,7 +215,7 @@ mod tests {
     fn a_limit_expires_when_its_time_has_come_and_not_before() {
         let (clock, hands) = Clock::manual(UnixMillis(0));
         let deadlines = Deadlines::new(clock.clone());
-        let deadline = deadlines.open();
+        let deadline = deadlines.open(None);
         deadline.arm(Duration::from_secs(5));
         hands.advance(Duration::from_millis(4999));
         deadlines.tick();
@@ -170,5 +236,34 @@ mod tests {
         drop(deadline);
         deadlines.tick();
         assert!(deadlines.slots.lock().is_empty());
+    }
+
+    #[test]
+    fn who_has_waited_longest_is_asked_to_leave_and_nobody_who_has_work() {
+        let (clock, hands) = Clock::manual(UnixMillis(0));
+        let workers = [Deadlines::new(clock.clone()), Deadlines::new(clock)];
+        let (one, other) = (Some(IpAddr::from([1, 1, 1, 1])), Some(IpAddr::from([2, 2, 2, 2])));
+        let open = |worker: usize, address| {
+            let deadline = workers[worker].open(address);
+            deadline.waits();
+            hands.advance(Duration::from_secs(1));
+            workers.iter().for_each(|worker| worker.tick());
+            deadline
+        };
+        let (first, second, third, fourth) = (open(1, one), open(0, other), open(1, one), open(0, None));
+        assert!(first.has_work());
+        let left = || [&first, &second, &third, &fourth].map(Deadline::must_leave);
+        assert_eq!((ask_to_leave(&workers, None), left()), (1, [false, true, false, false]));
+        assert_eq!((ask_to_leave(&workers, other), left()), (0, [false, true, false, false]), "it was asked already");
+        // It waits again, but not as long as the others.
+        first.waits();
+        assert_eq!((ask_to_leave(&workers, one), left()), (1, [false, true, true, false]));
+        assert!(!third.has_work() && !third.must_leave(), "too late for its request");
+        assert_eq!((ask_to_leave(&workers, None), left()), (1, [false, true, false, true]));
+        drop(first);
+        assert_eq!(ask_to_leave(&workers, None), 0);
+        let many: Vec<_> = (0..200).map(|_| open(0, one)).collect();
+        assert_eq!(ask_to_leave(&workers, one), 4, "a part of many at once");
+        assert!(many[..4].iter().all(Deadline::must_leave) && !many[4].must_leave());
     }
 }

@@ -30,7 +30,7 @@ use super::rate::{self, Standing};
 use super::record::Record;
 use super::refusal::{connection_field, write_date};
 use super::replay::Capture;
-use super::upstream::{AtEndpoint, Endpoint, UpstreamConn};
+use super::upstream::{AtEndpoint, Endpoint, Trouble, UpstreamConn};
 use super::usage::Usage;
 use crate::actors::user::hold::Hold;
 use crate::actors::user::once::{Ended, Passing};
@@ -43,14 +43,15 @@ use crate::domain::user;
 use crate::error::Reject;
 use crate::failpoint;
 use crate::store::committer::GateTicket;
+use crate::telemetry::machine;
 use crate::telemetry::metrics::Outcome;
 
 /// Most bytes of an upstream's head.
 const MAX_ANSWER_HEAD: usize = 64 << 10;
 /// Longer bodies are written from where they lie instead of being copied behind the head.
 const COPIED_BODY: usize = READ_BYTES / 2;
-/// Interim answers (1xx) before the real one; more is an upstream gone wrong.
-const MAX_INTERIM: usize = 8;
+/// Interim answers (1xx) before the real one; more is an upstream gone wrong. One every ten seconds as a sign of life is not.
+const MAX_INTERIM: usize = 64;
 /// A space and the three digits of a status.
 const STATUS_BYTES: usize = 4;
 
@@ -90,8 +91,12 @@ enum Failure {
     ClientGone,
     /// The client's body is too large, malformed, or did not come.
     Refused(Reject),
-    /// Nobody was reached, or nothing was sent: it cannot have been carried out.
-    NotSent(Reject),
+    /// Nobody was reached: it cannot have been carried out.
+    NotReached(Reject, Trouble, Option<String>),
+    /// There is no endpoint left to try.
+    NoEndpoint,
+    /// A kept connection that the upstream has closed meanwhile; nothing was sent.
+    Stale,
     /// It was sent and the connection ended without an answer.
     NoAnswer,
     /// An answer nobody could trust.
@@ -157,11 +162,23 @@ impl Failure {
     /// What the client is told when no further attempt is made.
     fn reject(self) -> Reject {
         match self {
-            Self::Refused(reject) | Self::NotSent(reject) => reject,
-            Self::NoAnswer | Self::BadAnswer(_) => Reject::UpstreamUnreachable,
+            Self::Refused(reject) | Self::NotReached(reject, ..) => reject,
+            Self::NoEndpoint | Self::Stale | Self::NoAnswer | Self::BadAnswer(_) => Reject::UpstreamUnreachable,
             Self::Timeout => Reject::UpstreamTimeout,
             Self::ClientGone => Reject::Internal,
         }
+    }
+
+    /// What the log is told of it, if it is the endpoint's.
+    fn tell(&self, endpoint: &Endpoint, now: Monotonic, upstream: &str) {
+        let (trouble, cause) = match self {
+            Self::NotReached(_, trouble, cause) => (*trouble, cause.clone()),
+            Self::NoAnswer => (Trouble::NoAnswer, None),
+            Self::BadAnswer(error) => (Trouble::Malformed, Some(format!("{error:?}"))),
+            Self::Timeout => (Trouble::Timeout, None),
+            Self::ClientGone | Self::Refused(_) | Self::NoEndpoint | Self::Stale => return,
+        };
+        endpoint.tell(trouble, cause.as_deref(), now, upstream);
     }
 }
 
@@ -177,7 +194,7 @@ async fn reach(
     let mut left = upstream.config.retries;
     loop {
         let Some(at) = upstream.choose(client.deadline.coarse_now(), &tried) else {
-            return Err(Failure::NotSent(Reject::UpstreamUnreachable));
+            return Err(Failure::NoEndpoint);
         };
         let endpoint = at.endpoint.clone();
         let failure = match attempt(worker, client, call, at, total_due).await {
@@ -185,12 +202,11 @@ async fn reach(
             Err(failure) => failure,
         };
         if !matches!(failure, Failure::ClientGone | Failure::Refused(_)) {
-            endpoint.failed(client.deadline.coarse_now(), &upstream.config);
+            let now = client.deadline.coarse_now();
+            failure.tell(&endpoint, now, &upstream.config.name);
+            endpoint.failed(now, &upstream.config);
         }
         if left == 0 || !may_repeat(call, &failure) {
-            if let Failure::BadAnswer(error) = &failure {
-                tracing::warn!(upstream = %upstream.config.name, ?error, "an upstream sent a malformed answer");
-            }
             return Err(failure);
         }
         left -= 1;
@@ -209,9 +225,11 @@ fn may_repeat(call: &Call<'_>, failure: &Failure) -> bool {
     let repeatable = call.intake.complete || call.head.framing == Framing::None;
     match failure {
         // Nothing has gone out, so nothing of the body beyond what is kept has been taken from the client either.
-        Failure::NotSent(_) => true,
+        Failure::NotReached(..) | Failure::Stale => true,
         Failure::NoAnswer => repeatable && call.head.is_replayable(),
-        Failure::ClientGone | Failure::Refused(_) | Failure::BadAnswer(_) | Failure::Timeout => false,
+        Failure::NoEndpoint | Failure::ClientGone | Failure::Refused(_) | Failure::BadAnswer(_) | Failure::Timeout => {
+            false
+        }
     }
 }
 
@@ -234,32 +252,37 @@ async fn attempt(
     let mut conn = match at.endpoint.reuse(worker.index, client.deadline.coarse_now(), config) {
         Some(conn) => conn,
         // Rare, and large: apart from the call's own state.
-        None => Box::pin(connect(client, &at.endpoint, config.connect_timeout, total_due)).await?,
+        None => Box::pin(connect(client, call.policy, &at.endpoint, config.connect_timeout, total_due)).await?,
     };
     let mut upload = Upload::new(call, &at.endpoint);
     // What the client has sent meanwhile could not be taken.
     client.body_was_not_wanted();
-    let head = exchange(client, call, &mut conn, &mut upload, total_due).await?;
+    let head = exchange(worker, client, call, &mut conn, &mut upload, total_due).await?;
     Ok(Box::new(Exchange { at, conn, upload, head }))
 }
 
 async fn connect(
     client: &mut ClientConn,
+    policy: &Policy,
     endpoint: &Endpoint,
     timeout: Duration,
     total_due: Monotonic,
 ) -> Result<UpstreamConn, Failure> {
+    if policy.sockets.is_full() {
+        policy.close_idle_upstreams();
+    }
     client.deadline.arm_before(timeout, total_due);
     let mut connecting = std::pin::pin!(endpoint.connect());
     poll_fn(|cx| {
         if let Poll::Ready(result) = connecting.as_mut().poll(cx) {
-            return Poll::Ready(result.map_err(|error| {
-                tracing::debug!(endpoint = %endpoint.address.authority, %error, "cannot connect");
-                Failure::NotSent(Reject::UpstreamUnreachable)
+            return Poll::Ready(result.map_err(|(trouble, error)| match machine::is_exhausted(&error) {
+                // Not the endpoint's fault.
+                true => Failure::Refused(Reject::Overloaded("Too many connections")),
+                false => Failure::NotReached(Reject::UpstreamUnreachable, trouble, Some(error.to_string())),
             }));
         }
         if client.deadline.has_expired() {
-            return Poll::Ready(Err(Failure::NotSent(Reject::UpstreamTimeout)));
+            return Poll::Ready(Err(Failure::NotReached(Reject::UpstreamTimeout, Trouble::ConnectTimeout, None)));
         }
         client.poll_gone(cx).map(|()| Err(Failure::ClientGone))
     })
@@ -267,8 +290,9 @@ async fn connect(
 }
 
 /// Sends the request, body included as it comes, until the answer's head is there. Both directions go on at once: an answer
-/// may come before the request is sent.
+/// may come before the request is sent. Interim answers are passed on while the real one is waited for.
 async fn exchange(
+    worker: &Worker,
     client: &mut ClientConn,
     call: &mut Call<'_>,
     conn: &mut UpstreamConn,
@@ -277,7 +301,8 @@ async fn exchange(
 ) -> Result<ResponseHead, Failure> {
     let config = &call.route.upstream.config;
     let head_request = call.head.method() == "HEAD";
-    let (mut end, mut interim) = (HeadEnd::default(), 0);
+    let (mut end, mut interim, mut ticket) = (HeadEnd::default(), 0, GateTicket::default());
+    let takes_interim = call.head.version == Version::Http11;
     // While the client sends, each piece renews its time; once all is sent, the upstream's begins.
     let mut armed_for = None;
     poll_fn(|cx| {
@@ -300,19 +325,22 @@ async fn exchange(
                 client.deadline.arm_before(limit, total_due);
             }
             match conn.poll_fill(cx) {
-                Poll::Ready(Ok(n)) if n > 0 => match read_answer_head(conn, &mut end, &mut interim, head_request) {
-                    Ok(Some(head)) => return Poll::Ready(Ok(head)),
-                    Ok(None) => continue,
-                    Err(error) => return Poll::Ready(Err(Failure::BadAnswer(error))),
-                },
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    let pass_on = takes_interim.then_some(&mut *client);
+                    match read_answer_head(conn, &mut end, &mut interim, head_request, pass_on, config.via) {
+                        Ok(Some(head)) => return Poll::Ready(Ok(head)),
+                        Ok(None) => continue,
+                        Err(error) => return Poll::Ready(Err(Failure::BadAnswer(error))),
+                    }
+                }
                 Poll::Ready(_) => {
                     let nothing_sent = conn.reused && upload.moved == 0;
-                    return Poll::Ready(Err(match nothing_sent {
-                        true => Failure::NotSent(Reject::UpstreamUnreachable),
-                        false => Failure::NoAnswer,
-                    }));
+                    return Poll::Ready(Err(if nothing_sent { Failure::Stale } else { Failure::NoAnswer }));
                 }
                 Poll::Pending => {}
+            }
+            if client.has_interim() && poll_interim(worker, client, call, &mut ticket, cx).is_err() {
+                return Poll::Ready(Err(Failure::ClientGone));
             }
             if client.deadline.has_expired() {
                 return Poll::Ready(Err(match upload.waits_for_client() {
@@ -329,12 +357,14 @@ async fn exchange(
     .await
 }
 
-/// The final head, once it is complete; interim ones are read over.
+/// The final head, once it is complete; interim ones are queued for `client`, where they are to be passed on.
 fn read_answer_head(
     conn: &mut UpstreamConn,
     end: &mut HeadEnd,
     interim: &mut usize,
     head_request: bool,
+    mut client: Option<&mut ClientConn>,
+    via: bool,
 ) -> Result<Option<ResponseHead>, HeadError> {
     while let Some(len) = end.find(conn.input(), MAX_ANSWER_HEAD)? {
         let head = ResponseHead::parse(conn.input(), len, head_request)?;
@@ -346,10 +376,58 @@ fn read_answer_head(
         if head.status == 101 || *interim > MAX_INTERIM {
             return Err(HeadError::Malformed("an interim answer that was not asked for"));
         }
+        // `100 Continue` is between the upstream and us: its client has been told to go on, or did not ask (RFC 9110, 10.1.1).
+        if let Some(client) = client.as_deref_mut().filter(|_| head.status != 100) {
+            client.queue_interim(|out| write_interim(&head, &conn.input()[..len], via, out));
+        }
         conn.consume(len);
         *end = HeadEnd::default();
     }
     Ok(None)
+}
+
+/// An interim answer as the client gets it (RFC 9110, 15.2). It has no body, whatever it says of one (8.6).
+fn write_interim(head: &ResponseHead, bytes: &[u8], via: bool, out: &mut Vec<u8>) {
+    let line = bytes.get(..memchr::memchr(b'\r', bytes).unwrap_or(0)).unwrap_or_default();
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(itoa::Buffer::new().format(head.status).as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(line.get(b"HTTP/1.1 103 ".len()..).unwrap_or_default());
+    out.extend_from_slice(b"\r\n");
+    for (field, name, value) in head.fields(bytes) {
+        let ours = field.connection_only
+            || field.name.is_hop_by_hop()
+            || matches!(
+                field.name,
+                Name::ContentLength | Name::XRequestId | Name::XRateLimitRequests | Name::XTollgate
+            );
+        if !ours {
+            write_field(name, value, out);
+        }
+    }
+    if via {
+        write_via(head.version, out);
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Sends what waits of interim answers, but not before the debit is on disk (invariant 2): they are no part of the answer, and
+/// still tell that the call is being worked on. `Err`: the client is gone.
+fn poll_interim(
+    worker: &Worker,
+    client: &mut ClientConn,
+    call: &Call<'_>,
+    ticket: &mut GateTicket,
+    cx: &mut Context<'_>,
+) -> Result<(), ()> {
+    let must_wait = call.policy.durability == Durability::BeforeResponse;
+    if must_wait && !matches!(worker.gate.poll_durable(call.hold.epoch(), ticket, cx), Poll::Ready(Ok(()))) {
+        return Ok(());
+    }
+    match client.poll_interim(cx) {
+        Poll::Ready(Err(_)) => Err(()),
+        Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,6 +11,7 @@ pub mod body;
 pub mod buffers;
 pub mod checks;
 pub mod client_ip;
+pub mod connections;
 pub mod cost;
 pub mod deadline;
 pub mod forward;

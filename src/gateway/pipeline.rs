@@ -23,6 +23,7 @@ use super::body::Served;
 use super::buffers::{Budget, Full, Owner, READ_BYTES, Share};
 use super::checks;
 use super::client_ip::{self, ClientIp};
+use super::connections::Connections;
 use super::deadline::Deadlines;
 use super::forward::{self, Call};
 use super::http1::conn::{BodyError, BodyStep, ClientConn};
@@ -48,6 +49,7 @@ use crate::error::{CountsAsRefusal, Reject};
 use crate::store::committer::{Committer, Gate};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::{Metrics, Outcome, Shard};
+use crate::telemetry::seldom::Seldom;
 
 /// Logins with longer bodies than other local calls may have that are received at once.
 const MAX_LONG_LOGINS: usize = 16;
@@ -78,7 +80,9 @@ pub struct Shared {
     /// Where local calls run.
     pub control: tokio::runtime::Handle,
     pub draining: AtomicBool,
-    pub connections: std::sync::atomic::AtomicUsize,
+    pub connections: Connections,
+    /// Of connections that could not be accepted.
+    pub accept_troubles: Seldom,
 }
 
 /// Room for long bodies of people whom nobody knows yet. Apart from the bytes of other calls in flight, so that they can take
@@ -165,6 +169,10 @@ impl Worker {
     ) -> Result<Served, Reject> {
         let shared = &*self.shared;
         ip_rules::check(&shared.addresses, &shared.blocks, record.client, record.at, record.started)?;
+        // A connection counts for its address; what a trusted proxy brings counts for whom it is for.
+        let is_forwarded = record.client.0 != record.peer.ip().to_canonical();
+        let forwarded = is_forwarded.then(|| shared.connections.enter_forwarded(&policy.limits, record.client.0));
+        let _forwarded = forwarded.transpose()?;
         rate::check_address(&shared.rates, &policy.rates, record.client, record.started, taken)?;
         let path = normalize(head.path())?;
         let route = match policy.routes.find(&path, head.method())? {
@@ -300,7 +308,12 @@ impl Worker {
         let long = is_long.then(|| self.shared.long_logins.0.try_acquire()).transpose();
         let _long = long.map_err(|_| Reject::Overloaded("Too many logins with long bodies"))?;
         self.begin_body(client, head, max, record)?;
+        // Until it is there, others may need the room more.
+        client.deadline.waits();
         let body = read_whole_body(client, max, policy, &mut share, !is_long).await?;
+        if !client.deadline.has_work() {
+            return Err(Reject::RequestTimeout);
+        }
         let response = self.ask_local(head, body, None, record).await?;
         if response.extensions().get::<CountsAsRefusal>().is_some() {
             taken.give_back(&self.shared.rates);
@@ -419,16 +432,13 @@ impl Worker {
         if !record.body_begun {
             client.begin_body(head.framing, head.expects_continue, u64::MAX);
         }
-        let rest_is_small = match head.framing {
-            Framing::None => true,
-            Framing::Length(n) => n <= MAX_DISCARD as u64,
-            Framing::Chunked | Framing::UntilClose => client.body_is_done(),
-        };
+        let rest_is_small = client.can_skip_body(head.framing, MAX_DISCARD);
         let broken = matches!(reject, Reject::RequestTimeout | Reject::BodyTooLarge { .. });
         // A client that waits for `100 Continue` may send its body or not; nobody can tell what comes next.
         let uncertain = head.expects_continue && !client.body_is_done();
         let close = !head.keep_alive || !rest_is_small || broken || uncertain || self.shared.is_draining();
         let mut bytes = client.rest_of_continue().to_vec();
+        client.rest_of_interim(false, &mut bytes);
         let dialect = || {
             let path = normalize(head.path()).ok()?;
             self.shared.policy.load().routes.claim(&path).map(|claim| claim.dialect)

@@ -15,7 +15,7 @@ use super::http1::conn::ConnLimits;
 use super::places::{PlaceBook, Places};
 use super::rate::{Quota, RateQuotas};
 use super::spelling::{FoldedPattern, fold, may_fold, read_loosely, two_readings};
-use super::upstream::{Endpoint, Upstream};
+use super::upstream::{Endpoint, Sockets, Upstream};
 use crate::config::{
     Config, Durability, ForwardConfig, Limits, MissingUsage, OutgrownHold, PathPattern, PathReading, PriceList,
     RouteConfig,
@@ -31,6 +31,8 @@ use crate::telemetry::metrics::{Label, Metrics};
 pub struct Policy {
     pub routes: RouteTable,
     pub upstreams: Vec<Arc<Upstream>>,
+    /// The connections to all of them.
+    pub sockets: Arc<Sockets>,
     pub places: PlaceBook,
     /// The most of the body of a login that brings factors.
     login_body: usize,
@@ -486,8 +488,9 @@ impl Policy {
     /// `before`: whose endpoints keep their connections, and whose users their places.
     pub fn new(config: &Config, metrics: &Metrics, workers: usize, before: Option<&Self>) -> Self {
         let known = before.map(Self::endpoints).unwrap_or_default();
+        let sockets = before.map(|before| before.sockets.clone()).unwrap_or_default();
         let upstreams: Vec<Arc<Upstream>> =
-            config.upstreams.iter().map(|u| Arc::new(Upstream::new(u.clone(), workers, &known))).collect();
+            config.upstreams.iter().map(|u| Arc::new(Upstream::new(u.clone(), workers, &known, &sockets))).collect();
         let (mut places, mut terms) = (PlaceBook::default(), Terms::default());
         let routes = config.routes.iter().filter_map(|route| {
             let upstream = upstreams.iter().find(|u| u.config.name == route.upstream)?.clone();
@@ -504,6 +507,7 @@ impl Policy {
         Self {
             routes,
             upstreams,
+            sockets,
             places,
             login_body: config.accounts.login_check.longest_body(),
             checks: Checks::new(config, metrics),
@@ -537,6 +541,11 @@ impl Policy {
             local_route: metrics.route("(local)"),
             local_name: Arc::from("(local)"),
         }
+    }
+
+    /// Closes the connections to upstreams that nobody uses at the moment.
+    pub fn close_idle_upstreams(&self) {
+        self.upstreams.iter().flat_map(|upstream| &upstream.endpoints).for_each(|endpoint| endpoint.close_idle());
     }
 
     /// Whether this user's conversations are kept out of the journal. Names are the same in any case.

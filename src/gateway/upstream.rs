@@ -1,16 +1,19 @@
 //! Upstream applications: their endpoints, how well those are, and the connections kept to them.
 //!
-//! Owns balancing (the less busy of two random endpoints), passive ejection, active health checks and the pools. A pooled
-//! connection belongs to one worker, because its socket is registered with that worker's runtime. Never reads a message.
+//! Owns balancing (the less busy of two random endpoints), passive ejection, active health checks, the pools, and what the log
+//! is told of failures. A pooled connection belongs to one worker, because its socket is registered with that worker's runtime.
+//! Never reads a message.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
@@ -18,8 +21,85 @@ use tokio_util::io::poll_read_buf;
 use super::buffers::{self, READ_BYTES};
 use crate::clock::{Clock, Monotonic};
 use crate::config::{EndpointAddress, UpstreamConfig};
+use crate::telemetry::seldom::Seldom;
 
 static NEXT_CHECK: AtomicU64 = AtomicU64::new(1);
+
+/// An answer may take minutes to begin: TCP asks whether the other side is still there, and reminds what lies between.
+const ASK_AFTER: Duration = Duration::from_secs(60);
+
+/// What went wrong with a call to an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Trouble {
+    Name,
+    Connect,
+    ConnectTimeout,
+    NoAnswer,
+    Malformed,
+    Timeout,
+    Cut,
+}
+
+/// In the order of [`Trouble`].
+const TROUBLES: [&str; 7] = [
+    "its name cannot be resolved",
+    "cannot connect",
+    "no connection within connect_timeout",
+    "closed the connection without an answer",
+    "sent a malformed answer",
+    "no answer in time",
+    "broke off in its answer, or fell silent",
+];
+
+/// Connections to all endpoints, in use and kept.
+#[derive(Debug)]
+pub struct Sockets {
+    open: AtomicUsize,
+    /// How many the process's descriptors leave room for.
+    room: AtomicUsize,
+}
+
+impl Default for Sockets {
+    fn default() -> Self {
+        Self { open: AtomicUsize::new(0), room: AtomicUsize::new(usize::MAX) }
+    }
+}
+
+impl Sockets {
+    pub fn set_room(&self, room: usize) {
+        self.room.store(room, Ordering::Relaxed);
+    }
+
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    pub fn room(&self) -> usize {
+        self.room.load(Ordering::Relaxed)
+    }
+
+    /// No further one can be opened unless one that is kept is closed.
+    pub fn is_full(&self) -> bool {
+        self.open() >= self.room()
+    }
+}
+
+/// One connection's place among [`Sockets`], given back when dropped.
+struct SocketPlace(Arc<Sockets>);
+
+impl SocketPlace {
+    fn take(sockets: &Arc<Sockets>) -> Self {
+        sockets.open.fetch_add(1, Ordering::Relaxed);
+        Self(sockets.clone())
+    }
+}
+
+impl Drop for SocketPlace {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// One address of an upstream.
 pub struct Endpoint {
@@ -35,10 +115,15 @@ pub struct Endpoint {
     checked_by: AtomicU64,
     /// Idle connections, by worker.
     idle: Vec<Mutex<Vec<Idle>>>,
+    sockets: Arc<Sockets>,
+    /// Lines of the log, by [`Trouble`].
+    told: [Seldom; TROUBLES.len()],
 }
 
 struct Idle {
+    // Before its place, so that it is closed when that is given back.
     stream: TcpStream,
+    place: SocketPlace,
     since: Monotonic,
 }
 
@@ -75,10 +160,10 @@ impl Drop for AtEndpoint {
 
 impl Upstream {
     /// `known`: endpoints of an earlier config, taken over with their connections and their health.
-    pub fn new(config: UpstreamConfig, workers: usize, known: &[Arc<Endpoint>]) -> Self {
+    pub fn new(config: UpstreamConfig, workers: usize, known: &[Arc<Endpoint>], sockets: &Arc<Sockets>) -> Self {
         let endpoints = config.endpoints.iter().map(|address| {
             let same = known.iter().find(|endpoint| endpoint.address == *address);
-            same.cloned().unwrap_or_else(|| Arc::new(Endpoint::new(address.clone(), workers)))
+            same.cloned().unwrap_or_else(|| Arc::new(Endpoint::new(address.clone(), workers, sockets.clone())))
         });
         let endpoints: Vec<Arc<Endpoint>> = endpoints.collect();
         let check = if config.health_path.is_some() { NEXT_CHECK.fetch_add(1, Ordering::Relaxed) } else { 0 };
@@ -133,7 +218,7 @@ fn less_busy_of_two<'a>(endpoints: &[&'a Arc<Endpoint>]) -> Option<&'a Arc<Endpo
 }
 
 impl Endpoint {
-    fn new(address: EndpointAddress, workers: usize) -> Self {
+    fn new(address: EndpointAddress, workers: usize, sockets: Arc<Sockets>) -> Self {
         Self {
             address,
             in_flight: AtomicUsize::new(0),
@@ -142,6 +227,8 @@ impl Endpoint {
             checked_healthy: AtomicBool::new(true),
             checked_by: AtomicU64::new(0),
             idle: (0..workers).map(|_| Mutex::default()).collect(),
+            sockets,
+            told: Default::default(),
         }
     }
 
@@ -166,9 +253,33 @@ impl Endpoint {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
         if config.eject_after > 0 && failures >= config.eject_after {
             self.failures.store(0, Ordering::Relaxed);
-            self.ejected_until.store(now.plus(config.eject_time).0, Ordering::Relaxed);
-            tracing::warn!(endpoint = %self.address.authority, upstream = %config.name, "ejected after {failures} failures in a row");
+            let was_well = self.ejected_until.swap(now.plus(config.eject_time).0, Ordering::Relaxed) <= now.0;
+            // The only endpoint is called all the same, and goes on failing.
+            if was_well {
+                tracing::warn!(endpoint = %self.address.authority, upstream = %config.name, "ejected after {failures} failures in a row");
+            }
         }
+    }
+
+    /// Tells the log of a failure: the first of a kind at once, others by their number.
+    pub fn tell(&self, trouble: Trouble, cause: Option<&str>, now: Monotonic, upstream: &str) {
+        if let Some(count) = self.told[trouble as usize].count(now) {
+            self.write_line(trouble as usize, cause, count, upstream);
+        }
+    }
+
+    /// Tells the log of failures that were counted since its last line, once that is long enough ago.
+    pub fn tell_rest(&self, now: Monotonic, upstream: &str) {
+        for (at, line) in self.told.iter().enumerate() {
+            if let Some(count) = line.due(now) {
+                self.write_line(at, None, count, upstream);
+            }
+        }
+    }
+
+    fn write_line(&self, at: usize, cause: Option<&str>, count: u64, upstream: &str) {
+        let cause = cause.map_or_else(|| TROUBLES[at].to_owned(), |cause| format!("{}: {cause}", TROUBLES[at]));
+        tracing::warn!(endpoint = %self.address.authority, upstream, cause, count, "an upstream fails");
     }
 
     /// An idle connection of this worker that is still open.
@@ -179,7 +290,8 @@ impl Endpoint {
             // The runtime has noted if the upstream closed or sent something unasked; then this is no system call wasted.
             let quiet = matches!(idle.stream.try_read(&mut [0u8; 1]), Err(e) if e.kind() == io::ErrorKind::WouldBlock);
             if quiet && now.since(idle.since) < config.pool_idle_timeout {
-                return Some(UpstreamConn { stream: idle.stream, input: Vec::new(), at: 0, reused: true });
+                let Idle { stream, place, .. } = idle;
+                return Some(UpstreamConn { stream, place, input: Vec::new(), at: 0, reused: true });
             }
         }
     }
@@ -187,15 +299,26 @@ impl Endpoint {
     /// Opens a connection.
     ///
     /// # Errors
-    /// The name is not known or nobody answers.
-    pub async fn connect(&self) -> io::Result<UpstreamConn> {
+    /// The name is not known, nobody answers, or there is no descriptor.
+    pub async fn connect(&self) -> Result<UpstreamConn, (Trouble, io::Error)> {
         let port = self.address.port;
-        let stream = match self.address.host.parse::<IpAddr>() {
-            Ok(ip) => TcpStream::connect((ip, port)).await?,
-            Err(_) => TcpStream::connect((&*self.address.host, port)).await?,
+        let place = SocketPlace::take(&self.sockets);
+        let opened = match self.address.host.parse::<IpAddr>() {
+            Ok(ip) => TcpStream::connect((ip, port)).await,
+            Err(_) => {
+                let found = tokio::net::lookup_host((&*self.address.host, port)).await;
+                let found: Vec<SocketAddr> = found.map_err(|error| (Trouble::Name, error))?.collect();
+                TcpStream::connect(found.as_slice()).await
+            }
         };
-        stream.set_nodelay(true)?;
-        Ok(UpstreamConn { stream, input: Vec::new(), at: 0, reused: false })
+        let prepared = opened.and_then(|stream| {
+            stream.set_nodelay(true)?;
+            let keepalive = TcpKeepalive::new().with_time(ASK_AFTER).with_interval(Duration::from_secs(15));
+            SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+            Ok(stream)
+        });
+        let stream = prepared.map_err(|error| (Trouble::Connect, error))?;
+        Ok(UpstreamConn { stream, place, input: Vec::new(), at: 0, reused: false })
     }
 
     /// Keeps a connection whose exchange is complete.
@@ -207,10 +330,15 @@ impl Endpoint {
         buffers::give(conn.input);
         if let Some(pool) = self.idle.get(worker) {
             let mut pool = pool.lock();
-            if pool.len() < config.pool_idle {
-                pool.push(Idle { stream: conn.stream, since: now });
+            if pool.len() < config.pool_idle && self.sockets.open() <= self.sockets.room() {
+                pool.push(Idle { stream: conn.stream, place: conn.place, since: now });
             }
         }
+    }
+
+    /// Closes the connections that are kept, of all workers: their descriptors are needed.
+    pub fn close_idle(&self) {
+        self.idle.iter().for_each(|pool| pool.lock().clear());
     }
 
     /// Closes connections of this worker that were idle for too long.
@@ -224,6 +352,7 @@ impl Endpoint {
 /// A connection to an endpoint and what was read from it.
 pub struct UpstreamConn {
     stream: TcpStream,
+    place: SocketPlace,
     input: Vec<u8>,
     at: usize,
     /// It has served a call before, so the upstream may have closed it meanwhile.
@@ -297,10 +426,10 @@ pub async fn check_health(upstream: std::sync::Weak<Upstream>, clock: Clock) {
 }
 
 /// One `GET`, well when the status is below 400.
-async fn ask(endpoint: &Endpoint, path: &str, timeout: std::time::Duration) -> bool {
+async fn ask(endpoint: &Endpoint, path: &str, timeout: Duration) -> bool {
     let exchange = async {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let mut conn = endpoint.connect().await?;
+        let mut conn = endpoint.connect().await.map_err(|(_, error)| error)?;
         let request =
             format!("GET {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", endpoint.address.authority);
         conn.stream.write_all(request.as_bytes()).await?;
@@ -326,7 +455,7 @@ mod tests {
             list.join(",")
         );
         let raw: RawConfig = toml::from_str(&text).unwrap();
-        Upstream::new(Config::from_raw(raw).unwrap().upstreams.remove(0), 1, &[])
+        Upstream::new(Config::from_raw(raw).unwrap().upstreams.remove(0), 1, &[], &Arc::default())
     }
 
     #[test]
@@ -359,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_over_the_cap_get_no_place() {
+    fn calls_over_the_cap_get_noplace() {
         let upstream = Arc::new(upstream(1));
         let places: Vec<_> = (0..3).map(|_| upstream.enter().unwrap()).collect();
         assert!(upstream.enter().is_none());

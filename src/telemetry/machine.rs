@@ -1,7 +1,11 @@
-//! What the machine has left: memory and disk.
+//! What the machine has left: memory, disk, and descriptors for this process.
 
 use std::fs;
+use std::io;
 use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Bytes, all of them and those that nobody uses; zeros where the system does not say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,6 +33,46 @@ pub fn disk(folder: &Path) -> Room {
     Room { total: told.f_blocks.saturating_mul(told.f_frsize), free: told.f_bavail.saturating_mul(told.f_frsize) }
 }
 
+/// How many descriptors the process may have (getrlimit(2), `RLIMIT_NOFILE`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenFiles {
+    /// What is in force.
+    pub soft: usize,
+    /// What the process may raise it to by itself.
+    pub hard: usize,
+}
+
+pub fn open_files() -> OpenFiles {
+    let limit = getrlimit(Resource::Nofile);
+    // Without a limit: more than there can be.
+    let number = |n: Option<u64>| n.and_then(|n| usize::try_from(n).ok()).unwrap_or(i32::MAX as usize);
+    OpenFiles { soft: number(limit.current), hard: number(limit.maximum) }
+}
+
+/// Raises the soft limit to the hard one, and says what it was before.
+///
+/// # Errors
+/// The system does not let us; the limit stays.
+pub fn raise_open_files() -> io::Result<OpenFiles> {
+    let before = open_files();
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
+    }
+    Ok(before)
+}
+
+/// Descriptors that the process has open; 0 where the system does not say.
+pub fn files_open() -> usize {
+    fs::read_dir("/proc/self/fd").map(Iterator::count).unwrap_or(0)
+}
+
+/// Whether the call failed because the process or the system has no descriptor or memory to give.
+pub fn is_exhausted(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    errno.is_some_and(|errno| [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM].contains(&errno))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,5 +85,8 @@ mod tests {
         let disk = disk(Path::new("."));
         assert!(disk.total > 0 && disk.free <= disk.total);
         assert_eq!(super::disk(Path::new("/nowhere/at/all")), Room::default());
+        let files = open_files();
+        assert!(files_open() > 2 && files.soft > files_open() && files.hard >= files.soft, "{files:?}");
+        assert!(is_exhausted(&io::Error::from(Errno::MFILE)) && !is_exhausted(&io::Error::from(Errno::CONNABORTED)));
     }
 }

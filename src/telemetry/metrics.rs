@@ -115,7 +115,8 @@ impl From<&Reject> for Outcome {
             | Reject::HeadTooLarge
             | Reject::ExpectationFailed
             | Reject::UnsupportedMediaType(_)
-            | Reject::VersionNotSupported => Self::BadRequest,
+            | Reject::VersionNotSupported
+            | Reject::UnknownHost(_) => Self::BadRequest,
             Reject::AddressDenied => Self::AddressDenied,
             Reject::AddressBlocked { .. } => Self::AddressBlocked,
             Reject::Forbidden(_)
@@ -140,6 +141,20 @@ impl From<&Reject> for Outcome {
         }
     }
 }
+
+/// Why a connection was closed at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum NotLetIn {
+    /// There are as many as there may be, and all have something to do.
+    Full,
+    /// As many of this address.
+    Address,
+    /// Its address is denied, and room for an answer is scarce.
+    Denied,
+}
+
+const NOT_LET_IN: [&str; 3] = ["full", "address", "denied"];
 
 /// A number into one of the bounded label tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -223,7 +238,8 @@ pub struct Shard {
     tokens: Box<[[Local; 3]]>,
     connections_opened: Local,
     connections_closed: Local,
-    connections_refused: Local,
+    connections_refused: [Local; NOT_LET_IN.len()],
+    accept_errors: Local,
     panics: Local,
     retries: Local,
 }
@@ -248,7 +264,8 @@ impl Shard {
             tokens: (0..=MAX_MODELS).map(|_| Default::default()).collect(),
             connections_opened: Local::default(),
             connections_closed: Local::default(),
-            connections_refused: Local::default(),
+            connections_refused: Default::default(),
+            accept_errors: Local::default(),
             panics: Local::default(),
             retries: Local::default(),
         }
@@ -317,8 +334,12 @@ impl Shard {
         self.connections_closed.add(1);
     }
 
-    pub fn connection_refused(&self) {
-        self.connections_refused.add(1);
+    pub fn connection_refused(&self, why: NotLetIn) {
+        self.connections_refused[why as usize].add(1);
+    }
+
+    pub fn accept_failed(&self) {
+        self.accept_errors.add(1);
     }
 
     pub fn panicked(&self) {
@@ -601,10 +622,20 @@ impl Metrics {
             "Client connections accepted.",
             self.sum(|s| s.connections_opened.get()) as f64,
         );
-        out.counter(
+        let refused = NOT_LET_IN.iter().enumerate();
+        out.counters(
             "tollgate_connections_refused_total",
-            "Client connections closed at once: too many.",
-            self.sum(|s| s.connections_refused.get()) as f64,
+            "Client connections closed at once: too many, too many of one address, or of a denied address when many are open.",
+            refused
+                .map(|(at, why)| {
+                    (vec![("reason", (*why).to_owned())], self.sum(|s| s.connections_refused[at].get()) as f64)
+                })
+                .collect(),
+        );
+        out.counter(
+            "tollgate_accept_errors_total",
+            "Client connections that the system could not hand over.",
+            self.sum(|s| s.accept_errors.get()) as f64,
         );
         out.counter(
             "tollgate_upstream_retries_total",

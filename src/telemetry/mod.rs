@@ -5,4 +5,5 @@
 pub mod access_log;
 pub mod machine;
 pub mod metrics;
+pub mod seldom;
 pub mod tracing;

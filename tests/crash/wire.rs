@@ -123,7 +123,7 @@ impl Conn {
 
 /// A request's bytes.
 pub fn request(method: &str, path: &str, headers: &[(&str, &str)], body: Option<&Value>) -> Vec<u8> {
-    let mut text = format!("{method} {path} HTTP/1.1\r\nhost: gateway.test\r\n");
+    let mut text = format!("{method} {path} HTTP/1.1\r\nhost: gateway.localhost\r\n");
     for (name, value) in headers {
         text.push_str(&format!("{name}: {value}\r\n"));
     }

@@ -678,21 +678,6 @@ fn a_client_that_does_not_read_its_answer_is_let_go() {
 }
 
 #[test]
-fn connections_over_the_cap_are_told_so_and_closed() {
-    let app = TestApp::start("[limits]\nmax_connections = 3\n");
-    let mut held: Vec<Conn> = (0..3).map(|_| Conn::open(app.public)).collect();
-    wait_for_connections(&app, 3.0);
-    let mut more = Conn::open(app.public);
-    let answer = more.read_answer();
-    assert_eq!((answer.status, answer.error_code().as_str()), (503, "OVERLOADED"));
-    assert!(answer.header("retry-after").is_some() && more.is_closed());
-    assert_eq!(held[0].call("GET", "/nothing", &[], None).status, 404, "those inside are served");
-    held.clear();
-    wait_for_connections(&app, 0.0);
-    assert_eq!(Conn::open(app.public).call("GET", "/nothing", &[], None).status, 404);
-}
-
-#[test]
 fn bad_requests_by_the_thousand_leave_memory_where_it_was() {
     const REQUESTS: usize = 20_000;
     const GROWTH_KIB: u64 = 12 << 10;

@@ -51,21 +51,40 @@ impl Site {
         command
     }
 
+    /// As [`Site::command`], with so many descriptors: those it starts with, and those it may have.
+    pub fn command_with_open_files(&self, words: &[&str], soft: u32, hard: u32) -> Command {
+        let plain = self.command(words);
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\" \"$@\""));
+        command.arg(plain.get_program()).args(plain.get_args());
+        for (name, value) in plain.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command
+    }
+
     pub fn serve(&self) -> Server {
         self.serve_to(Stdio::null())
     }
 
+    pub fn serve_with_open_files(&self, soft: u32, hard: u32) -> Server {
+        Self::start(self.command_with_open_files(&["serve"], soft, hard), Stdio::null())
+    }
+
     /// As [`Site::serve`], with the access log going there.
     pub fn serve_to(&self, output: Stdio) -> Server {
-        self.start(self.command(&["serve"]), output)
+        Self::start(self.command(&["serve"]), output)
     }
 
     /// As [`Site::serve`], by a command of the test's own.
     pub fn serve_as(&self, command: Command) -> Server {
-        self.start(command, Stdio::null())
+        Self::start(command, Stdio::null())
     }
 
-    fn start(&self, mut command: Command, output: Stdio) -> Server {
+    fn start(mut command: Command, output: Stdio) -> Server {
         let mut child = command.stdout(output).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (stderr, copy) = (child.stderr.take().unwrap(), log.clone());

@@ -210,6 +210,8 @@ pub struct Listen {
     pub workers: usize,
     /// Lets the side port listen off loopback without TLS.
     pub admin_insecure: bool,
+    /// Names under which the side port is called, besides those of this machine itself and addresses.
+    pub admin_hosts: Vec<String>,
     /// Pending connections the kernel keeps per worker.
     pub backlog: u32,
     /// How long `SIGTERM` waits for running calls.
@@ -223,6 +225,7 @@ impl Default for Listen {
             admin: SocketAddr::from(([127, 0, 0, 1], 9090)),
             workers: 0,
             admin_insecure: false,
+            admin_hosts: Vec::new(),
             backlog: 1024,
             drain_grace: Span::secs(30),
         }

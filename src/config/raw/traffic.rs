@@ -301,7 +301,12 @@ pub struct Limits {
     pub in_flight_bytes_per_address: usize,
     /// Bytes held for logins and whatever else is answered here, apart from the calls that are passed on.
     pub local_in_flight_bytes: usize,
+    /// Client connections; fewer where the process's descriptors do not suffice.
     pub max_connections: usize,
+    /// Connections of one address (an IPv6 /64), and calls that trusted proxies bring for it; 0: any number.
+    pub connections_per_address: usize,
+    /// Connections of the side port.
+    pub max_admin_connections: usize,
     /// Request line and header fields.
     pub max_head_bytes: usize,
     /// How much of a request's body is read ahead when its model or size decides whether the call may go.
@@ -346,6 +351,8 @@ impl Default for Limits {
             in_flight_bytes_per_address: 0,
             local_in_flight_bytes: 64 << 20,
             max_connections: 20_000,
+            connections_per_address: 10_000,
+            max_admin_connections: 512,
             max_head_bytes: 32 << 10,
             max_inspect_bytes: 1 << 20,
             header_timeout: Span::secs(10),
@@ -369,16 +376,17 @@ mod defaults {
     }
 
     pub(super) fn connect_timeout() -> Span {
-        Span::secs(5)
+        Span::secs(10)
     }
+    /// A model may think for minutes before it says a word, and between two.
     pub(super) fn first_byte_timeout() -> Span {
-        Span::secs(120)
+        Span::secs(600)
     }
     pub(super) fn upstream_idle_timeout() -> Span {
-        Span::secs(120)
+        Span::secs(600)
     }
     pub(super) fn total_timeout() -> Span {
-        Span::secs(1800)
+        Span::secs(86_400)
     }
     pub(super) fn max_in_flight() -> usize {
         10_000

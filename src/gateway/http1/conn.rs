@@ -24,6 +24,9 @@ use crate::gateway::deadline::Deadline;
 /// made anyway, so that it costs nobody anything.
 const MAX_READ_AHEAD: usize = READ_BYTES;
 
+/// Bytes of interim answers that wait for a client; those that come beyond are left out.
+const MAX_INTERIM: usize = 16 << 10;
+
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// What carries the bytes. The place where TLS joins.
@@ -112,6 +115,9 @@ pub struct ClientConn {
     /// There may be something to read that the runtime does not know of any more.
     unread: bool,
     body: Body,
+    /// Interim answers of an upstream, from `interim_at` on not sent yet. Nearly always empty.
+    interim: Vec<u8>,
+    interim_at: usize,
     pub deadline: Deadline,
     pub limits: ConnLimits,
 }
@@ -164,7 +170,7 @@ pub enum BodyError {
 /// What came instead of a head.
 #[derive(Debug)]
 pub enum NoHead {
-    /// The client closed, or said nothing for too long, between requests.
+    /// The client closed, said nothing for too long between requests, or had to leave for others before it asked.
     Closed,
     /// The head did not arrive in time.
     Slow,
@@ -174,7 +180,8 @@ pub enum NoHead {
 impl ClientConn {
     pub fn new(io: Transport, deadline: Deadline, limits: ConnLimits) -> Self {
         let body = Body::new(BodyLeft::None, 0, 0);
-        Self { io, input: Vec::new(), at: 0, unread: false, body, deadline, limits }
+        let (interim, interim_at) = (Vec::new(), 0);
+        Self { io, input: Vec::new(), at: 0, unread: false, body, interim, interim_at, deadline, limits }
     }
 
     /// The next request's head. `stop`, asked at every wake, ends the wait of a connection on which nothing has come yet.
@@ -183,13 +190,14 @@ impl ClientConn {
     /// See [`NoHead`].
     pub async fn read_head(&mut self, stop: impl Fn() -> bool) -> Result<RequestHead, NoHead> {
         let mut end = HeadEnd::default();
+        self.deadline.waits();
         self.compact();
         if self.input.is_empty() {
             buffers::give(std::mem::take(&mut self.input));
             self.deadline.arm_coarsely(self.limits.idle_timeout);
             // Until a first byte is there, this is waiting, however long; after it, a head is due.
             let read = poll_fn(|cx| {
-                if self.deadline.has_expired() || stop() {
+                if self.deadline.has_expired() || self.deadline.must_leave() || stop() {
                     return Poll::Ready(Err(NoHead::Closed));
                 }
                 self.poll_fill(cx).map_err(|_| NoHead::Closed)
@@ -202,6 +210,9 @@ impl ClientConn {
         let mut armed = false;
         loop {
             if let Some(len) = end.find(&self.input, self.limits.max_head_bytes).map_err(NoHead::Refused)? {
+                if !self.deadline.has_work() {
+                    return Err(NoHead::Closed);
+                }
                 return self.take_head(len).map_err(NoHead::Refused);
             }
             // Most heads come in one piece and need no limit.
@@ -212,6 +223,9 @@ impl ClientConn {
             let read = poll_fn(|cx| {
                 if self.deadline.has_expired() {
                     return Poll::Ready(Err(NoHead::Slow));
+                }
+                if self.deadline.must_leave() {
+                    return Poll::Ready(Err(NoHead::Closed));
                 }
                 self.poll_fill(cx).map_err(|_| NoHead::Closed)
             })
@@ -270,7 +284,7 @@ impl ClientConn {
     pub async fn read_body(&mut self, out: &mut Vec<u8>) -> Result<BodyStep, BodyError> {
         let mut armed = false;
         poll_fn(|cx| {
-            if armed && self.deadline.has_expired() {
+            if (armed && self.deadline.has_expired()) || self.deadline.must_leave() {
                 return Poll::Ready(Err(BodyError::TooSlow));
             }
             let step = self.poll_body(cx, out);
@@ -336,16 +350,57 @@ impl ClientConn {
             if let Some(step) = self.take_buffered_body(out)? {
                 return Poll::Ready(Ok(step));
             }
-            while self.body.continue_left > 0 {
-                let rest = &CONTINUE[CONTINUE.len() - self.body.continue_left..];
-                let written = ready!(Pin::new(&mut self.io).poll_write(cx, rest)).map_err(|_| BodyError::Gone)?;
-                self.body.continue_left -= written;
-            }
+            ready!(self.poll_continue(cx)).map_err(|_| BodyError::Gone)?;
             let read = ready!(self.poll_fill(cx)).map_err(|_| BodyError::Gone)?;
             if read == 0 {
                 return Poll::Ready(Err(BodyError::Gone));
             }
         }
+    }
+
+    /// Asks for the body, where the client waits for that.
+    fn poll_continue(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.body.continue_left > 0 && self.interim_at > 0 {
+            // One interim answer after the other.
+            ready!(self.poll_interim(cx))?;
+        }
+        while self.body.continue_left > 0 {
+            let rest = &CONTINUE[CONTINUE.len() - self.body.continue_left..];
+            self.body.continue_left -= ready!(Pin::new(&mut self.io).poll_write(cx, rest))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes what `write` writes as an interim answer that is to go to the client, as far as there is room.
+    pub fn queue_interim(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let before = self.interim.len();
+        write(&mut self.interim);
+        if self.interim.len() > MAX_INTERIM {
+            self.interim.truncate(before);
+        }
+    }
+
+    pub fn has_interim(&self) -> bool {
+        !self.interim.is_empty()
+    }
+
+    /// Sends what waits of interim answers.
+    pub fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if (1..CONTINUE.len()).contains(&self.body.continue_left) && self.interim_at == 0 {
+            ready!(self.poll_continue(cx))?;
+        }
+        while self.interim_at < self.interim.len() {
+            match ready!(Pin::new(&mut self.io).poll_write(cx, &self.interim[self.interim_at..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => self.interim_at += n,
+            }
+        }
+        self.forget_interim();
+        Poll::Ready(Ok(()))
+    }
+
+    fn forget_interim(&mut self) {
+        (self.interim, self.interim_at) = (Vec::new(), 0);
     }
 
     /// From what was read already; `None` when more is needed.
@@ -404,6 +459,15 @@ impl ClientConn {
         matches!(self.body.left, BodyLeft::None)
     }
 
+    /// Whether what is left of a body framed so can be received and forgotten, so that the connection goes on.
+    pub fn can_skip_body(&self, framing: Framing, max: usize) -> bool {
+        match framing {
+            Framing::None => true,
+            Framing::Length(n) => n <= max as u64,
+            Framing::Chunked | Framing::UntilClose => self.body_is_done(),
+        }
+    }
+
     /// Whether nothing of the body has been asked for, so that a client that expects `100 Continue` has not sent it.
     pub fn body_is_untouched(&self) -> bool {
         self.body.continue_left == CONTINUE.len() && self.at == self.input.len()
@@ -413,6 +477,17 @@ impl ClientConn {
     pub fn rest_of_continue(&mut self) -> &'static [u8] {
         let left = std::mem::take(&mut self.body.continue_left);
         if left == CONTINUE.len() { &[] } else { &CONTINUE[CONTINUE.len() - left..] }
+    }
+
+    /// An answer is about to be written, after [`Self::rest_of_continue`]: what waits of interim answers goes before it; of a
+    /// refusal (`all` is false), only what is missing of those that have begun to leave. Says whether they had.
+    pub fn rest_of_interim(&mut self, all: bool, out: &mut Vec<u8>) -> bool {
+        let has_begun = self.interim_at > 0;
+        if all || has_begun {
+            out.extend_from_slice(&self.interim[self.interim_at..]);
+        }
+        self.forget_interim();
+        has_begun
     }
 
     pub fn body_received(&self) -> u64 {
@@ -480,7 +555,7 @@ impl ClientConn {
         Pin::new(&mut self.io).poll_write(cx, bytes)
     }
 
-    /// Writes all of `bytes` within the write limit.
+    /// Writes all of `bytes`, an answer of ours, within the write limit. Who does not read it leaves before others have to.
     ///
     /// # Errors
     /// The client left or did not read in time.
@@ -489,12 +564,16 @@ impl ClientConn {
         self.deadline.arm(self.limits.write_timeout);
         poll_fn(|cx| {
             while written < bytes.len() {
-                if self.deadline.has_expired() {
+                if self.deadline.has_expired() || self.deadline.must_leave() {
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                 }
-                match ready!(self.poll_write(cx, &bytes[written..]))? {
-                    0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                    n => written += n,
+                match self.poll_write(cx, &bytes[written..]) {
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    Poll::Ready(wrote) => written += wrote?,
+                    Poll::Pending => {
+                        self.deadline.waits();
+                        return Poll::Pending;
+                    }
                 }
             }
             Poll::Ready(Ok(()))
@@ -528,8 +607,10 @@ impl ClientConn {
 
     /// Closes so that the client can read the answer first: an answer that is followed by a reset may never be seen
     /// (RFC 9112, 9.6). A client that sends on gets the time and the bytes of a whole body for it, and no more.
+    /// Whoever needs the room more ends it.
     pub async fn linger(&mut self, max_bytes: u64) {
         const SILENCE: Duration = Duration::from_secs(2);
+        self.deadline.waits();
         let shut = poll_fn(|cx| Pin::new(&mut self.io).poll_shutdown(cx)).await;
         if shut.is_err() {
             return;
@@ -541,7 +622,7 @@ impl ClientConn {
             self.at = 0;
             self.deadline.arm_before(SILENCE, latest);
             let read = poll_fn(|cx| {
-                if self.deadline.has_expired() {
+                if self.deadline.has_expired() || self.deadline.must_leave() {
                     return Poll::Ready(Ok(0));
                 }
                 self.poll_fill(cx)

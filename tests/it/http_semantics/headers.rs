@@ -124,7 +124,7 @@ fn the_caller_s_identity_is_ours_to_tell() {
     assert_eq!(all("x-tollgate-user").len(), 1);
     assert_eq!(all("x-forwarded-for"), ["127.0.0.1"]);
     assert_eq!(all("x-forwarded-proto"), ["http"]);
-    assert_eq!(all("x-forwarded-host"), ["gateway.test"]);
+    assert_eq!(all("x-forwarded-host"), ["gateway.localhost"]);
     assert_eq!(all("x-request-id"), [answer.header("x-request-id").unwrap()]);
     assert_eq!(all("host"), [app.upstream.addr().to_string()]);
 }

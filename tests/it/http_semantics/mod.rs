@@ -2,6 +2,7 @@
 
 mod attempts;
 mod bodies;
+mod closing;
 mod connections;
 mod headers;
 mod interim;

@@ -123,14 +123,12 @@ fn too_many_calls_to_one_upstream() {
 fn too_many_connections() {
     let desk = Desk::open("[limits]\nmax_connections = 2\n");
     wait_until("earlier connections are gone", || desk.app.metric("tollgate_connections") == 0.0);
-    let mut open = [Conn::open(desk.app.public), Conn::open(desk.app.public)];
-    wait_until("both are in", || desk.app.metric("tollgate_connections") == 2.0);
+    let running = vec![long_call(&desk), long_call(&desk)];
     let mut third = Conn::open(desk.app.public);
     assert_refused(&third.read_answer(), &OVERLOADED);
     assert!(third.is_closed());
-    let bearer = format!("Bearer {}", desk.user.key);
-    let answer = open[0].call("POST", CHAT, &[("authorization", &bearer)], Some(&crate::support::chat_body(json!({}))));
-    assert_eq!(answer.status, 200, "those who are in stay in");
+    assert_eq!(desk.app.upstream.stats().open, 2, "those who are in stay in");
+    end(&desk, running);
 }
 
 fn login(desk: &Desk, identifier: &str, password: &str) -> Answer {

@@ -43,7 +43,10 @@ pub struct Conn {
 
 impl Conn {
     pub fn open(to: SocketAddr) -> Self {
-        let stream = TcpStream::connect(to).unwrap();
+        Self::over(TcpStream::connect(to).unwrap())
+    }
+
+    pub fn over(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         Self { stream, input: Vec::new() }
@@ -168,7 +171,7 @@ impl Conn {
 
 /// A request's bytes.
 pub fn request(method: &str, path: &str, headers: &[(&str, &str)], body: Option<&Value>) -> Vec<u8> {
-    let mut text = format!("{method} {path} HTTP/1.1\r\nhost: gateway.test\r\n");
+    let mut text = format!("{method} {path} HTTP/1.1\r\nhost: gateway.localhost\r\n");
     for (name, value) in headers {
         text.push_str(&format!("{name}: {value}\r\n"));
     }
@@ -189,7 +192,7 @@ pub fn call(to: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], 
 /// As [`call`], with a body that need not be JSON.
 pub fn call_raw(to: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
     let fields: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    let head = format!("{method} {path} HTTP/1.1\r\nhost: test\r\n{fields}content-length: {}\r\n\r\n", body.len());
+    let head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\n{fields}content-length: {}\r\n\r\n", body.len());
     let mut conn = Conn::open(to);
     conn.send([head.as_bytes(), body].concat());
     conn.read_answer()
