@@ -619,7 +619,7 @@ fn a_body_that_stops_coming_gets_408_and_never_ends_for_the_upstream() {
         advance(&app, Duration::from_secs(31));
         conn.stream.peek(&mut [0; 1]).is_ok()
     });
-    conn.stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    conn.stream.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
     assert_eq!(conn.read_answer().status, 408);
     assert!(conn.is_closed());
     fake.wait_until_all_ended();

@@ -134,7 +134,8 @@ fn when_the_grace_time_is_over_what_still_runs_is_cut() {
     server.signal("TERM");
     let began = Instant::now();
     assert_eq!(server.wait().code(), Some(0), "{}", server.log());
-    assert!(began.elapsed() < Duration::from_secs(10), "it took {:?}", began.elapsed());
+    // The stream would go on for minutes, and the other call for one.
+    assert!(began.elapsed() < Duration::from_secs(50), "it took {:?}", began.elapsed());
     assert!(waiting.is_closed());
     let end = loop {
         match endless.read_chunk() {

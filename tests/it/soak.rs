@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::server_process::{MockProcess, Server, Site};
 use crate::support::http::request;
-use crate::support::{Conn, TestUser, chat_body, wait_until};
+use crate::support::{Conn, TestUser, chat_body, wait_briefly, wait_until};
 
 const GRANT: f64 = 100_000_000.0;
 /// What memory may still grow after the warm-up: allocators and tables settle slowly.
@@ -251,12 +251,9 @@ fn soak_mixed_load() {
         drop(stopping);
     });
 
-    let ended = Instant::now();
-    wait_until("every hold is settled and nothing is in flight", || {
+    wait_briefly("every hold is settled and nothing is in flight", || {
         server.metric("tollgate_holds_open") == 0.0 && server.metric("tollgate_in_flight") == 0.0
     });
-    let settled = ended.elapsed();
-    assert!(settled < Duration::from_secs(1), "it took {settled:?}");
     assert!(server.is_running());
     assert_eq!(server.metric("tollgate_panics_total") + server.metric("tollgate_actor_panics_total"), 0.0);
     assert_eq!(server.metric("tollgate_config_reloads_total{result=\"ok\"}"), reloads as f64);
@@ -288,7 +285,7 @@ fn soak_mixed_load() {
     let most_descriptors = |part: &[Sample]| part.iter().map(|s| s.descriptors).max().unwrap_or_default();
     let requests = whole + reached + at("/v1/failures");
     println!(
-        "soak: {} s, {requests} calls upstream ({whole} whole), {reloads} reloads, settled after {settled:?}; \
+        "soak: {} s, {requests} calls upstream ({whole} whole), {reloads} reloads; \
          RSS {warm} → {last} KiB; descriptors {idle_descriptors} idle, {} and {} at most, {} at the end; journal {}",
         length.as_secs(),
         most_descriptors(quiet(4)),

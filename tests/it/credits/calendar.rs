@@ -310,7 +310,7 @@ fn a_reset_that_cannot_be_written_is_not_answered() {
     for conn in &mut waiting {
         conn.stream.set_read_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
         assert!(std::io::Read::read(&mut conn.stream, &mut [0; 1]).is_err(), "answered before it was on disk");
-        conn.stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+        conn.stream.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
     }
     store.fail_commits();
     drop(held);

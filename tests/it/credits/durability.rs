@@ -61,7 +61,7 @@ fn no_byte_of_an_answer_leaves_before_its_debit_is_on_disk() {
         assert!(early.is_err(), "stream: {stream}: an unpaid answer left");
         assert_eq!(bank.app.metric("tollgate_holds_open"), 1.0);
         drop(held);
-        conn.stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        conn.stream.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
         let answer = conn.read_answer();
         assert_eq!(answer.status, 200, "{}", answer.text());
         bank.settled();

@@ -162,7 +162,7 @@ fn what_is_held_in_addition_is_on_disk_before_what_it_pays_for_leaves() {
     conn.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     assert!(conn.stream.read(&mut [0u8; 1]).is_err(), "unpaid tokens left");
     drop(held);
-    conn.stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    conn.stream.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
     assert!(String::from_utf8(conn.read_chunk().unwrap()).unwrap().contains("xxxx"));
     go.send(()).unwrap();
     assert_eq!(conn.read_chunk().unwrap(), b"");

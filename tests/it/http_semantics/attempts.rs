@@ -22,7 +22,6 @@ fn an_upstream_that_cannot_be_reached_is_502_and_costs_nothing() {
     let user = app.register("alice");
     for method in ["GET", "POST"] {
         let mut conn = Conn::open(app.public);
-        conn.stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         conn.send(bytes(&user.key, method, "/v1/x", &[], Some(&json!({}))));
         let answer = conn.read_answer_to(false).expect("an answer within a bounded number of attempts");
         assert_eq!((answer.status, answer.error_code().as_str()), (502, "UPSTREAM_UNREACHABLE"));

@@ -1,7 +1,5 @@
 //! Upstreams that misbehave: malformed, oversized, in pieces, too much.
 
-use std::time::Duration;
-
 use serde_json::json;
 
 use super::{app, app_and_key, bytes, send};
@@ -89,7 +87,6 @@ fn a_body_right_behind_a_very_large_head_is_passed_on() {
         let fake = FakeUpstream::always(format!("{head}hello"));
         let (app, key) = app_and_key(&fake.config(""));
         let mut conn = Conn::open(app.public);
-        conn.stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         for _ in 0..2 {
             conn.send(bytes(&key, "GET", "/v1/x", &[], None));
             let answer = conn.read_answer_to(false);

@@ -24,8 +24,11 @@ pub use http::{Answer, Conn};
 pub const ADMIN: &str = "root-admin";
 pub const PASSWORD: &str = "SecurePass123";
 
-/// Longest that a test waits for a condition.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest that a test waits for a condition or an answer. Nobody waits so long but a test that fails, or a machine that does
+/// much besides.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+/// How often [`wait_briefly`] looks.
+const LOOKS: usize = 300;
 
 /// A running gateway with a simulated upstream. Stops when dropped.
 pub struct TestApp {
@@ -258,6 +261,18 @@ fn merge(into: &mut toml::Table, from: toml::Table) {
             }
         }
     }
+}
+
+/// As [`wait_until`], for what is to be there within about a second of an idle machine. It is counted in looks, each of which
+/// asks the gateway, so that a busy machine gets the same number of turns for it.
+pub fn wait_briefly(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..LOOKS {
+        if holds() {
+            return;
+        }
+        std::thread::park_timeout(Duration::from_millis(2));
+    }
+    panic!("not there after {LOOKS} looks: {what}");
 }
 
 /// Waits until `holds` says so.
