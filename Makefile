@@ -60,10 +60,11 @@ $(PACKAGE_STAMP): $(CLIENTS_STAMP) $(PACKAGE_FILES)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall ./$(PACKAGE)
 	touch $@
 
+# cargo-deny is built without optimisation: it runs for a second, and is built for minutes.
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --features failpoints -- -D warnings
-	@command -v cargo-deny >/dev/null || $(CARGO) install cargo-deny --locked --quiet
+	@command -v cargo-deny >/dev/null || CARGO_PROFILE_DEV_DEBUG=0 $(CARGO) install cargo-deny --locked --debug
 	./.ci/deny
 
 bench:

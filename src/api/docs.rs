@@ -2,17 +2,14 @@
 //!
 //! Owns these paths. The page comes with the program: it loads nothing from anywhere else, and its policy forbids it to.
 
-use std::sync::{Arc, LazyLock};
-
 use axum::extract::{Path, State};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Redirect};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
-use utoipa_swagger_ui::{Config, Url};
 
 use super::admin::{Side, SideState};
-use super::document;
+use super::{document, swagger};
 use crate::error::Reject;
 use crate::handler::render::{self, Answer};
 
@@ -53,7 +50,7 @@ async fn front() -> Redirect {
 #[utoipa::path(get, path = "/docs/", tag = "documents", security(()),
     responses((status = 200, body = String, content_type = "text/html")))]
 async fn page() -> Answer {
-    asset("")
+    asset("index.html")
 }
 
 /// What the page is made of.
@@ -64,19 +61,10 @@ async fn file(Path(name): Path<String>) -> Answer {
 }
 
 fn asset(name: &str) -> Answer {
-    static CONFIG: LazyLock<Arc<Config<'static>>> = LazyLock::new(|| {
-        let documents = [Url::new("side port", "/openapi.json"), Url::new("public port", "/openapi/public.json")];
-        Arc::new(Config::new(documents))
-    });
-    let found = utoipa_swagger_ui::serve(name, CONFIG.clone()).map_err(|error| {
-        tracing::error!(%error, name, "a file of the documents' page cannot be served");
-        Reject::Internal
-    })?;
-    let found = found.ok_or(Reject::NotFound)?;
-    let mut response = found.bytes.into_owned().into_response();
-    let kind = HeaderValue::from_str(&found.content_type).map_err(|_| Reject::Internal)?;
+    let (bytes, kind) = swagger::file(name).ok_or(Reject::NotFound)?;
+    let mut response = bytes.into_response();
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, kind);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     Ok(response)

@@ -27,6 +27,7 @@ pub mod side_shapes;
 mod staff;
 mod step_up;
 mod support;
+mod swagger;
 #[cfg(test)]
 mod tests;
 mod transfer;
