@@ -11,12 +11,19 @@ const MASK: &str = "********";
 pub fn url(text: &str) -> String {
     let begin = text.find("://").map_or(0, |at| at + 3);
     let rest = &text[begin..];
-    let is_url = begin > 0 && text.parse::<http::Uri>().is_ok();
+    let is_url = begin > 0 && text.parse::<http::Uri>().is_ok_and(|url| has_a_port_if_any(&url));
     let end = if is_url { rest.find(['/', '?', '#']).unwrap_or(rest.len()) } else { rest.len() };
     match rest[..end].rfind('@') {
         Some(at) => format!("{}{MASK}{}", &text[..begin], &rest[at..]),
         None => text.to_owned(),
     }
+}
+
+/// Where the port is no number, a password with a slash was cut in two.
+fn has_a_port_if_any(url: &http::Uri) -> bool {
+    let authority = url.authority().map_or("", |authority| authority.as_str());
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    host.rsplit_once(':').is_none_or(|(_, port)| port.ends_with(']') || port.parse::<u16>().is_ok())
 }
 
 pub(super) fn one<S: Serializer>(text: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -56,6 +63,8 @@ mod tests {
             ("user:pass@host:80", "********@host:80"),
             ("ftp://user:p@ss@host", "ftp://********@host"),
             ("http://127.0.0.1:9100", "http://127.0.0.1:9100"),
+            ("http://[::1]/@me", "http://[::1]/@me"),
+            ("http://[::1]:80/@me", "http://[::1]:80/@me"),
             ("nonsense", "nonsense"),
         ] {
             assert_eq!(url(text), shown, "{text}");

@@ -912,7 +912,7 @@ cost = { conversations = 1 }
             assert_ne!(text, MINIMUM);
             let error = parse(&text).unwrap_err();
             assert!(error.reason.contains("{ ") && !error.reason.contains("sk-secret"), "{wrong}: {error}");
-            assert_eq!(error.line, Some(9), "{wrong}: {error}");
+            assert_eq!(error.line, Some(10), "{wrong}: {error}");
         }
         let error =
             parse(&MINIMUM.replace("{ header = \"Authorization\", value = \"Bearer sk-secret\" }", "\"sk-secret\""));
