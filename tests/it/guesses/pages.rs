@@ -61,7 +61,7 @@ fn they_try_no_passwords_and_make_no_accounts() {
     // Programs, our own pages and allowed ones.
     for from in [
         &[][..],
-        &[("origin", "http://gateway.test")],
+        &[("origin", "http://gateway.localhost")],
         &[("sec-fetch-site", "same-origin")],
         &[("sec-fetch-site", "none")],
         &[("origin", "https://app.example.com"), ("sec-fetch-site", "cross-site")],

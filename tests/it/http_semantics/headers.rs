@@ -317,7 +317,7 @@ fn what_a_trusted_proxy_says_of_itself_is_kept() {
     let key = trusting.register("alice").key;
     assert_eq!(seen(&trusting, &key), ["https", "public.example", "443", "/ai", "for=7.7.7.7;proto=https", "7.7.7.7"]);
     let (trustless, key) = app_and_key("");
-    assert_eq!(seen(&trustless, &key), ["http", "gateway.test", "", "", "", "127.0.0.1"]);
+    assert_eq!(seen(&trustless, &key), ["http", "gateway.localhost", "", "", "", "127.0.0.1"]);
 }
 
 #[test]

@@ -82,13 +82,14 @@ fn wait_until_over(lab: &Lab, panics: f64) {
 
 #[test]
 fn a_panic_before_anything_was_sent_gives_the_hold_back() {
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut lab = Lab::open(|wire| wire.drain());
-    lab.bank.app.reload(&format!(
-        "{}\n[[upstreams]]\nname = \"ai\"\nendpoints = [\"http://{nobody}\"]\nretries = 0\n",
-        super::ROUTES
-    ));
     for (nth, cost) in Cost::ALL.into_iter().enumerate() {
+        // Another one each time: the log, where the trap is, names an endpoint once in ten seconds.
+        let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        lab.bank.app.reload(&format!(
+            "{}\n[[upstreams]]\nname = \"ai\"\nendpoints = [\"http://{nobody}\"]\nretries = 0\n",
+            super::ROUTES
+        ));
         lab.charges("panic while connecting", cost, NOTHING, |lab| {
             set_trap(&nobody.to_string());
             let answer = lab.post(cost, "x", Form::Plain).read_answer();
