@@ -1,5 +1,8 @@
 //! Bodies that take their time: what can be refused without them is refused before they are there.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -216,56 +219,83 @@ fn a_body_that_only_drips_gets_408() {
     }
 }
 
+/// An upstream that reads as much of a body as it is told to, answers when it has all of it, and says how much it has read.
+fn reading_as_told(body: usize) -> (FakeUpstream, Sender<usize>, Arc<AtomicUsize>) {
+    let (go, told) = std::sync::mpsc::channel::<usize>();
+    let (told, read) = (Mutex::new(told), Arc::new(AtomicUsize::new(0)));
+    let counted = read.clone();
+    let fake = FakeUpstream::start(move |wire| {
+        let told = told.lock().unwrap();
+        while counted.load(Ordering::Acquire) < body {
+            let until = counted.load(Ordering::Acquire) + told.recv().unwrap();
+            while counted.load(Ordering::Acquire) < until.min(body) {
+                counted.fetch_add(wire.read_some().len(), Ordering::AcqRel);
+            }
+        }
+        wire.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+        wire.drain();
+    });
+    (fake, go, read)
+}
+
+fn head_of(desk: &Desk, length: usize) -> String {
+    format!(
+        "POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: text/plain\r\n\
+         content-length: {length}\r\n\r\n",
+        desk.user.key
+    )
+}
+
 #[test]
 fn a_body_that_keeps_its_pace_may_take_long() {
-    let desk = Desk::open("[limits]\nbody_timeout = \"30s\"\n");
-    let mut conn = Conn::open(desk.app.public);
     let (piece, pieces) = ("a".repeat(200_000), 5);
-    conn.send(format!(
-        "POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-type: text/plain\r\n\
-         content-length: {}\r\n\r\n",
-        desk.user.key,
-        piece.len() * pieces
-    ));
+    let (fake, go, read) = reading_as_told(piece.len() * pieces);
+    go.send(piece.len() * pieces).unwrap();
+    let desk = Desk::open(&format!("{}[limits]\nbody_timeout = \"30s\"\n", fake.config("")));
+    let mut conn = Conn::open(desk.app.public);
+    conn.send(head_of(&desk, piece.len() * pieces));
     for nth in 1..=pieces {
         conn.send(&piece);
-        wait_until("the piece has gone on", || desk.app.upstream.stats().bytes_in >= (nth * piece.len()) as u64);
-        advance(&desk.app, Duration::from_secs(24));
+        wait_until("the piece has gone on", || read.load(Ordering::Acquire) >= nth * piece.len());
+        if nth < pieces {
+            advance(&desk.app, Duration::from_secs(24));
+        }
     }
-    assert_eq!(conn.read_answer().status, 200, "two minutes, a megabyte");
+    assert_eq!(conn.read_answer().status, 200, "a minute and a half, a megabyte");
 }
 
 #[test]
 fn the_time_that_an_upstream_takes_is_not_the_client_s() {
-    let (go, told) = std::sync::mpsc::channel::<usize>();
-    let told = std::sync::Mutex::new(told);
     const BODY: usize = 30 << 20;
-    let fake = FakeUpstream::start(move |wire| {
-        let told = told.lock().unwrap();
-        let mut seen = 0;
-        while seen < BODY {
-            let until = seen + told.recv().unwrap();
-            while seen < until.min(BODY) {
-                seen += wire.read_some().len();
-            }
-        }
-        wire.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
-    });
+    let (fake, go, read) = reading_as_told(BODY);
     // A pace that the client keeps only if the upstream's time does not count.
     let limits = "[limits]\nbody_timeout = \"30s\"\nslowest_body_bytes_per_second = 10485760\n";
     let desk = Desk::open(&format!("{}{limits}", fake.config("")));
     let mut conn = Conn::open(desk.app.public);
-    let key = desk.user.key.clone();
+    conn.send(head_of(&desk, BODY));
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counted = sent.clone();
     let client = std::thread::spawn(move || {
-        conn.send(format!(
-            "POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-type: text/plain\r\n\
-             content-length: {BODY}\r\n\r\n"
-        ));
-        conn.send(vec![b'a'; BODY]);
+        for piece in vec![b'a'; BODY].chunks(16 << 10) {
+            conn.send(piece);
+            counted.fetch_add(piece.len(), Ordering::AcqRel);
+        }
         conn.read_answer()
     });
-    for _ in 0..4 {
+    // All that is between the two is full, so that everybody waits for the upstream.
+    let is_stuck = || {
+        let mut before = (usize::MAX, 0);
+        wait_until("nothing moves", || {
+            let now = (sent.load(Ordering::Acquire), read.load(Ordering::Acquire));
+            let quiet = now == std::mem::replace(&mut before, now);
+            std::thread::park_timeout(Duration::from_millis(500));
+            quiet && now == (sent.load(Ordering::Acquire), read.load(Ordering::Acquire))
+        });
+        assert!(sent.load(Ordering::Acquire) < BODY, "the client has more to send");
+    };
+    for _ in 0..3 {
         go.send(1 << 20).unwrap();
+        is_stuck();
         advance(&desk.app, Duration::from_secs(20));
     }
     go.send(BODY).unwrap();
