@@ -19,6 +19,15 @@ pub fn url(text: &str) -> String {
     }
 }
 
+/// As [`url`], of what was refused as one: all before the last `@` may be a password that nobody has escaped.
+pub fn refused(text: &str) -> String {
+    let begin = text.find("://").map_or(0, |at| at + 3);
+    match text.rfind('@').filter(|at| *at >= begin) {
+        Some(at) => format!("{}{MASK}{}", &text[..begin], &text[at..]),
+        None => text.to_owned(),
+    }
+}
+
 /// Where the port is no number, a password with a slash was cut in two.
 fn has_a_port_if_any(url: &http::Uri) -> bool {
     let authority = url.authority().map_or("", |authority| authority.as_str());
@@ -69,6 +78,7 @@ mod tests {
         ] {
             assert_eq!(url(text), shown, "{text}");
         }
+        assert_eq!(refused("http://user:12/34@host"), "http://********@host", "a password that reads as a port");
     }
 
     #[test]

@@ -602,7 +602,7 @@ fn check_upstream(raw: raw::RawUpstream) -> Result<UpstreamConfig, String> {
 
 fn parse_endpoint(text: &str) -> Result<EndpointAddress, String> {
     let example = "write it as http://host:port";
-    let shown = masked::url(text);
+    let shown = masked::refused(text);
     let uri: http::Uri = text.parse().map_err(|_| format!("\"{shown}\" is not a URL; {example}"))?;
     match uri.scheme_str() {
         Some("http") => {}
