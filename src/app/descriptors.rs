@@ -6,11 +6,10 @@
 use std::fmt;
 
 use crate::config::Config;
-use crate::gateway::connections::OVERSHOOT;
 use crate::telemetry::machine::{self, OpenFiles};
 
 /// Files that are opened later: of the journal, exports, backups, mail, logins at providers.
-const LATER_FILES: usize = 64;
+const LATER_FILES: usize = 96;
 /// What is open at a start: the store's files, the journal's, the audit trail's, event loops.
 const USUAL_FILES: usize = 48;
 /// Descriptors of a worker: its event loop and its listener.
@@ -40,7 +39,7 @@ impl Shares {
         let checks = config.accounts.login_check.max_concurrent;
         let probes: usize =
             config.upstreams.iter().filter(|u| u.health_path.is_some()).map(|u| u.endpoints.len()).sum();
-        let files = open + LATER_FILES + OVERSHOOT + config.worker_count() * FILES_PER_WORKER + checks + probes;
+        let files = open + LATER_FILES + config.worker_count() * FILES_PER_WORKER + checks + probes;
         let side_port = limits.max_admin_connections.min(limit / SIDE_PORT_PART).max(1);
         let rest = limit.saturating_sub(files + side_port);
         // Every client may have a call, and every call needs a connection to its upstream.

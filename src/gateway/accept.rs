@@ -16,10 +16,11 @@ use tokio::sync::watch;
 
 use super::body::Served;
 use super::buffers;
-use super::client_ip::is_trusted;
-use super::connections::{Entered, NoRoom};
+use super::client_ip::{ClientIp, is_trusted};
+use super::connections::NoRoom;
 use super::http1::conn::{ClientConn, NoHead, Transport};
 use super::http1::head::HeadError;
+use super::ip_rules;
 use super::pipeline::Worker;
 use super::refusal;
 use crate::domain::addresses::customer_network;
@@ -68,6 +69,9 @@ pub fn bind(address: SocketAddr, backlog: u32, listeners: usize) -> io::Result<V
     Ok(all)
 }
 
+/// How often a place is looked for while others are leaving.
+const TRIES: usize = 30;
+
 /// Accepts until `stop` turns true. Connections go on in tasks of their own.
 pub async fn run(worker: Arc<Worker>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
     loop {
@@ -77,12 +81,7 @@ pub async fn run(worker: Arc<Worker>, listener: TcpListener, mut stop: watch::Re
             biased;
             _ = stopping => return,
             accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => {
-                    if admit(&worker, stream, peer) == Some(Entered::ForAnother) {
-                        // Whoever leaves for it has to be run, before more come.
-                        tokio::task::yield_now().await;
-                    }
-                }
+                Ok((stream, peer)) => admit(&worker, stream, peer).await,
                 Err(error) => {
                     failed(&worker, &error);
                     // Others must close first. Trying at once again would only burn the core.
@@ -105,40 +104,59 @@ fn failed(worker: &Worker, error: &io::Error) {
     }
 }
 
-fn admit(worker: &Arc<Worker>, stream: TcpStream, peer: SocketAddr) -> Option<Entered> {
+async fn admit(worker: &Arc<Worker>, stream: TcpStream, peer: SocketAddr) {
     let shared = &worker.shared;
-    let policy = shared.policy.load();
+    let policy = shared.policy.load_full();
     let (limits, client) = (&policy.limits, peer.ip().to_canonical());
     // What a trusted proxy brings is judged call by call, by whom it is for.
     let address = (!is_trusted(client, &policy.trusted_proxies)).then(|| customer_network(client));
-    if address.is_some() && shared.connections.is_scarce(limits) && !shared.addresses.admits(client, shared.clock.now())
-    {
-        worker.shard.connection_refused(NotLetIn::Denied);
-        return None;
+    let is_denied = || {
+        let (now, ticks) = (shared.clock.now(), shared.clock.monotonic());
+        ip_rules::check(&shared.addresses, &shared.blocks, ClientIp(client), now, ticks).is_err()
+    };
+    if address.is_some() && shared.connections.is_scarce(limits) && is_denied() {
+        return worker.shard.connection_refused(NotLetIn::Denied);
     }
-    match shared.connections.enter(limits, address) {
-        Ok(entered) => {
-            worker.shard.connection_opened();
-            let place = Place { worker: worker.clone(), address };
-            tokio::spawn(async move {
-                let _ = stream.set_nodelay(true);
-                serve(&place.worker, stream, peer, address).await;
-            });
-            Some(entered)
-        }
-        Err(no_room) => {
-            let (why, counted) = match no_room {
-                NoRoom::Anywhere => ("Too many connections", NotLetIn::Full),
-                NoRoom::Address => ("Too many connections from this address", NotLetIn::Address),
-            };
-            worker.shard.connection_refused(counted);
-            let bytes =
-                refusal::encode(&Reject::Overloaded(why), None, worker.next_request_id(), shared.clock.now(), true);
-            // The socket's buffer is empty, so this takes it all or the client is gone.
-            let _ = stream.try_write(&bytes);
-            None
+    let mut is_last_look = false;
+    for _ in 0..TRIES {
+        match shared.connections.enter(limits, address) {
+            Ok(()) => {
+                worker.shard.connection_opened();
+                let place = Place { worker: worker.clone(), address };
+                tokio::spawn(async move {
+                    let _ = stream.set_nodelay(true);
+                    serve(&place.worker, stream, peer, address).await;
+                });
+                return;
+            }
+            Err(no_room) => {
+                let of = if no_room == NoRoom::Address { address } else { None };
+                if shared.connections.make_room(of) {
+                    // Accepting more meanwhile would only make the crowd larger.
+                    shared.connections.somebody_left().await;
+                } else if is_last_look {
+                    return refuse(worker, &stream, no_room);
+                } else {
+                    // Somebody may have left between the two looks.
+                    is_last_look = true;
+                    tokio::task::yield_now().await;
+                }
+            }
         }
     }
+    refuse(worker, &stream, NoRoom::Anywhere);
+}
+
+fn refuse(worker: &Worker, stream: &TcpStream, no_room: NoRoom) {
+    let (why, counted) = match no_room {
+        NoRoom::Anywhere => ("Too many connections", NotLetIn::Full),
+        NoRoom::Address => ("Too many connections from this address", NotLetIn::Address),
+    };
+    worker.shard.connection_refused(counted);
+    let now = worker.shared.clock.now();
+    let bytes = refusal::encode(&Reject::Overloaded(why), None, worker.next_request_id(), now, true);
+    // The socket's buffer is empty, so this takes it all or the client is gone.
+    let _ = stream.try_write(&bytes);
 }
 
 /// A connection's place, given back when dropped.

@@ -8,17 +8,19 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
+use tokio::sync::Notify;
 
 use super::deadline::{Deadlines, ask_to_leave};
 use crate::config::Limits;
 use crate::domain::addresses::customer_network;
 use crate::error::Reject;
 
-/// So many may be in beyond the limit, while those who were asked to leave are leaving.
-pub const OVERSHOOT: usize = 32;
+/// How long somebody who leaves is waited for before it is looked again.
+const LEAVING: Duration = Duration::from_millis(10);
 
 pub struct Connections {
     open: AtomicUsize,
@@ -28,6 +30,7 @@ pub struct Connections {
     of_address: DashMap<IpAddr, usize>,
     workers: Vec<Arc<Deadlines>>,
     asked_to_leave: AtomicU64,
+    somebody_left: Notify,
 }
 
 /// Why there is no place.
@@ -38,13 +41,6 @@ pub enum NoRoom {
     Address,
 }
 
-/// A place, and whether somebody is leaving for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Entered {
-    Freely,
-    ForAnother,
-}
-
 impl Connections {
     pub fn new(workers: Vec<Arc<Deadlines>>) -> Self {
         Self {
@@ -53,6 +49,7 @@ impl Connections {
             of_address: DashMap::new(),
             workers,
             asked_to_leave: AtomicU64::new(0),
+            somebody_left: Notify::new(),
         }
     }
 
@@ -97,47 +94,43 @@ impl Connections {
         self.open().saturating_mul(5) > self.most(limits).saturating_mul(4)
     }
 
-    /// Takes a place, for as long as until [`Self::leave`]. `address`: as [`customer_network`] has it; `None` for a trusted proxy.
+    /// Takes a place, until [`Self::leave`]. `address`: as [`customer_network`] has it; `None` for a trusted proxy.
     ///
     /// # Errors
-    /// There is none, and everybody who is in has something to do.
-    pub fn enter(&self, limits: &Limits, address: Option<IpAddr>) -> Result<Entered, NoRoom> {
-        let mut entered = Entered::Freely;
-        let open = self.open.fetch_add(1, Ordering::AcqRel);
-        if let Some(of) = address {
-            let most = self.most_of_address(limits);
-            let before = self.count(of);
-            if before >= most {
-                if before >= most.saturating_add(OVERSHOOT) || self.make_room(address) == 0 {
-                    self.leave(address);
-                    return Err(NoRoom::Address);
-                }
-                entered = Entered::ForAnother;
-            }
+    /// There is none. [`Self::make_room`] may help.
+    pub fn enter(&self, limits: &Limits, address: Option<IpAddr>) -> Result<(), NoRoom> {
+        let is_full = self.open.fetch_add(1, Ordering::AcqRel) >= self.most(limits);
+        let is_over = address.is_some_and(|of| self.count(of) >= self.most_of_address(limits));
+        if is_full || is_over {
+            self.uncount(address);
+            // Its own idle connections go before those of others.
+            return Err(if is_over { NoRoom::Address } else { NoRoom::Anywhere });
         }
-        let most = self.most(limits);
-        if open >= most && entered == Entered::Freely {
-            if open >= most.saturating_add(OVERSHOOT) || self.make_room(None) == 0 {
-                self.leave(address);
-                return Err(NoRoom::Anywhere);
-            }
-            entered = Entered::ForAnother;
-        }
-        Ok(entered)
+        Ok(())
     }
 
     pub fn leave(&self, address: Option<IpAddr>) {
+        self.uncount(address);
+        self.somebody_left.notify_waiters();
+    }
+
+    fn uncount(&self, address: Option<IpAddr>) {
         self.open.fetch_sub(1, Ordering::AcqRel);
         if let Some(address) = address {
             self.discount(address);
         }
     }
 
-    /// Asks some of those who wait to leave, only those of one address if it is named. Says how many.
-    pub fn make_room(&self, of: Option<IpAddr>) -> usize {
-        let asked = ask_to_leave(&self.workers, of);
-        self.asked_to_leave.fetch_add(asked as u64, Ordering::Relaxed);
-        asked
+    /// Asks some of those who wait to leave, only those of one address if it is named. Says whether anybody is leaving.
+    pub fn make_room(&self, of: Option<IpAddr>) -> bool {
+        let leaving = ask_to_leave(&self.workers, of);
+        self.asked_to_leave.fetch_add(leaving.asked as u64, Ordering::Relaxed);
+        !leaving.is_nobody()
+    }
+
+    /// Returns when somebody has left, or after a moment.
+    pub async fn somebody_left(&self) {
+        let _ = tokio::time::timeout(LEAVING, self.somebody_left.notified()).await;
     }
 
     /// A place for a call that a trusted proxy has brought, among those of the address it is for.
@@ -211,14 +204,14 @@ mod tests {
     fn one_address_has_its_limit_and_leaves_room_for_others() {
         let (all, limits) = (connections(), limits(100, 3));
         for _ in 0..3 {
-            assert_eq!(all.enter(&limits, address(1)), Ok(Entered::Freely));
+            assert_eq!(all.enter(&limits, address(1)), Ok(()));
         }
         assert_eq!(all.enter(&limits, address(1)), Err(NoRoom::Address));
         assert_eq!(all.open(), 3, "who was refused does not count");
-        assert_eq!(all.enter(&limits, address(2)), Ok(Entered::Freely));
-        assert_eq!(all.enter(&limits, None), Ok(Entered::Freely), "a proxy has no limit of its own");
+        assert_eq!(all.enter(&limits, address(2)), Ok(()));
+        assert_eq!(all.enter(&limits, None), Ok(()), "a proxy has no limit of its own");
         all.leave(address(1));
-        assert_eq!(all.enter(&limits, address(1)), Ok(Entered::Freely));
+        assert_eq!(all.enter(&limits, address(1)), Ok(()));
         for address in [address(1), address(1), address(1), address(2), None] {
             all.leave(address);
         }
@@ -242,21 +235,25 @@ mod tests {
     fn who_waits_leaves_for_who_comes() {
         let (all, limits) = (connections(), limits(2, 0));
         let waiting = idle(&all, address(1));
-        assert_eq!(all.enter(&limits, address(1)), Ok(Entered::Freely));
-        assert_eq!(all.enter(&limits, address(1)), Ok(Entered::Freely));
-        assert_eq!(all.enter(&limits, address(2)), Ok(Entered::ForAnother));
-        assert!(waiting.must_leave());
-        assert_eq!((all.asked_to_leave(), all.enter(&limits, address(2))), (1, Err(NoRoom::Anywhere)));
+        assert_eq!(all.enter(&limits, address(1)), Ok(()));
+        assert_eq!(all.enter(&limits, address(1)), Ok(()));
+        assert_eq!((all.enter(&limits, address(2)), all.make_room(None)), (Err(NoRoom::Anywhere), true));
+        assert!(waiting.must_leave() && all.make_room(None), "it is still here");
+        all.leave(address(1));
+        drop(waiting);
+        assert_eq!(all.enter(&limits, address(2)), Ok(()));
+        assert_eq!((all.enter(&limits, address(3)), all.make_room(None)), (Err(NoRoom::Anywhere), false));
+        assert_eq!((all.asked_to_leave(), all.open(), all.addresses()), (1, 2, 2));
     }
 
     #[test]
     fn who_is_over_the_limit_of_an_address_drives_nobody_else_out() {
-        let (all, limits) = (connections(), limits(100, 1));
+        let (all, limits) = (connections(), limits(1, 1));
         let (neighbour, own) = (idle(&all, address(2)), idle(&all, address(1)));
-        assert_eq!(all.enter(&limits, address(1)), Ok(Entered::Freely));
-        assert_eq!(all.enter(&limits, address(1)), Ok(Entered::ForAnother));
+        assert_eq!(all.enter(&limits, address(1)), Ok(()));
+        assert_eq!(all.enter(&limits, address(1)), Err(NoRoom::Address), "also where all places are taken");
+        assert!(all.make_room(address(1)));
         assert!(own.must_leave() && !neighbour.must_leave());
-        assert_eq!(all.enter(&limits, address(1)), Err(NoRoom::Address));
     }
 
     #[test]

@@ -53,38 +53,60 @@ impl Slot {
         }
     }
 
-    /// Since when it waits, if it does, and is of that address.
+    /// Since when it waits, if it does, and is of that address; [`LEAVE`] when it has been asked to go.
     fn waits(&self, of: Option<IpAddr>) -> Option<u64> {
         let since = self.waits_since.load(Ordering::Relaxed);
-        let counts = since < LEAVE && !self.closed.load(Ordering::Relaxed);
+        let counts = since != NEVER && !self.closed.load(Ordering::Relaxed);
         (counts && (of.is_none() || self.address == of)).then_some(since)
     }
 }
 
 /// Asks connections that wait for a request to leave, those first that have waited longest; only those of one address, if it is
-/// named. Says how many: none when all have something to do.
-pub fn ask_to_leave(workers: &[Arc<Deadlines>], of: Option<IpAddr>) -> usize {
+/// named. Who has been asked and is still here counts.
+pub fn ask_to_leave(workers: &[Arc<Deadlines>], of: Option<IpAddr>) -> Leaving {
+    let mut leaving = Leaving::default();
     let mut waiting: Vec<u64> = Vec::new();
     for worker in workers {
-        waiting.extend(worker.slots.lock().iter().filter_map(|slot| slot.waits(of)));
-    }
-    if waiting.is_empty() {
-        return 0;
-    }
-    let wanted = waiting.len().div_ceil(PART);
-    let newest = *waiting.select_nth_unstable(wanted - 1).1;
-    let mut asked = 0;
-    for worker in workers {
         for slot in worker.slots.lock().iter() {
-            let Some(since) = slot.waits(of).filter(|since| *since <= newest && asked < wanted) else { continue };
-            // Fails if a request has come at just this moment.
-            if slot.waits_since.compare_exchange(since, LEAVE, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-                slot.wake();
-                asked += 1;
+            match slot.waits(of) {
+                Some(LEAVE) => leaving.before += 1,
+                Some(since) => waiting.push(since),
+                None => {}
             }
         }
     }
-    asked
+    let wanted = waiting.len().div_ceil(PART).saturating_sub(leaving.before);
+    if wanted == 0 {
+        return leaving;
+    }
+    let newest = *waiting.select_nth_unstable(wanted - 1).1;
+    for worker in workers {
+        for slot in worker.slots.lock().iter() {
+            let may_go = slot.waits(of).filter(|since| *since <= newest && leaving.asked < wanted);
+            let Some(since) = may_go else { continue };
+            // Fails if a request has come at just this moment.
+            if slot.waits_since.compare_exchange(since, LEAVE, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                slot.wake();
+                leaving.asked += 1;
+            }
+        }
+    }
+    leaving
+}
+
+/// Who makes room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leaving {
+    /// Those that have just been asked.
+    pub asked: usize,
+    /// Those that were asked before and are still here.
+    pub before: usize,
+}
+
+impl Leaving {
+    pub fn is_nobody(self) -> bool {
+        self.asked + self.before == 0
+    }
 }
 
 /// One connection's limit. Dropping it frees the slot at the next tick.
@@ -253,17 +275,20 @@ mod tests {
         let (first, second, third, fourth) = (open(1, one), open(0, other), open(1, one), open(0, None));
         assert!(first.has_work());
         let left = || [&first, &second, &third, &fourth].map(Deadline::must_leave);
-        assert_eq!((ask_to_leave(&workers, None), left()), (1, [false, true, false, false]));
-        assert_eq!((ask_to_leave(&workers, other), left()), (0, [false, true, false, false]), "it was asked already");
+        let leaving = |asked, before| Leaving { asked, before };
+        assert_eq!((ask_to_leave(&workers, None), left()), (leaving(1, 0), [false, true, false, false]));
+        assert_eq!((ask_to_leave(&workers, None), left()), (leaving(0, 1), [false, true, false, false]), "it is going");
         // It waits again, but not as long as the others.
         first.waits();
-        assert_eq!((ask_to_leave(&workers, one), left()), (1, [false, true, true, false]));
+        assert_eq!((ask_to_leave(&workers, one), left()), (leaving(1, 0), [false, true, true, false]));
         assert!(!third.has_work() && !third.must_leave(), "too late for its request");
-        assert_eq!((ask_to_leave(&workers, None), left()), (1, [false, true, false, true]));
-        drop(first);
-        assert_eq!(ask_to_leave(&workers, None), 0);
+        drop(second);
+        assert_eq!((ask_to_leave(&workers, None), fourth.must_leave()), (leaving(1, 0), true));
+        drop((first, fourth));
+        assert!(ask_to_leave(&workers, None).is_nobody());
         let many: Vec<_> = (0..200).map(|_| open(0, one)).collect();
-        assert_eq!(ask_to_leave(&workers, one), 4, "a part of many at once");
+        assert_eq!(ask_to_leave(&workers, one), leaving(4, 0), "a part of many at once");
         assert!(many[..4].iter().all(Deadline::must_leave) && !many[4].must_leave());
+        assert_eq!(ask_to_leave(&workers, other), leaving(0, 0));
     }
 }

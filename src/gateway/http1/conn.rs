@@ -590,7 +590,7 @@ impl ClientConn {
         self.deadline.arm(self.limits.body_timeout);
         while !self.body_is_done() {
             let step = poll_fn(|cx| {
-                if self.deadline.has_expired() {
+                if self.deadline.has_expired() || self.deadline.must_leave() {
                     return Poll::Ready(Err(BodyError::Gone));
                 }
                 self.poll_body(cx, &mut sink)
