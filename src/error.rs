@@ -159,6 +159,7 @@ impl Reject {
         matches!(
             self,
             Self::Unauthenticated
+                | Self::SessionNeeded
                 | Self::Replayed { .. }
                 | Self::WrongCode
                 | Self::LoginFactorRefused { .. }

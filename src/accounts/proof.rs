@@ -18,7 +18,7 @@ use crate::domain::ids::UserId;
 use crate::domain::session::Principal;
 use crate::domain::user::User;
 use crate::error::Reject;
-use crate::store::{Batch, tables};
+use crate::store::Batch;
 
 /// On whose word keys are changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +92,7 @@ impl Accounts {
                 ));
             }
             // A link that was mailed for it has nothing to end any more.
-            batch.delete(tables::one_time(id, TokenKind::VerifyEmail.byte()));
+            self.drop_link(id, TokenKind::VerifyEmail, batch)?;
             Ok(())
         };
         self.change_user(id, Forget::Nothing, edit).await

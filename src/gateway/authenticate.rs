@@ -126,7 +126,8 @@ impl Authenticator {
 
     /// # Errors
     /// [`Reject::Unauthenticated`], the same for whatever is wrong with a credential, and from a blocked address
-    /// [`Reject::AddressBlocked`] for all of it; [`Reject::BadRequest`] for two of them; [`Reject::StoreUnavailable`] when it had to be read and could not.
+    /// [`Reject::AddressBlocked`] for all of it; [`Reject::BadRequest`] for two of them; [`Reject::StoreUnavailable`] when it
+    /// had to be read and could not.
     pub fn authenticate(
         &self,
         head: &RequestHead,
@@ -171,11 +172,13 @@ impl Authenticator {
         if miss != Miss::Unjudged {
             return Ok(miss);
         }
-        let (mac, store, arrivals) =
-            (self.pepper.mac(secret), self.users.around().committer.store(), self.users.arrivals());
+        let (mac, store) = (self.pepper.mac(secret), self.users.around().committer.store());
         let ours = guesses::was_ours(store, &self.tokens, secret, &mac).map_err(|error| self.unreadable(&error))?;
         let miss = if ours { Miss::Ours } else { Miss::Guess };
-        self.unknown.insert(mac, (miss, arrivals));
+        // With the count it came with: a key that was imported since must be looked for.
+        if let Some((_, at)) = self.unknown.get(&mac) {
+            self.unknown.insert(mac, (miss, at));
+        }
         Ok(miss)
     }
 
