@@ -28,8 +28,8 @@ pub fn refused(text: &str) -> String {
     }
 }
 
-/// Where the port is no number, a password with a slash was cut in two.
-fn has_a_port_if_any(url: &http::Uri) -> bool {
+/// Whether the port is one, if there is any. Else a password with a slash may have been cut in two.
+pub(super) fn has_a_port_if_any(url: &http::Uri) -> bool {
     let authority = url.authority().map_or("", |authority| authority.as_str());
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     host.rsplit_once(':').is_none_or(|(_, port)| port.ends_with(']') || port.parse::<u16>().is_ok())

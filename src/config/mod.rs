@@ -617,6 +617,9 @@ fn parse_endpoint(text: &str) -> Result<EndpointAddress, String> {
         return Err(format!("\"{shown}\" has a path; the client's path is passed on as it is; {example}"));
     }
     let host = uri.host().filter(|h| !h.is_empty()).ok_or_else(|| format!("\"{shown}\" has no host; {example}"))?;
+    if !masked::has_a_port_if_any(&uri) {
+        return Err(format!("\"{shown}\" has a port that is not a number up to 65535; {example}"));
+    }
     let port = uri.port_u16().unwrap_or(80);
     let authority = if port == 80 { host.to_owned() } else { format!("{host}:{port}") };
     Ok(EndpointAddress {

@@ -374,7 +374,7 @@ mod tests {
             format!("--b0\n{DISPOSITION}\"x\"\n y: z\n\nx\n--b0--"),
             format!("--b0\n{DISPOSITION}\"model\"; filename=\"f\"\n\nx\n--b0--"),
             format!("--b0\n{DISPOSITION}\"model\"\nContent-Transfer-Encoding: base64\n\neA==\n--b0--"),
-            format!("--b0\n\nx\n--b0--"),
+            "--b0\n\nx\n--b0--".to_owned(),
             format!("preamble\n{model}--b0--"),
             format!("{model}--b0--\nepilogue"),
             format!("--b0 \n{DISPOSITION}\"model\"\n\nx\n--b0--"),

@@ -50,7 +50,7 @@ impl Admission {
     }
 
     /// What it held is another's now, or given back already.
-    pub(super) fn is_replaced(mut self) {
+    pub(super) fn replace(mut self) {
         self.replaced = true;
     }
 }

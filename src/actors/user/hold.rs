@@ -76,7 +76,7 @@ impl Hold {
         };
         let answer = actor.ask_at(now, command).map_err(|_| Reject::Internal)?;
         let hold = Self::of(actor, meters, amounts, answer, None)?;
-        admitted.into_iter().for_each(Admission::is_replaced);
+        admitted.into_iter().for_each(Admission::replace);
         Ok(hold)
     }
 
@@ -101,7 +101,7 @@ impl Hold {
                 Self::of(actor, meters, held, answer, once).map(Reserved::Hold)?
             }
         };
-        admitted.into_iter().for_each(Admission::is_replaced);
+        admitted.into_iter().for_each(Admission::replace);
         Ok(reserved)
     }
 

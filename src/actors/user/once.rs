@@ -231,11 +231,11 @@ impl OnceBook {
         if crate::failpoint::is_on("idempotency.skip_check") {
             return Ok(Attempt::Go(nothing(meters)));
         }
-        if let Vacant(place) = self.entries.entry(key.hash) {
-            if let Some(mut row) = read_row(load())? {
-                row.recover(how);
-                place.insert(Entry { row, running: false, removed: false, dirty: false, answer: None });
-            }
+        if let Vacant(place) = self.entries.entry(key.hash)
+            && let Some(mut row) = read_row(load())?
+        {
+            row.recover(how);
+            place.insert(Entry { row, running: false, removed: false, dirty: false, answer: None });
         }
         let Some(entry) = self.entries.get(&key.hash) else { return Ok(Attempt::Go(nothing(meters))) };
         let expired = now.0.saturating_sub(entry.row.at.0) >= window.as_millis() as u64;
