@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion};
 use ipnet::IpNet;
-use tollgate::accounts::blocks::AddressBlocks;
+use tollgate::accounts::blocks::{AddressBlocks, Guess, Port};
 use tollgate::accounts::secrets::{Pepper, mint_api_key};
 use tollgate::actors::user::ledger::{self, Account, Command, Recovery};
 use tollgate::clock::{Monotonic, UnixMillis};
@@ -86,10 +86,10 @@ fn addresses(c: &mut Criterion) {
     group.finish();
     let blocks = AddressBlocks::new(&Access { block_after_failures: 1, ..Access::default() });
     for n in 0..10_000u32 {
-        blocks.failed(IpAddr::V4(n.into()), Monotonic(0));
+        blocks.failed(IpAddr::V4(n.into()), Port::Public, Guess::Credential, Monotonic(0));
     }
     c.bench_function("address: blocked among 10,000", |b| {
-        b.iter(|| blocks.is_blocked(black_box([9, 9, 9, 9].into()), Monotonic(1)))
+        b.iter(|| blocks.blocked_for(black_box([9, 9, 9, 9].into()), Port::Public, Monotonic(1)))
     });
 }
 
