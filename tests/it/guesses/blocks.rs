@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 use super::{Gate, HERE, NOON, THERE, UNKNOWN, WRONG, assert_blocked, bare};
 use crate::support::{ADMIN, Options, PASSWORD, TestApp, http};
 
+/// Method, path, headers and body.
+type Knock<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], Value);
+
 #[test]
 fn right_and_wrong_passwords_are_refused_alike_and_cost_no_hash() {
     let gate = Gate::open("");
@@ -57,7 +60,7 @@ fn no_door_takes_anything_from_a_blocked_address() {
     let email = gate.alice.email.as_str();
     let (own, bad) = ([("authorization", bearer.as_str())], [("authorization", unknown.as_str())]);
     let none: &[(&str, &str)] = &[];
-    let doors: Vec<(&str, &str, &[(&str, &str)], Value)> = vec![
+    let doors: Vec<Knock<'_>> = vec![
         ("POST", "/v1/users/login", none, json!({"username": "alice", "password": PASSWORD})),
         ("POST", "/api/users/login", none, json!({"email_or_username": email, "password": PASSWORD})),
         ("POST", "/api/v2/login", none, json!({"username": email, "password": PASSWORD})),

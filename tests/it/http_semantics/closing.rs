@@ -46,7 +46,7 @@ fn the_last_answer_that_a_connection_may_have() {
 #[test]
 fn refusals_of_what_cannot_be_received_and_of_what_can() {
     let app = TestApp::start("");
-    let small = format!("POST /v1/x HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhello");
+    let small = "POST /v1/x HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhello".to_owned();
     let large = format!("POST /v1/x HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\nhello", MIB);
     let endless = "POST /v1/x HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n".to_owned();
     let broken = "POST /v1/x HTTP/1.1\r\nhost: x\r\ncontent-length: x\r\n\r\n".to_owned();
