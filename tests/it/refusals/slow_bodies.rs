@@ -252,6 +252,8 @@ fn a_body_that_keeps_its_pace_may_take_long() {
     let (fake, go, read) = reading_as_told(piece.len() * pieces);
     go.send(piece.len() * pieces).unwrap();
     let desk = Desk::open(&format!("{}[limits]\nbody_timeout = \"30s\"\n", fake.config("")));
+    // The desk has moved the clock: the wait for the body is to begin at what the ticker has seen.
+    advance(&desk.app, Duration::ZERO);
     let mut conn = Conn::open(desk.app.public);
     conn.send(head_of(&desk, piece.len() * pieces));
     for nth in 1..=pieces {
@@ -273,6 +275,8 @@ fn the_time_that_an_upstream_takes_is_not_the_client_s() {
     let limits =
         "[limits]\nbody_timeout = \"30s\"\nslowest_body_bytes_per_second = 10485760\nmax_body_bytes = 134217728\n";
     let desk = Desk::open(&format!("{}{limits}", fake.config("")));
+    // The desk has moved the clock: the wait for the body is to begin at what the ticker has seen.
+    advance(&desk.app, Duration::ZERO);
     let mut conn = Conn::open(desk.app.public);
     conn.send(head_of(&desk, BODY));
     let sent = Arc::new(AtomicUsize::new(0));
@@ -296,7 +300,8 @@ fn the_time_that_an_upstream_takes_is_not_the_client_s() {
         assert!(sent.load(Ordering::Acquire) < BODY, "the client has more to send");
     };
     for _ in 0..3 {
-        go.send(1 << 20).unwrap();
+        // So much that the kernel lets the gateway write again: it waits until a third of its buffer is free.
+        go.send(8 << 20).unwrap();
         is_stuck();
         advance(&desk.app, Duration::from_secs(20));
     }
