@@ -954,7 +954,8 @@ cost = { conversations = 1 }
         let said = parse(&misplaced).unwrap_err();
         assert!(!said.reason.contains("geheim"), "{said}");
         let url = "[accounts.login_check]\nurl = \"https://ann:geheim@verifier.example.com/\"\n";
-        assert!(!parse(url).unwrap().effective.to_string().contains("geheim"));
+        let said = parse(url).unwrap_err();
+        assert!(!said.reason.contains("geheim"), "{said}");
     }
 
     #[test]
