@@ -2,7 +2,7 @@
 //!
 //! Owns when such a wait begins and ends. It begins with a password or an email that staff writes, in the same commit. Until
 //! it ends, every call that shows, makes or rotates a key, adds a login at a provider or changes a second factor asks
-//! [`refuse_waiting`]: so whoever can reset passwords cannot read keys by it. The owner ends it with a code of the second
+//! [`refuse_waiting`]: so staff who can reset passwords cannot read keys by it. The owner ends it with a code of the second
 //! factor, or with a link that was mailed to an address that they had proved before the change; other staff than those who
 //! caused it may end it too, on record. Never asks who calls; permissions are the caller's.
 
@@ -44,7 +44,7 @@ pub(super) fn answered_from(address: &str, user: &mut User) -> bool {
 }
 
 impl Accounts {
-    /// As [`refuse_waiting`], for whoever has a second factor. Staff waits for nothing.
+    /// As [`refuse_waiting`], for a caller with a second factor. Staff waits for nothing.
     pub(super) fn refuse_waiting_principal(&self, whose: Principal) -> Result<(), Reject> {
         let Principal::User(id) = whose else { return Ok(()) };
         self.live_user(Some(id))?.map_or(Ok(()), |row| refuse_waiting(&row.value))
@@ -77,7 +77,7 @@ impl Accounts {
     /// Ends a wait on the word of staff.
     ///
     /// # Errors
-    /// [`Reject::Forbidden`] for whoever made one of the changes that caused it; [`Reject::Conflict`] when the account waits
+    /// [`Reject::Forbidden`] for a member who made one of the changes that caused it; [`Reject::Conflict`] when the account waits
     /// for nothing; [`Reject::NotFound`].
     pub async fn lift_proof_wait(&self, id: UserId, by: &StaffIdentity) -> Result<User, Reject> {
         let who = by.id;

@@ -585,7 +585,7 @@ fn drop_tokens(mac: &SecretMac, session: &Session, batch: &mut Batch) {
     }
 }
 
-/// Whoever sends an API key to a page of accounts is told what the page takes. Anything that begins as keys do is told
+/// A caller who sends an API key to a page of accounts is told what the page takes. Anything that begins as keys do is told
 /// so, whether it opens something or not: that it does is nobody's to learn here.
 fn told_of_keys(token: &str, reject: Reject) -> Reject {
     let looks_like_one = [KeyLook::Canonical, KeyLook::Clisonix].iter().any(|look| token.starts_with(look.prefix()));
